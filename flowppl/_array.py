@@ -1,0 +1,186 @@
+"""One array namespace for NumPy, PyTorch, JAX and any other Array API library.
+
+``xp = namespace(x)`` gives the functions of the Python Array API standard (2023.12) for the library
+that ``x`` belongs to, and beside them the few that the standard lacks and flows need. This is the
+only file of the core that names a framework, and it imports one only when an array of it arrives.
+
+What is added to the standard:
+
+=====================================  ==================================================================
+``softplus sigmoid silu elu relu``     activations, stable in both tails and exact in float64
+``linear(x, weight, bias)``            ``x @ weight + bias``; ``weight`` may carry batch dimensions
+``solve_unit_lower(matrix, x)``        the z with ``(I + strict lower part of matrix) @ z = x``
+``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
+``fori_loop(n, body, carry)``          ``carry = body(i, carry)`` for i = 0 .. n-1; ``n`` is static
+``scan(body, carry, layers, n, ...)``  ``carry = body(carry, layer)`` over a leading axis, or from its end
+=====================================  ==================================================================
+"""
+
+import functools
+import sys
+import types
+from typing import Any
+
+import numpy as np
+
+from flowppl._tree import map_tree
+
+Array = Any  # an array of whichever library the caller uses
+
+
+# Built once per library: {"torch": its namespace, ...}.
+_namespaces: dict[str, Any] = {}
+
+
+def namespace(x: Array) -> Any:
+    """The array functions for the library of ``x``: the standard's, and those listed above.
+
+    Raises:
+        TypeError: if ``x`` is not an array (a list or a Python number, for example).
+    """
+    # An array of a library exists only where the library was imported, so nothing is imported to look.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        return _namespaces["torch"] if "torch" in _namespaces else build("torch")
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(x, jax.Array):
+        return _namespaces["jax"] if "jax" in _namespaces else build("jax")
+    if isinstance(x, (np.ndarray, np.generic)):
+        return _namespaces["numpy"] if "numpy" in _namespaces else build("numpy")
+    if hasattr(x, "__array_namespace__"):
+        return _standard_namespace(x.__array_namespace__())
+    raise TypeError(
+        f"expected an array of NumPy, PyTorch, JAX or another Array API library, got {type(x).__name__}; "
+        "convert it first, for example with torch.as_tensor or jax.numpy.asarray"
+    )
+
+
+def build(library: str) -> Any:
+    """Prepare the namespace of "numpy", "torch" or "jax"; ``torch.compile`` must find it ready."""
+    builders = {"numpy": lambda: _standard_namespace(np), "torch": _torch_namespace, "jax": _jax_namespace}
+    _namespaces[library] = builders[library]()
+    return _namespaces[library]
+
+
+def _extended(standard, **extras):
+    """A copy of the module ``standard`` in which the names of ``extras`` are added or replaced."""
+    module = types.ModuleType(f"flowppl_{standard.__name__}")
+    vars(module).update(vars(standard))
+    vars(module).update(extras)
+    return module
+
+
+def _shared(xp):
+    """The additions that standard functions express well enough, whatever the library."""
+
+    def linear(x, weight, bias):
+        if weight.ndim == 2:  # shared weights: one plain matrix product
+            return xp.matmul(x, weight) + bias
+        return xp.matmul(x[..., None, :], weight)[..., 0, :] + bias
+
+    def fori_loop(n, body, carry):
+        for i in range(n):
+            carry = body(i, carry)
+        return carry
+
+    def scan(body, carry, layers, n, reverse=False):
+        columns = map_tree(lambda leaf: xp.unstack(leaf, axis=0), layers)
+        for i in reversed(range(n)) if reverse else range(n):
+            carry = body(carry, map_tree(lambda column, i=i: column[i], columns))
+        return carry
+
+    return {"linear": linear, "fori_loop": fori_loop, "scan": scan}
+
+
+def _standard_namespace(xp):
+    """NumPy and other libraries without derivatives: the reference, written for clarity."""
+
+    def softplus(x):
+        return xp.maximum(x, xp.zeros_like(x)) + xp.log1p(xp.exp(-xp.abs(x)))
+
+    def sigmoid(x):
+        return xp.exp(-softplus(-x))
+
+    def solve_unit_lower(matrix, x):
+        unit = xp.eye(matrix.shape[-1], dtype=matrix.dtype)
+        return xp.linalg.solve(xp.tril(matrix, k=-1) + unit, x[..., None])[..., 0]
+
+    return _extended(
+        xp,
+        **_shared(xp),
+        softplus=softplus,
+        sigmoid=sigmoid,
+        silu=lambda x: x * sigmoid(x),
+        elu=lambda x: xp.where(x > 0, x, xp.expm1(xp.minimum(x, xp.zeros_like(x)))),
+        relu=lambda x: xp.maximum(x, xp.zeros_like(x)),
+        solve_unit_lower=solve_unit_lower,
+        stop_gradient=lambda x: x,
+    )
+
+
+def _torch_namespace():
+    import torch
+    import torch.nn.functional as F
+    from array_api_compat import torch as xp
+
+    shared = _shared(xp)
+
+    def linear(x, weight, bias):
+        if weight.ndim == 2 and bias.ndim == 1:
+            return F.linear(x, weight.mT, bias)  # product and sum in one kernel
+        return shared["linear"](x, weight, bias)
+
+    def solve_unit_lower(matrix, x):
+        solve = functools.partial(torch.linalg.solve_triangular, upper=False, unitriangular=True)
+        if matrix.ndim == 2:
+            return solve(matrix, x.reshape(-1, x.shape[-1]).mT).mT.reshape(x.shape)
+        return solve(matrix, x[..., None])[..., 0]
+
+    return _extended(
+        xp,
+        **(shared | {"linear": linear}),
+        # At its default threshold torch's softplus becomes the identity and loses 1e-9 in float64.
+        softplus=lambda x: F.softplus(x, threshold=40.0),
+        sigmoid=torch.sigmoid,
+        silu=F.silu,
+        elu=F.elu,
+        relu=F.relu,
+        solve_unit_lower=solve_unit_lower,
+        stop_gradient=lambda x: x.detach(),
+    )
+
+
+def _jax_namespace():
+    import jax
+    import jax.numpy as xp
+
+    def solve_unit_lower(matrix, x):
+        solve = functools.partial(jax.scipy.linalg.solve_triangular, lower=True, unit_diagonal=True)
+        if matrix.ndim == 2:
+            return solve(matrix, x.reshape((-1, x.shape[-1])).mT).mT.reshape(x.shape)
+        batch = xp.broadcast_shapes(matrix.shape[:-2], x.shape[:-1])
+        matrix = xp.broadcast_to(matrix, batch + matrix.shape[-2:])
+        return solve(matrix, xp.broadcast_to(x, batch + x.shape[-1:])[..., None])[..., 0]
+
+    def fori_loop(n, body, carry):
+        return jax.lax.fori_loop(0, n, body, carry)
+
+    def scan(body, carry, layers, n, reverse=False):
+        return jax.lax.scan(lambda c, layer: (body(c, layer), None), carry, layers, length=n, reverse=reverse)[0]
+
+    return _extended(
+        xp,
+        **(_shared(xp) | {"fori_loop": fori_loop, "scan": scan}),
+        softplus=jax.nn.softplus,
+        sigmoid=jax.nn.sigmoid,
+        silu=jax.nn.silu,
+        elu=jax.nn.elu,
+        relu=jax.nn.relu,
+        solve_unit_lower=solve_unit_lower,
+        stop_gradient=jax.lax.stop_gradient,
+    )
+
+
+for _library in ("torch", "jax"):
+    if _library in sys.modules:
+        build(_library)

@@ -1,0 +1,111 @@
+"""Any bijection, with all its parameters made from a context."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from flowppl import _tree
+from flowppl._array import Array, namespace
+from flowppl._tree import Tree
+from flowppl.bijection import Bijection, assign, check_event, check_positive, derived, num_parameters
+from flowppl.nets import MLP, as_dims
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditional(Bijection):
+    r"""A bijection whose parameters depend on a context: :math:`\theta(c) = \theta_0 + g(c)`.
+
+    One network g makes all parameters of the bijection at once, added to parameters :math:`\theta_0` of its own.
+    The last layer of g starts at zero, so that the flow starts at the unconditional one. This is how flow-VAE
+    encoders amortise planar, Sylvester or Householder flows. Coupling and autoregressive layers have a network
+    already: give them ``context_dim`` instead.
+
+    Args:
+        bijection: an unconditional bijection with parameters.
+        context_dim: the size of the context.
+        hidden_dims: the hidden layers of g; ``()``, the default, is one linear layer.
+        activation: the activation of g: elu, relu, silu, softplus or tanh.
+
+    Raises:
+        ValueError: if the bijection takes a context itself or has no parameters, or ``context_dim`` < 1.
+
+    References:
+        Rezende, Mohamed: Variational Inference with Normalizing Flows, 2015, arXiv 1505.05770. van den Berg,
+        Hasenclever, Tomczak, Welling: Sylvester Normalizing Flows for Variational Inference, 2018, arXiv
+        1803.05649.
+
+    Example:
+        >>> import flowppl as fp
+        >>> flow = fp.Conditional(fp.Planar(4, num_flows=8), context_dim=16)
+        >>> flow.context_dim, flow.parameters()["network"]["0"]["weight"].shape
+        (16, (16, 72))
+    """
+
+    bijection: Bijection
+    context_dim: int
+    hidden_dims: tuple[int, ...] = ()
+    activation: str = "silu"
+    _network: MLP = derived()
+    _shapes: Tree = derived()
+
+    def __post_init__(self):
+        check_positive("Conditional", context_dim=self.context_dim)
+        name = type(self.bijection).__name__
+        if self.bijection.context_dim:
+            raise ValueError(f"Conditional: {name} takes a context itself; give it context_dim instead of wrapping it")
+        if not self.bijection.parameters():
+            raise ValueError(f"Conditional: {name} has no parameters that could depend on a context")
+        hidden_dims = as_dims("Conditional", self.hidden_dims)
+        network = MLP(self.context_dim, num_parameters(self.bijection), hidden_dims, activation=self.activation)
+        shapes = _tree.map_tree(lambda parameter: parameter.shape, self.bijection.parameters())
+        assign(self, hidden_dims=hidden_dims, _network=network, _shapes=shapes)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return self.bijection.x_shape
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return self.bijection.y_shape
+
+    @property
+    def forward_cost(self) -> str:
+        return self.bijection.forward_cost
+
+    @property
+    def inverse_cost(self) -> str:
+        return self.bijection.inverse_cost
+
+    def parameters(self) -> Tree:
+        return {"bijection": self.bijection.parameters(), "network": self._network.parameters()}
+
+    def constants(self) -> Tree:
+        constants = self.bijection.constants()
+        return {"bijection": constants} if constants else {}
+
+    def _at(self, params, context):
+        """The merged tree of the inner bijection at this context."""
+        offsets = _cut(self._network(params["network"], context), self._shapes)
+        own = params["bijection"]
+        return _tree.replace(own, _tree.map_tree(lambda offset, start: start + offset, offsets, own))
+
+    def forward(self, params, x, context=None):
+        check_event(self, x, self.x_shape, context)
+        return self.bijection.forward(self._at(params, context), x)
+
+    def inverse(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        return self.bijection.inverse(self._at(params, context), y)
+
+
+def _cut(vector: Array, shapes: Tree) -> Tree:
+    """The last axis of ``vector`` cut into arrays of these shapes; its other axes stay in front of each."""
+    xp, position = namespace(vector), 0
+
+    def leaf(shape):
+        nonlocal position
+        start, position = position, position + math.prod(shape)
+        return xp.reshape(vector[..., start:position], (*vector.shape[:-1], *shape))
+
+    return _tree.map_tree(leaf, shapes)

@@ -1,0 +1,123 @@
+"""Coupling layers: one part of the event decides how the other part is mapped."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from flowppl._array import namespace
+from flowppl._tree import Tree
+from flowppl.bijection import Bijection, assign, check_event, check_positive, derived
+from flowppl.nets import MLP, Network, as_dims, split_raw
+from flowppl.univariate import Affine, Univariate
+
+
+@dataclasses.dataclass(frozen=True)
+class Coupling(Bijection):
+    r"""A coupling layer over any univariate map :math:`\tau`.
+
+    The event is split in two. The first part stays as it is, and a network makes of it the parameters of the
+    map of every coordinate of the second:
+
+    .. math::
+        y_A = x_A, \qquad y_B = \tau\big(x_B;\, g(x_A, \mathrm{context})\big).
+
+    Both directions are one pass. With :class:`~flowppl.Shift` this is the layer of NICE, with
+    :class:`~flowppl.Affine` that of RealNVP. With ``dim=1`` there is no first part: the coordinate is mapped by
+    parameters that depend on the context alone.
+
+    Args:
+        dim: the number of coordinates.
+        univariate: the map of each coordinate of the second part.
+        hidden_dims: the widths of the network's hidden layers; an int means one layer.
+        context_dim: the size of the context, 0 for none.
+        activation: the network's activation: elu, relu, silu, softplus or tanh.
+        mask: for each coordinate, whether it stays as it is. ``None`` means the first ``dim // 2``.
+        network: a network of your own (see :mod:`flowppl.nets`) instead of the default perceptron. It takes the
+            coordinates that stay and gives ``univariate.num_raw`` blocks, each as long as the second part.
+            ``hidden_dims`` and ``activation`` then go unused.
+
+    Raises:
+        ValueError: for a dimension below 1, or a mask of the wrong length or without a coordinate to map.
+
+    References:
+        Dinh, Krueger, Bengio: NICE, 2014, arXiv 1410.8516. Dinh, Sohl-Dickstein, Bengio: Density Estimation using Real
+        NVP, 2016, arXiv 1605.08803.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> layer = fp.Coupling(2, fp.Shift(), hidden_dims=())
+        >>> linear = {"weight": np.array([[3.0]]), "bias": np.array([1.0])}
+        >>> y, log_det = layer.forward({"network": {"0": linear}}, np.array([2.0, 10.0]))
+        >>> y, float(log_det)
+        (array([ 2., 17.]), 0.0)
+    """
+
+    dim: int
+    univariate: Univariate = Affine()
+    hidden_dims: tuple[int, ...] = (64, 64)
+    context_dim: int = 0
+    activation: str = "silu"
+    mask: tuple[bool, ...] | None = None
+    network: Network | None = None
+    _network: Network = derived()
+    _num_fixed: int = derived()
+    _layout: str = derived()  # where the fixed part lies: a slice where possible, since that is cheaper than a gather
+
+    def __post_init__(self):
+        check_positive("Coupling", dim=self.dim)
+        fixed = tuple(i < self.dim // 2 for i in range(self.dim))
+        if self.mask is not None:
+            fixed = tuple(bool(stays) for stays in self.mask)
+            if len(fixed) != self.dim:
+                raise ValueError(f"Coupling: mask must have dim={self.dim} entries, got {len(fixed)}")
+            if all(fixed):
+                raise ValueError("Coupling: mask leaves no coordinate to map; at least one entry must be False")
+
+        num_fixed, hidden_dims = sum(fixed), as_dims("Coupling", self.hidden_dims)
+        num_raw = self.univariate.num_raw * (self.dim - num_fixed)
+        assign(
+            self,
+            mask=None if self.mask is None else fixed,
+            hidden_dims=hidden_dims,
+            _network=self.network or MLP(num_fixed, num_raw, hidden_dims, self.context_dim, self.activation),
+            _num_fixed=num_fixed,
+            _layout="front" if all(fixed[:num_fixed]) else "mixed" if any(fixed[:-num_fixed]) else "back",
+        )
+
+    def parameters(self) -> Tree:
+        return {"network": self._network.parameters()}
+
+    def constants(self) -> Tree:
+        constants: Tree = {"network": self._network.constants()}
+        if self._layout == "mixed":
+            order = np.argsort(~np.asarray(self.mask), stable=True)  # the fixed part first
+            constants |= {"order": order, "position": np.argsort(order)}
+        return constants
+
+    def forward(self, params, x, context=None):
+        check_event(self, x, self.x_shape, context)
+        return self._map(self.univariate.forward, params, x, context)
+
+    def inverse(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        return self._map(self.univariate.inverse, params, y, context)
+
+    def _map(self, univariate, params, event, context):
+        xp = namespace(event)
+        num_fixed = self._num_fixed
+        if self._layout == "mixed":
+            event = xp.take(event, params["order"], axis=-1)
+        if self._layout == "back":
+            mapped, fixed = event[..., : self.dim - num_fixed], event[..., self.dim - num_fixed :]
+        else:
+            fixed, mapped = event[..., :num_fixed], event[..., num_fixed:]
+        raw = split_raw(self._network(params["network"], fixed, context), self.univariate.num_raw)
+        mapped, log_slope = univariate(raw, mapped)
+        if mapped.ndim > 1 and mapped.shape[:-1] != fixed.shape[:-1]:  # batch axes of the context or the weights
+            fixed = xp.broadcast_to(fixed, (*mapped.shape[:-1], num_fixed))
+        event = xp.concat([mapped, fixed] if self._layout == "back" else [fixed, mapped], axis=-1)
+        if self._layout == "mixed":
+            event = xp.take(event, params["position"], axis=-1)
+        return event, xp.sum(log_slope, axis=-1)

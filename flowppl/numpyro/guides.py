@@ -1,0 +1,245 @@
+"""Automatic guides for NumPyro."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import UnpackTransform
+from numpyro.infer import Predictive
+from numpyro.infer.autoguide import AutoContinuous, _ravel_dict, _ravel_dict_with_shape_dict, _unravel_dict
+from numpyro.infer.initialization import init_to_median
+from numpyro.infer.util import find_valid_initial_params, helpful_support_errors
+
+from flowppl._tree import Tree
+from flowppl.guides import (
+    AUTO_FLOW_DOC,
+    NUM_DRAWS,
+    FlowChoice,
+    Latent,
+    check_latents,
+    check_scale,
+    check_supports,
+    guide_bijection,
+    start_at,
+)
+from flowppl.numpyro.flow import FlowDistribution, standard_normal
+from flowppl.numpyro.transforms import FlowTransform, init_params
+
+
+class AutoFlow(AutoContinuous):
+    __doc__ = AUTO_FLOW_DOC.format(
+        loc_default="numpyro.infer.init_to_median",
+        prefix="""
+        prefix: the guide's parameters are the site ``{prefix}_flow``.""",
+        example="""
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import SVI, Trace_ELBO
+        >>> from flowppl.numpyro import AutoFlow
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     sigma = numpyro.sample("sigma", dist.HalfNormal(2.0))
+        ...     with numpyro.plate("data", len(y)):
+        ...         numpyro.sample("y", dist.Normal(mu, sigma), obs=y)
+        >>> guide = AutoFlow(model)
+        >>> svi = SVI(model, guide, numpyro.optim.ClippedAdam(5e-3), Trace_ELBO())
+        >>> result = svi.run(jax.random.key(0), 3, jnp.ones(10), progress_bar=False)
+        >>> guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(100,))["mu"].shape
+        (100,)
+""",
+    )
+
+    # What this relies on in the host's classes beyond their documented methods: `prototype_trace`, `latent_dim`,
+    # `_setup_prototype`, `_unpack_latent`, `_postprocess_fn`, `_prototype_frames`, `_prototype_frame_full_sizes`,
+    # `_unpack_and_constrain` and `_sample_latent`; and the functions with an underscore imported above.
+
+    def __init__(
+        self,
+        model,
+        flow: FlowChoice = "auto",
+        *,
+        init_loc_fn=init_to_median,
+        init_scale: float = 0.1,
+        create_plates=None,
+        prefix: str = "auto",
+    ):
+        check_scale(init_scale)
+        super().__init__(model, init_loc_fn=init_loc_fn, create_plates=create_plates, prefix=prefix)
+        self.flow_choice = flow
+        self.init_scale = init_scale
+
+    def setup(self, *args, **kwargs) -> dict[str, Tree]:
+        """Look at the model once and create the guide's parameters; the arguments are the model's.
+
+        ``svi.init`` does the same. Call this before where parameters are needed at once, or where ``svi.init`` is
+        to run inside ``jax.jit`` for a model whose supports depend on its data.
+
+        Returns:
+            The first parameters, as ``svi.get_params`` gives them, drawn with key 0 unless a handler gives another.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        key = numpyro.prng_key()
+        key = jax.random.key(0) if key is None else key
+        return {f"{self.prefix}_flow": self._start_params(key, args, kwargs)}
+
+    @jax.ensure_compile_time_eval()  # what does not depend on traced data is a value even inside jit
+    def _setup_prototype(self, *args, **kwargs):
+        # Only names, shapes and supports stay on the guide, no value of the model.
+        trace, other = (self._trial_run(seed, args, kwargs) for seed in (0, 1))
+        sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
+        latents = {name: site for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]}
+        check_latents(
+            Latent(
+                name,
+                site["fn"].support.is_discrete,
+                tuple((frame.name, frame.size, sizes[frame.name]) for frame in site["cond_indep_stack"]),
+            )
+            for name, site in latents.items()
+        )
+        unconstrained, moved = {}, []
+        for name, site in latents.items():
+            with helpful_support_errors(site):
+                transform, again = biject_to(site["fn"].support), biject_to(other[name]["fn"].support)
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(site["fn"].support)):
+                raise ValueError(
+                    f"the support of site {name!r} depends on data that jax is tracing; call guide.setup(*args) once "
+                    "with the data, outside jit and vmap"
+                )
+            unconstrained[name] = jnp.zeros(transform.inverse_shape(jnp.shape(site["value"])))
+            if not np.allclose(transform(unconstrained[name]), again(unconstrained[name])):
+                moved.append(name)
+        check_supports(moved)
+        flat, shapes = _ravel_dict(unconstrained)
+        self.bijection = guide_bijection(self.flow_choice, flat.size)
+        self.latent_dim = flat.size
+        self._unpack_latent = UnpackTransform(partial(_unravel_dict, shape_dict=shapes), _ravel_dict_with_shape_dict)
+        self._postprocess_fn = self._constrain
+        self._has_deterministic = any(site["type"] == "deterministic" for site in trace.values())
+        self._needs_args = bool(args or kwargs)
+        self._prototype_frames = {f.name: f for site in latents.values() for f in site["cond_indep_stack"]}
+        self._prototype_frame_full_sizes = sizes
+        self.prototype_trace = {name: _outline(site) for name, site in trace.items()}
+
+    def _trial_run(self, seed, args, kwargs):
+        with handlers.block():
+            model = handlers.substitute(handlers.seed(self.model, seed), substitute_fn=_strategy(self.init_loc_fn))
+            return handlers.trace(model).get_trace(*args, **kwargs)
+
+    def _constrain(self, unconstrained):
+        return {name: biject_to(self.prototype_trace[name]["fn"].support)(unconstrained[name]) for name in self._names}
+
+    @property
+    def _names(self):
+        return [name for name, site in self.prototype_trace.items() if "fn" in site]
+
+    def _start_params(self, rng_key, args, kwargs) -> Tree:
+        """The first parameters: a pure function of the key and the model's arguments."""
+        key_loc, key_flow = jax.random.split(rng_key)
+        shapes = self._unpack_latent(jnp.zeros(self.latent_dim))
+        with handlers.block():
+            (start, _, _), is_valid = find_valid_initial_params(
+                key_loc,
+                self.model,
+                init_strategy=self.init_loc_fn,
+                model_args=args,
+                model_kwargs=kwargs,
+                prototype_params=shapes,
+            )
+        if not isinstance(is_valid, jax.core.Tracer) and not is_valid:
+            raise RuntimeError(
+                "AutoFlow found no start at which the model's log density and its gradient are finite; "
+                "give init_loc_fn=init_to_value(values={...}) with a point of the support"
+            )
+        loc = jnp.concatenate([jnp.ravel(start[name]) for name in self._names])
+        return start_at(self.bijection, init_params(self.bijection, key_flow), loc, self.init_scale)
+
+    def _get_posterior(self, *args, **kwargs) -> FlowDistribution:
+        params = numpyro.param(f"{self.prefix}_flow", lambda key: self._start_params(key, args, kwargs))
+        return FlowDistribution(self.get_base_dist(), FlowTransform(self.bijection, params))
+
+    def _sample_latent(self, *args, sample_shape=(), **kwargs):
+        posterior = self._get_posterior(*args, **kwargs)
+        return numpyro.sample(f"_{self.prefix}_latent", posterior.expand_by(sample_shape), infer={"is_auxiliary": True})
+
+    def get_base_dist(self):
+        """The standard normal that the flow starts from."""
+        self._check_setup()
+        return standard_normal((self.latent_dim,))
+
+    def get_transform(self, params) -> FlowTransform:
+        """The transform from the base distribution to the unconstrained latents."""
+        self._check_setup()
+        name = f"{self.prefix}_flow"
+        if name not in params:
+            raise KeyError(
+                f"params has no {name!r}, the parameters of this guide; it has {', '.join(params) or 'nothing'}"
+            )
+        return FlowTransform(self.bijection, params[name])
+
+    def get_posterior(self, params) -> FlowDistribution:
+        """The distribution of the unconstrained latents, one vector for all sites."""
+        return FlowDistribution(self.get_base_dist(), self.get_transform(params))
+
+    def sample_posterior(self, rng_key, params, *args, sample_shape=(), **kwargs) -> dict[str, jax.Array]:
+        """Draws of all latent sites, each of shape ``sample_shape`` followed by the shape of the site.
+
+        Deterministic sites are there too if the model's arguments are given, or if it has none.
+        """
+        draws = self.get_posterior(params).sample(rng_key, sample_shape)
+        sites = self._unpack_and_constrain(draws, params)
+        if self._has_deterministic and (args or kwargs or not self._needs_args):
+            names = [name for name, site in self.prototype_trace.items() if site["type"] == "deterministic"]
+            predict = Predictive(
+                self.model,
+                sites,
+                params=params,
+                return_sites=names,
+                batch_ndims=len(sample_shape),
+                infer_discrete=False,
+            )
+            sites |= predict(rng_key, *args, **kwargs)
+        return sites
+
+    def median(self, params, *, rng_key=None) -> dict[str, jax.Array]:
+        """The median of each latent site, from 10,000 draws; see :meth:`quantiles`."""
+        return {name: value[0] for name, value in self.quantiles(params, [0.5], rng_key=rng_key).items()}
+
+    def quantiles(self, params, quantiles, *, rng_key=None) -> dict[str, jax.Array]:
+        """Quantiles of each latent site, from 10,000 draws, coordinate by coordinate in unconstrained space.
+
+        Args:
+            params: the guide's parameters.
+            quantiles: numbers between 0 and 1.
+            rng_key: the key of the draws; ``None`` is key 0.
+
+        Returns:
+            For each site an array with a leading axis for the quantiles.
+        """
+        key = jax.random.key(0) if rng_key is None else rng_key
+        draws = self.get_posterior(params).sample(key, (NUM_DRAWS,))
+        return self._unpack_and_constrain(jnp.quantile(draws, jnp.asarray(quantiles), axis=0), params)
+
+    def _check_setup(self):
+        if self.prototype_trace is None:
+            raise RuntimeError("this AutoFlow has not seen its model yet: call guide.setup(*args) first")
+
+
+def _strategy(init_loc_fn):
+    """NumPyro takes an initialisation as a function of a site or as a function that makes one."""
+    return init_loc_fn if isinstance(init_loc_fn, partial) else init_loc_fn()
+
+
+def _outline(site):
+    """A site of a trace without any value."""
+    outline = {"name": site["name"], "type": site["type"], "is_observed": site.get("is_observed", False)}
+    outline["cond_indep_stack"] = list(site.get("cond_indep_stack", ()))
+    if site["type"] == "sample" and not site["is_observed"]:
+        outline["fn"] = SimpleNamespace(support=site["fn"].support, event_dim=site["fn"].event_dim)
+    return outline

@@ -1,0 +1,14 @@
+"""Flows for Pyro: transforms, distributions and guides, with the names of :mod:`flowppl.numpyro`.
+
+Each bijection is here as a transform (``Planar``, ``Coupling``, ...), and each recipe as a function that makes one
+(``planar``, ``realnvp``, ``iaf``, ...), with the arguments that :mod:`flowppl` gives them.
+"""
+
+from flowppl.pyro import transforms as _transforms
+from flowppl.pyro.flow import Flow, FlowDistribution
+from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.transforms import FlowTransform
+
+globals().update(_transforms.named)
+
+__all__ = ["AutoFlow", "Flow", "FlowDistribution", "FlowTransform", *_transforms.named]

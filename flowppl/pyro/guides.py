@@ -1,0 +1,173 @@
+"""Automatic guides for Pyro."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoContinuous, init_to_median
+from torch.distributions import biject_to
+
+from flowppl.guides import (
+    AUTO_FLOW_DOC,
+    NUM_DRAWS,
+    FlowChoice,
+    Latent,
+    check_latents,
+    check_scale,
+    check_supports,
+    guide_bijection,
+    start_at,
+)
+from flowppl.pyro.flow import Flow, FlowDistribution, standard_normal
+from flowppl.pyro.transforms import FlowTransform
+
+
+class AutoFlow(AutoContinuous):
+    __doc__ = AUTO_FLOW_DOC.format(
+        loc_default="pyro.infer.autoguide.init_to_median",
+        prefix="",
+        example="""
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from flowppl.pyro import AutoFlow
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     sigma = pyro.sample("sigma", dist.HalfNormal(2.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, sigma), obs=y)
+        >>> guide = AutoFlow(model)
+        >>> svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 5e-3}), Trace_ELBO())
+        >>> losses = [svi.step(torch.ones(10)) for _ in range(3)]
+        >>> guide.sample_posterior(sample_shape=(100,))["mu"].shape
+        torch.Size([100])
+""",
+    )
+
+    # What this relies on in the host's classes beyond their documented methods: `prototype_trace`, `_setup_prototype`,
+    # `_prototype_hide_fn`, `_unconstrained_shapes`, `_init_loc`, `_create_plates`, `_model` and `__getstate__`.
+
+    def __init__(
+        self,
+        model,
+        flow: FlowChoice = "auto",
+        *,
+        init_loc_fn=init_to_median,
+        init_scale: float = 0.1,
+        create_plates=None,
+    ):
+        check_scale(init_scale)
+        super().__init__(model, init_loc_fn=init_loc_fn)
+        self.create_plates = create_plates
+        self.flow_choice = flow
+        self.init_scale = init_scale
+
+    def setup(self, *args, **kwargs) -> dict[str, torch.Tensor]:
+        """Look at the model once and create the guide's parameters; the arguments are the model's.
+
+        The first call of the guide does the same. Call this before where parameters are needed at once, for an
+        optimiser or for ``load_state_dict``.
+
+        Returns:
+            The parameters by name.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+            self._create_plates(*args, **kwargs)
+        return dict(self.named_parameters())
+
+    @torch.no_grad()  # so that the trace kept here holds no graph, and can be copied
+    def _setup_prototype(self, *args, **kwargs):
+        model = poutine.block(self.model, self._prototype_hide_fn)
+        trial = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+        check_latents(
+            Latent(
+                name,
+                site["fn"].support.is_discrete,
+                tuple((f.name, f.size, f.full_size or f.size) for f in site["cond_indep_stack"]),
+            )
+            for name, site in trial.iter_stochastic_nodes()
+        )
+        super()._setup_prototype(*args, **kwargs)
+        moved = []
+        prototype: Any = self.prototype_trace
+        for name, site in prototype.iter_stochastic_nodes():
+            now, before = biject_to(site["fn"].support), biject_to(trial.nodes[name]["fn"].support)
+            if not torch.allclose(site["value"], before(now.inv(site["value"])), equal_nan=True):
+                moved.append(name)
+        try:
+            check_supports(moved)
+            loc = self._init_loc()
+            bijection = guide_bijection(self.flow_choice, self.latent_dim)
+        except Exception:
+            self.prototype_trace = None  # the guide stays as it was before
+            raise
+        self.flow = Flow(bijection).to(loc)
+        tree = start_at(bijection, self.flow.transform.weights.tree(), loc, self.init_scale)
+        self.flow.transform.weights.assign(tree)
+
+    def _trained_flow(self, *args, **kwargs) -> Flow:
+        if self.prototype_trace is None:
+            if not args and not kwargs:
+                raise RuntimeError("this AutoFlow has not seen its model yet: call guide.setup(*args) first")
+            self.setup(*args, **kwargs)
+        return self.flow
+
+    def get_base_dist(self):
+        """The standard normal that the flow starts from."""
+        return standard_normal(self._trained_flow()._zeros)
+
+    def get_transform(self, *args, **kwargs) -> FlowTransform:
+        """The transform from the base distribution to the unconstrained latents."""
+        return self._trained_flow(*args, **kwargs).transform
+
+    def get_posterior(self, *args, **kwargs) -> FlowDistribution:
+        """The distribution of the unconstrained latents, one vector for all sites."""
+        return self._trained_flow(*args, **kwargs)()
+
+    @torch.no_grad()
+    def sample_posterior(self, *args, sample_shape=(), **kwargs) -> dict[str, torch.Tensor]:
+        """Draws of all latent sites, each of shape ``sample_shape`` followed by the shape of the site."""
+        return self._constrain(self.get_posterior(*args, **kwargs).sample(torch.Size(sample_shape)))
+
+    @torch.no_grad()
+    def median(self, *args, **kwargs) -> dict[str, torch.Tensor]:
+        """The median of each latent site, from 10,000 draws; see :meth:`quantiles`."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles, *args, **kwargs) -> dict[str, torch.Tensor]:
+        """Quantiles of each latent site, from 10,000 draws, coordinate by coordinate in unconstrained space.
+
+        Args:
+            quantiles: numbers between 0 and 1.
+
+        Returns:
+            For each site an array with a leading axis for the quantiles.
+        """
+        draws = self.get_posterior(*args, **kwargs).sample(torch.Size([NUM_DRAWS]))
+        levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
+        return self._constrain(torch.quantile(draws, levels, dim=0))
+
+    def _constrain(self, latent):
+        """The values of all sites for unconstrained latents with any batch axes in front."""
+        values, start, prototype = {}, 0, cast(Any, self.prototype_trace)
+        for name, shape in self._unconstrained_shapes.items():
+            stop = start + shape.numel()
+            unconstrained = latent[..., start:stop].reshape(latent.shape[:-1] + shape)
+            values[name] = biject_to(prototype.nodes[name]["fn"].support)(unconstrained)
+            start = stop
+        return values
+
+    def __getstate__(self):
+        # The host's version takes the model away from the guide that is being copied.
+        return self.__dict__ | {"_model": None, "master": None}
+
+    def __deepcopy__(self, memo):
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new._model = self._model
+        return new

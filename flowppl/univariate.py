@@ -1,0 +1,92 @@
+r"""Maps of one real number to another, with parameters that a conditioner supplies.
+
+A univariate map is a frozen dataclass with a number ``num_raw`` and two functions,
+
+- ``forward(raw, x) -> (y, log_slope)``,
+- ``inverse(raw, y) -> (x, log_slope)``,
+
+which act on every entry of an array of any shape. ``raw`` has one more axis, in front, of length ``num_raw``:
+unconstrained numbers, any real values, from which the map makes its parameters. ``log_slope`` is the logarithm of the
+derivative of the map just applied, entry by entry. With ``raw = 0`` the map is the identity.
+
+A map knows no network: :class:`flowppl.Coupling` and :class:`flowppl.Autoregressive` take any of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+from flowppl._array import Array, namespace
+
+
+class Univariate(Protocol):
+    """What a conditioner needs of a univariate map; see the text at the head of this module."""
+
+    @property
+    def num_raw(self) -> int: ...
+    def forward(self, raw: Array, x: Array) -> tuple[Array, Array]: ...
+    def inverse(self, raw: Array, y: Array) -> tuple[Array, Array]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    r"""A shift and a bounded scale: :math:`y = x e^{s} + t`, with :math:`s = b \tanh(r_1 / b)` and :math:`t = r_0`.
+
+    The log-scale is bounded smoothly: it follows the raw number near zero and never leaves :math:`(-b, b)`.
+    An unbounded exponential is the commonest cause of overflow in deep affine flows; a clamp has no gradient.
+
+    Args:
+        log_scale_bound: the bound b, positive. One layer scales by at most :math:`e^b`.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> y, log_slope = fp.Affine().forward(np.array([[1.0], [0.5]]), np.array([2.0]))
+        >>> y.round(4), log_slope.round(4)
+        (array([4.2824]), array([0.4954]))
+    """
+
+    log_scale_bound: float = 3.0
+
+    def __post_init__(self):
+        if not self.log_scale_bound > 0:
+            raise ValueError(f"Affine: log_scale_bound must be positive, got {self.log_scale_bound!r}")
+
+    @property
+    def num_raw(self) -> int:
+        return 2
+
+    def _log_scale(self, raw):
+        bound = self.log_scale_bound
+        return bound * namespace(raw).tanh(raw / bound)
+
+    def forward(self, raw, x):
+        log_scale = self._log_scale(raw[1, ...])
+        return x * namespace(x).exp(log_scale) + raw[0, ...], log_scale
+
+    def inverse(self, raw, y):
+        log_scale = self._log_scale(raw[1, ...])
+        return (y - raw[0, ...]) * namespace(y).exp(-log_scale), -log_scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    r"""A shift alone: :math:`y = x + r_0`; its slope is 1. The additive map of NICE.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> fp.Shift().forward(np.array([[1.0]]), np.array([2.0]))
+        (array([3.]), array([0.]))
+    """
+
+    @property
+    def num_raw(self) -> int:
+        return 1
+
+    def forward(self, raw, x):
+        y = x + raw[0, ...]
+        return y, namespace(y).zeros_like(y)
+
+    def inverse(self, raw, y):
+        x = y - raw[0, ...]
+        return x, namespace(x).zeros_like(x)

@@ -1,0 +1,89 @@
+"""Every bijection once, with what the generic tests need to run it on any array library."""
+
+import array_api_strict
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import flowppl as fp
+from flowppl import _tree
+
+MIXED = (True, False, False, True, False)
+
+# One row per kind and per way of building it that takes a path of its own through the code.
+BIJECTIONS = {
+    "planar": fp.Planar(5),
+    "planar-1d": fp.Planar(1, num_flows=2),
+    "planar-stack": fp.Planar(5, num_flows=4),
+    "planar-conditional": fp.Conditional(fp.Planar(5, num_flows=3), context_dim=2),
+    "planar-conditional-mlp": fp.Conditional(fp.Planar(2), context_dim=3, hidden_dims=4),
+    "coupling": fp.Coupling(5, hidden_dims=8),
+    "coupling-1d": fp.Coupling(1, hidden_dims=8),
+    "coupling-1d-context": fp.Coupling(1, hidden_dims=8, context_dim=2),
+    "coupling-back": fp.Coupling(5, hidden_dims=8, mask=(False, False, False, True, True)),
+    "coupling-mixed": fp.Coupling(5, hidden_dims=8, mask=MIXED, context_dim=2),
+    "coupling-shift": fp.Coupling(5, fp.Shift(), hidden_dims=8),
+    "coupling-linear-net": fp.Coupling(2, hidden_dims=(), context_dim=1),
+    "autoregressive": fp.Autoregressive(5, hidden_dims=8),
+    "autoregressive-1d": fp.Autoregressive(1, hidden_dims=8),
+    "autoregressive-1d-context": fp.Autoregressive(1, hidden_dims=8, context_dim=2),
+    "autoregressive-narrow": fp.Autoregressive(5, hidden_dims=(3, 2), context_dim=2),
+    "autoregressive-linear-net": fp.Autoregressive(5, hidden_dims=()),
+    "autoregressive-shift": fp.Autoregressive(5, fp.Shift(), hidden_dims=8, activation="tanh"),
+    "autoregressive-inverted": fp.Invert(fp.Autoregressive(5, hidden_dims=8)),
+    "permute": fp.Permute((2, 0, 1, 4, 3)),
+    "elementwise-affine": fp.ElementwiseAffine(5),
+    "elementwise-affine-conditional": fp.Conditional(fp.ElementwiseAffine(5), context_dim=2),
+    "triangular-affine": fp.TriangularAffine(5),
+    "triangular-affine-conditional": fp.Conditional(fp.TriangularAffine(3), context_dim=2),
+    "chain": fp.Chain([fp.Planar(3), fp.Permute((1, 2, 0)), fp.Coupling(3, hidden_dims=4, context_dim=2)]),
+    "repeat": fp.Repeat(fp.Chain([fp.Coupling(3, hidden_dims=4), fp.Permute((1, 2, 0))]), 3),
+    "repeat-scan": fp.Repeat(fp.Autoregressive(3, hidden_dims=4, context_dim=2), 3, scan=True),
+    "repeat-conditional": fp.Conditional(fp.Repeat(fp.ElementwiseAffine(3), 2), context_dim=2),
+}
+
+RECIPES = {name: fp.make_flow(name, 6) for name in ("planar", "nice", "realnvp", "iaf", "maf")}
+
+NAMESPACES = {
+    "numpy": np.asarray,
+    "strict": array_api_strict.asarray,
+    "torch": lambda a: torch.tensor(np.asarray(a)),
+    "jax": jnp.asarray,
+}
+AUTODIFF = ("torch", "jax")
+
+
+def draw(bijection, rng, scale=1.0, batch=()):
+    """Weights from N(0, scale^2), those of matrices divided by the root of their number of inputs."""
+
+    def entry(parameter):
+        fan_in = parameter.shape[-2] if len(parameter.shape) > 1 else 1
+        return scale * rng.normal(size=(*batch, *parameter.shape)) / max(fan_in, 1) ** 0.5
+
+    return _tree.map_tree(entry, bijection.parameters())
+
+
+class NumpyDraws:
+    """First values from a NumPy generator."""
+
+    def __init__(self, rng):
+        self.normal = lambda shape: rng.normal(size=shape)
+        self.uniform = lambda shape: rng.uniform(size=shape)
+        self.full = np.full
+
+
+def merged(bijection, params, namespace="numpy"):
+    """Weights and constants as one tree of arrays of a library."""
+    return _tree.map_tree(NAMESPACES[namespace], _tree.merge(params, bijection.constants()))
+
+
+def context_for(bijection, rng, batch=()):
+    return rng.normal(size=(*batch, bijection.context_dim)) if bijection.context_dim else None
+
+
+def to(namespace, array):
+    return None if array is None else NAMESPACES[namespace](array)
+
+
+def numpy(array):
+    return array.detach().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)

@@ -1,0 +1,24 @@
+"""Float64 everywhere, and errors for any promotion of dtypes in the core's tests."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+jax.config.update("jax_enable_x64", True)
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng(request):
+    """A generator seeded by the test's own name: independent between tests, the same in every run."""
+    return np.random.default_rng(list(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def _clean_pyro():
+    import pyro
+
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)

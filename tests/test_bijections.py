@@ -1,0 +1,349 @@
+"""What every bijection promises: both directions, the same numbers everywhere, exact determinants."""
+
+import copy
+import functools
+import pickle
+
+import jax
+import numpy as np
+import pytest
+import torch
+from catalogue import AUTODIFF, BIJECTIONS, NAMESPACES, RECIPES, NumpyDraws, context_for, draw, merged, numpy, to
+
+import flowppl as fp
+from flowppl import _tree
+
+ALL = BIJECTIONS | RECIPES
+TOLERANCE = {"parallel": 1e-10, "sequential": 1e-10, "iterative": 1e-8}
+
+
+def call(direction, bijection, params, event, context=None, namespace="numpy"):
+    """The result of one direction, computed by a library, as NumPy arrays."""
+    function = getattr(bijection, direction)
+    if namespace == "jax":
+        function = jax.jit(function)  # one program compiles sooner than its operations one by one
+    event, log_det = function(merged(bijection, params, namespace), to(namespace, event), to(namespace, context))
+    return numpy(event), numpy(log_det)
+
+
+@pytest.mark.parametrize("scale", [None, 1.0, 3.0])
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_each_direction_undoes_the_other(name, scale, rng):
+    bijection = BIJECTIONS[name]
+    params = fp.initialize(bijection, NumpyDraws(rng)) if scale is None else draw(bijection, rng, scale)
+    context = context_for(bijection, rng, (20,))
+    for there, back, shape in (("forward", "inverse", bijection.x_shape), ("inverse", "forward", bijection.y_shape)):
+        start = 2 * rng.normal(size=(20, *shape))
+        end, log_det = call(there, bijection, params, start, context)
+        again, log_det_back = call(back, bijection, params, end, context)
+        # The residual on the far side is what a solver controls; a steep map amplifies it on the near side.
+        residual = call(there, bijection, params, again, context)[0] - end
+        tolerance = TOLERANCE[getattr(bijection, f"{back}_cost")]
+        assert np.abs(residual).max() <= tolerance * (1 + np.abs(end).max())
+        if scale != 3.0:
+            np.testing.assert_allclose(again, start, rtol=1e-7, atol=1e-7)
+            np.testing.assert_allclose(log_det_back, -log_det, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("namespace", ["strict", "torch", "jax"])
+@pytest.mark.parametrize("name", ALL)
+def test_all_libraries_give_the_same_numbers(name, namespace, rng):
+    bijection = ALL[name]
+    params, context = draw(bijection, rng), context_for(bijection, rng, (4,))
+    event = rng.normal(size=(4, *bijection.x_shape))
+    for direction in ("forward", "inverse"):
+        expected = call(direction, bijection, params, event, context)
+        with jax.numpy_dtype_promotion("strict"):
+            found = call(direction, bijection, params, event, context, namespace)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("namespace", AUTODIFF)
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_log_det_is_that_of_the_autodiff_jacobian(name, namespace, rng):
+    bijection = BIJECTIONS[name]
+    for scale in (1.0, 3.0):
+        params = merged(bijection, draw(bijection, rng, scale), namespace)
+        context = to(namespace, context_for(bijection, rng))
+        for direction in ("forward", "inverse"):
+            function = getattr(bijection, direction)
+            event = to(namespace, rng.normal(size=bijection.x_shape))
+
+            mapped = functools.partial(function, params, context=context)
+            if namespace == "torch":
+                matrix, found = torch.func.jacfwd(mapped, has_aux=True)(event)
+            else:
+                matrix, found = jax.jit(jax.jacfwd(mapped, has_aux=True))(event)
+            expected = np.linalg.slogdet(numpy(matrix))[1]
+            np.testing.assert_allclose(numpy(found), expected, rtol=1e-9, atol=1e-9)
+
+
+def first_and_second_derivative(namespace, function, at):
+    if namespace == "torch":
+        return torch.func.grad(function)(at), torch.func.hessian(function)(at)
+    return jax.jit(jax.grad(function))(at), jax.jit(jax.hessian(function))(at)
+
+
+@pytest.mark.parametrize("namespace", AUTODIFF)
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize(
+    "name",
+    ["planar-stack", "planar-conditional", "autoregressive-inverted", "autoregressive-narrow", "triangular-affine"],
+)
+def test_derivatives_of_both_directions_are_exact(name, direction, namespace, rng):
+    """Gradient and Hessian, in the event, the weights and the context, against central differences."""
+    bijection = BIJECTIONS[name]
+    params = draw(bijection, rng)
+    context = context_for(bijection, rng)
+    weights = rng.normal(size=bijection.x_shape)
+    event = rng.normal(size=bijection.x_shape)
+    path, leaf = max(_tree.leaves(params), key=lambda item: item[1].size)
+    pieces = [event, leaf.ravel()[:4], *([context] if context is not None else [])]
+    point = np.concatenate([piece.ravel() for piece in pieces])
+
+    def scalar(library):
+        base = merged(bijection, params, library)
+
+        def function(vector):
+            n, m = event.size, len(pieces[1])
+            tree = copy.copy(base)
+            node = tree
+            for key in path[:-1]:
+                node[key] = dict(node[key])
+                node = node[key]
+            flat = node[path[-1]].reshape(-1)
+            concat = {"torch": torch.cat, "jax": jax.numpy.concatenate, "numpy": np.concatenate}[library]
+            node[path[-1]] = concat([vector[n : n + m], flat[m:]]).reshape(leaf.shape)
+            given = vector[n + m :] if context is not None else None
+            result, log_det = getattr(bijection, direction)(tree, vector[:n], given)
+            return (result * to(library, weights)).sum() + log_det
+
+        return function
+
+    gradient, hessian = first_and_second_derivative(namespace, scalar(namespace), to(namespace, point))
+    reference = scalar("numpy")
+    step = 1e-4
+    for i in range(point.size):
+        shift = np.zeros_like(point)
+        shift[i] = step
+        ahead, behind = reference(point + shift), reference(point - shift)
+        np.testing.assert_allclose(numpy(gradient)[i], (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+        curvature = (ahead - 2 * reference(point) + behind) / step**2
+        np.testing.assert_allclose(numpy(hessian)[i, i], curvature, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, bijection in ALL.items() if bijection.parameters()])
+def test_every_weight_gets_a_gradient(name, rng):
+    """Away from the start, for both directions; masked entries get none."""
+    bijection = ALL[name]
+    declared = bijection.parameters()
+    constants = bijection.constants()
+    for direction in ("forward", "inverse"):
+        params = _tree.map_tree(lambda a: torch.tensor(a, requires_grad=True), draw(bijection, rng))
+        tree = _tree.merge(params, _tree.map_tree(torch.as_tensor, constants))
+        context = to("torch", context_for(bijection, rng, (50,)))
+        event, log_det = getattr(bijection, direction)(
+            tree, to("torch", rng.normal(size=(50, *bijection.x_shape))), context
+        )
+        ((event**3).sum() + (log_det**2).sum()).backward()
+        masks = dict(_tree.leaves(constants))
+        for path, _ in _tree.leaves(declared):
+            node = params
+            for key in path:
+                node = node[key]
+            mask = masks.get((*path[:-1], "mask")) if path[-1] == "weight" else None
+            used = numpy(node.grad) != 0
+            if mask is not None:
+                assert not used[..., ~mask].any()
+                used = used[..., mask]
+            assert used.size == 0 or used.mean() > 0.9, (direction, path)
+
+
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_starts_at_the_identity(name, rng):
+    bijection = BIJECTIONS[name]
+    params = fp.initialize(bijection, NumpyDraws(rng))
+    x = rng.normal(size=(3, *bijection.x_shape))
+    y, log_det = call("forward", bijection, params, x, context_for(bijection, rng, (3,)))
+    np.testing.assert_allclose(np.sort(y), np.sort(x), atol=1e-12)
+    np.testing.assert_allclose(log_det, 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 5, 50])
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_start_at_the_identity_in_any_dimension(name, dim, rng):
+    for options in ({}, {"num_flows": 1}, {"num_flows": 5}, {"num_flows": 2, "context_dim": 3}):
+        flow = fp.make_flow(name, dim, **options)
+        params = fp.initialize(flow, NumpyDraws(rng))
+        x = rng.normal(size=(3, dim))
+        y, log_det = call("forward", flow, params, x, context_for(flow, rng))
+        np.testing.assert_allclose(y, x, atol=1e-12)
+        np.testing.assert_allclose(log_det, 0, atol=1e-12)
+        assert fp.num_parameters(flow) == sum(leaf.size for _, leaf in _tree.leaves(params))
+
+
+@pytest.mark.parametrize("namespace", ["numpy", "strict", "torch", "jax"])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (2, 1, 3)])
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_batch_axes_are_independent(name, batch, namespace, rng):
+    bijection = BIJECTIONS[name]
+    params, context = draw(bijection, rng), context_for(bijection, rng, batch)
+    event = rng.normal(size=(*batch, *bijection.x_shape))
+    for direction in ("forward", "inverse"):
+        found, log_det = call(direction, bijection, params, event, context, namespace)
+        assert found.shape == event.shape
+        assert log_det.shape == batch
+        for index in np.ndindex(*batch):
+            one = call(direction, bijection, params, event[index], None if context is None else context[index])
+            np.testing.assert_allclose(found[index], one[0], rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(log_det[index], one[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("namespace", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("name", [n for n, b in BIJECTIONS.items() if b.context_dim])
+def test_context_broadcasts_against_events(name, namespace, rng):
+    bijection = BIJECTIONS[name]
+    params = draw(bijection, rng)
+    context = rng.normal(size=(4, bijection.context_dim))
+    for event in (rng.normal(size=bijection.x_shape), rng.normal(size=(3, 1, *bijection.x_shape))):
+        for direction in ("forward", "inverse"):
+            found, log_det = call(direction, bijection, params, event, context, namespace)
+            batch = np.broadcast_shapes(event.shape[:-1], (4,))
+            assert found.shape == (*batch, *bijection.y_shape)
+            assert log_det.shape == batch
+            wide = np.broadcast_to(event, found.shape)
+            expected = call(direction, bijection, params, wide, np.broadcast_to(context, (*batch, context.shape[-1])))
+            np.testing.assert_allclose(found, expected[0], rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(log_det, expected[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("namespace", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_weights_may_carry_batch_axes(name, namespace, rng):
+    """One set of weights per event gives, event by event, what each set gives alone."""
+    bijection = BIJECTIONS[name]
+    params = draw(bijection, rng, batch=(4,))
+    context = context_for(bijection, rng, (4,))
+    event = rng.normal(size=(4, *bijection.x_shape))
+    for direction in ("forward", "inverse"):
+        found, log_det = call(direction, bijection, params, event, context, namespace)
+        assert log_det.shape == (4,)
+        for i in range(4):
+            single = _tree.map_tree(lambda leaf, i=i: leaf[i], params)
+            one = call(direction, bijection, single, event[i], None if context is None else context[i])
+            np.testing.assert_allclose(found[i], one[0], rtol=1e-8, atol=1e-8)
+            np.testing.assert_allclose(log_det[i], one[1], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("namespace", AUTODIFF)
+@pytest.mark.parametrize("name", ALL)
+def test_far_events_give_finite_values_and_gradients(name, namespace, rng):
+    bijection = ALL[name]
+    tree = merged(bijection, draw(bijection, rng), namespace)
+    context = to(namespace, context_for(bijection, rng))
+    far = to(namespace, 1e4 * np.where(rng.uniform(size=(8, *bijection.x_shape)) < 0.5, -1.0, 1.0))
+    for direction in ("forward", "inverse"):
+        function = getattr(bijection, direction)
+
+        def total(event, function=function):
+            image, log_det = function(tree, event, context)
+            return image.sum() + log_det.sum(), (image, log_det)
+
+        if namespace == "torch":
+            gradient, images = torch.func.grad(total, has_aux=True)(far)
+        else:
+            gradient, images = jax.jit(jax.grad(total, has_aux=True))(far)
+        for array in (gradient, *images):
+            assert np.isfinite(numpy(array)).all()
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("name", ALL)
+def test_single_precision_stays_single(name, namespace, rng):
+    bijection = ALL[name]
+    params = _tree.map_tree(lambda a: a.astype(np.float32), draw(bijection, rng, 0.5))
+    context = context_for(bijection, rng, (5,))
+    context = None if context is None else context.astype(np.float32)
+    event = rng.normal(size=(5, *bijection.x_shape)).astype(np.float32)
+    with jax.numpy_dtype_promotion("strict"):
+        y, log_det = call("forward", bijection, params, event, context, namespace)
+        x, log_det_back = call("inverse", bijection, params, y, context, namespace)
+    assert {a.dtype for a in (y, log_det, x, log_det_back)} == {np.dtype(np.float32)}
+    again, _ = call("forward", bijection, params, x, context, namespace)
+    assert np.abs(again - y).max() <= 1e-4 * (1 + np.abs(y).max())
+
+
+@pytest.mark.parametrize(
+    "name", ["planar-1d", "coupling-1d", "autoregressive-1d", "planar-conditional-mlp", "coupling-linear-net"]
+)
+def test_density_integrates_to_one(name, rng):
+    bijection = BIJECTIONS[name]
+    params, context = draw(bijection, rng, 0.7), context_for(bijection, rng)
+    (dim,) = bijection.x_shape
+    axis = np.linspace(-40, 40, 20001 if dim == 1 else 1601)
+    grid = np.stack(np.meshgrid(*[axis] * dim, indexing="ij"), -1)
+    for direction in ("forward", "inverse"):
+        base, log_det = call(direction, bijection, params, grid, context)
+        density = np.exp(log_det - 0.5 * (base**2).sum(-1) - 0.5 * dim * np.log(2 * np.pi))
+        assert abs(density.sum() * (axis[1] - axis[0]) ** dim - 1) < 1e-3
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bijections_are_values(name):
+    """Equal, hashable, copied and pickled as plain data, and printed as the call that makes them."""
+    bijection = ALL[name]
+    for other in (
+        copy.deepcopy(bijection),
+        pickle.loads(pickle.dumps(bijection)),
+        eval(repr(bijection), vars(fp).copy()),
+    ):
+        assert other == bijection
+        assert hash(other) == hash(bijection)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_trees_keep_to_their_rules(name):
+    bijection = ALL[name]
+    parameters, constants = (dict(_tree.leaves(t)) for t in (bijection.parameters(), bijection.constants()))
+    assert not parameters.keys() & constants.keys()
+    assert all("." not in key for path in [*parameters, *constants] for key in path)
+    assert all(array.dtype.kind in "bi" for array in constants.values())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_runs_compiled_and_mapped(name, rng):
+    """One program under jit, the same numbers under vmap, and no graph break under torch.compile."""
+    bijection = ALL[name]
+    params = draw(bijection, rng)
+    context = context_for(bijection, rng, (3,))
+    event = rng.normal(size=(3, *bijection.x_shape))
+    for direction in ("forward", "inverse"):
+        function = getattr(bijection, direction)
+        expected = call(direction, bijection, params, event, context)
+        tree = merged(bijection, params, "jax")
+        jitted = jax.jit(function)(tree, to("jax", event), to("jax", context))
+        mapped = jax.vmap(function, in_axes=(None, 0, None if context is None else 0))(
+            tree, to("jax", event), to("jax", context)
+        )
+        for found in (jitted, mapped):
+            for a, b in zip(found, expected, strict=True):
+                np.testing.assert_allclose(numpy(a), b, rtol=1e-9, atol=1e-9)
+
+
+COMPILED = ["planar-conditional", "coupling-mixed", "autoregressive-narrow", "triangular-affine", "repeat"]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_torch_compiles_to_one_graph(name, rng):
+    bijection = BIJECTIONS[name]
+    params = draw(bijection, rng)
+    context = context_for(bijection, rng, (3,))
+    event = rng.normal(size=(3, *bijection.x_shape))
+    tree = merged(bijection, params, "torch")
+    torch._dynamo.reset()
+    for direction in ("forward", "inverse"):
+        compiled = torch.compile(getattr(bijection, direction), backend="aot_eager", fullgraph=True)
+        found = compiled(tree, to("torch", event), to("torch", context))
+        for a, b in zip(found, call(direction, bijection, params, event, context), strict=True):
+            np.testing.assert_allclose(numpy(a), b, rtol=1e-9, atol=1e-9)
