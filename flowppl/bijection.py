@@ -121,7 +121,7 @@ class Bijection(abc.ABC):
     def forward_cost(self) -> str:
         """What ``forward`` costs.
 
-        ``"parallel"`` is one pass, ``"iterative"`` a fixed number of steps, ``"sequential"`` a pass for each coordinate.
+        ``"parallel"`` is one pass, ``"iterative"`` a fixed number of steps, ``"sequential"`` one pass per coordinate.
         """
         return "parallel"
 

@@ -6,10 +6,11 @@ are those that :mod:`flowppl` gives them.
 """
 
 from flowppl.numpyro import transforms as _transforms
+from flowppl.numpyro.diagnostics import log_weights
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.transforms import FlowTransform
 
 globals().update(_transforms.named)
 
-__all__ = ["AutoFlow", "Flow", "FlowDistribution", "FlowTransform", "flow", *_transforms.named]
+__all__ = ["AutoFlow", "Flow", "FlowDistribution", "FlowTransform", "flow", "log_weights", *_transforms.named]

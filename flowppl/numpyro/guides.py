@@ -81,20 +81,17 @@ class AutoFlow(AutoContinuous):
         to run inside ``jax.jit`` for a model whose supports depend on its data.
 
         Returns:
-            The first parameters, as ``svi.get_params`` gives them, drawn with key 0 unless a handler gives another.
+            The first parameters, as ``svi.get_params`` gives them, drawn with key 0.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        key = numpyro.prng_key()
-        key = jax.random.key(0) if key is None else key
-        return {f"{self.prefix}_flow": self._start_params(key, args, kwargs)}
+        return {f"{self.prefix}_flow": self._start_params(jax.random.key(0), args, kwargs)}
 
-    @jax.ensure_compile_time_eval()  # what does not depend on traced data is a value even inside jit
     def _setup_prototype(self, *args, **kwargs):
         # Only names, shapes and supports stay on the guide, no value of the model.
-        trace, other = (self._trial_run(seed, args, kwargs) for seed in (0, 1))
+        trace = self._outline_model(args, kwargs)
         sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
-        latents = {name: site for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]}
+        latents = {name: site for name, site in trace.items() if "fn" in site}
         check_latents(
             Latent(
                 name,
@@ -103,34 +100,62 @@ class AutoFlow(AutoContinuous):
             )
             for name, site in latents.items()
         )
-        unconstrained, moved = {}, []
-        for name, site in latents.items():
-            with helpful_support_errors(site):
-                transform, again = biject_to(site["fn"].support), biject_to(other[name]["fn"].support)
-            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(site["fn"].support)):
-                raise ValueError(
-                    f"the support of site {name!r} depends on data that jax is tracing; call guide.setup(*args) once "
-                    "with the data, outside jit and vmap"
-                )
-            unconstrained[name] = jnp.zeros(transform.inverse_shape(jnp.shape(site["value"])))
-            if not np.allclose(transform(unconstrained[name]), again(unconstrained[name])):
-                moved.append(name)
+        moved = [name for name, site in latents.items() if _is_traced(site["fn"].support)]
+        if moved and _is_traced((args, kwargs)):
+            raise ValueError(
+                f"the supports of these sites depend on other latents or on data that jax is tracing: {', '.join(moved)}; "
+                "if it is the data, call guide.setup(*args) once with them, outside jit and vmap"
+            )
         check_supports(moved)
-        flat, shapes = _ravel_dict(unconstrained)
+        flat, shapes = _ravel_dict({name: np.zeros(site["unconstrained_shape"]) for name, site in latents.items()})
         self.bijection = guide_bijection(self.flow_choice, flat.size)
         self.latent_dim = flat.size
         self._unpack_latent = UnpackTransform(partial(_unravel_dict, shape_dict=shapes), _ravel_dict_with_shape_dict)
         self._postprocess_fn = self._constrain
-        self._has_deterministic = any(site["type"] == "deterministic" for site in trace.values())
         self._needs_args = bool(args or kwargs)
-        self._prototype_frames = {f.name: f for site in latents.values() for f in site["cond_indep_stack"]}
+        self._prototype_frames = {frame.name: frame for site in latents.values() for frame in site["cond_indep_stack"]}
         self._prototype_frame_full_sizes = sizes
-        self.prototype_trace = {name: _outline(site) for name, site in trace.items()}
+        self.prototype_trace = trace
 
-    def _trial_run(self, seed, args, kwargs):
-        with handlers.block():
-            model = handlers.substitute(handlers.seed(self.model, seed), substitute_fn=_strategy(self.init_loc_fn))
-            return handlers.trace(model).get_trace(*args, **kwargs)
+    @property
+    def _keyed_model(self):
+        # Sites that a block hides, and plates, ask for a key of their own: none of an outer handler's may be spent here.
+        return handlers.seed(self.model, 0, hide_types=["sample"])
+
+    def _outline_model(self, args, kwargs) -> dict[str, dict]:
+        """The sites of the model without their values.
+
+        The model is traced, not run, with abstract latents: so a support that depends on one of them can be told.
+        """
+        outlines = {}
+
+        def outline(probe):
+            def abstract_value(site):
+                if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
+                    return None
+                with helpful_support_errors(site):
+                    transform = biject_to(site["fn"].support)
+                shape = transform.inverse_shape(site["fn"].shape(site["kwargs"]["sample_shape"]))
+                outlines[site["name"]] = {"unconstrained_shape": shape}
+                return transform(jnp.zeros(shape) + probe)
+
+            # What depends on neither latents nor traced data, as most supports, becomes a value even here.
+            with jax.ensure_compile_time_eval(), handlers.block():
+                model = handlers.substitute(handlers.seed(self._keyed_model, 0), substitute_fn=abstract_value)
+                for name, site in handlers.trace(model).get_trace(*args, **kwargs).items():
+                    outlines[name] = outlines.pop(name, {}) | {
+                        "name": name,
+                        "type": site["type"],
+                        "is_observed": site.get("is_observed", False),
+                        "cond_indep_stack": list(site.get("cond_indep_stack", ())),
+                        "args": site["args"] if site["type"] == "plate" else (),
+                    }
+                    if site["type"] == "sample" and not site["is_observed"]:
+                        fn = SimpleNamespace(support=site["fn"].support, event_dim=site["fn"].event_dim)
+                        outlines[name]["fn"] = fn
+
+        jax.eval_shape(outline, 0.0)
+        return outlines
 
     def _constrain(self, unconstrained):
         return {name: biject_to(self.prototype_trace[name]["fn"].support)(unconstrained[name]) for name in self._names}
@@ -140,25 +165,35 @@ class AutoFlow(AutoContinuous):
         return [name for name, site in self.prototype_trace.items() if "fn" in site]
 
     def _start_params(self, rng_key, args, kwargs) -> Tree:
-        """The first parameters: a pure function of the key and the model's arguments."""
-        key_loc, key_flow = jax.random.split(rng_key)
-        shapes = self._unpack_latent(jnp.zeros(self.latent_dim))
-        with handlers.block():
-            (start, _, _), is_valid = find_valid_initial_params(
-                key_loc,
-                self.model,
-                init_strategy=self.init_loc_fn,
-                model_args=args,
-                model_kwargs=kwargs,
-                prototype_params=shapes,
-            )
+        """The first parameters: a pure function of the key and the model's arguments, in one compiled program."""
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
+
+        @jax.jit
+        def start(key, arrays):
+            key_loc, key_flow = jax.random.split(key)
+            all_leaves = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+            model_args, model_kwargs = jax.tree.unflatten(structure, all_leaves)
+            with handlers.block():
+                (point, _, _), is_valid = find_valid_initial_params(
+                    key_loc,
+                    self._keyed_model,
+                    init_strategy=self.init_loc_fn,
+                    model_args=model_args,
+                    model_kwargs=model_kwargs,
+                    prototype_params=self._unpack_latent(jnp.zeros(self.latent_dim)),
+                )
+            loc = jnp.concatenate([jnp.ravel(point[name]) for name in self._names])
+            params = init_params(self.bijection, key_flow)
+            return start_at(self.bijection, params, loc, self.init_scale), is_valid
+
+        params, is_valid = start(rng_key, arrays)
         if not isinstance(is_valid, jax.core.Tracer) and not is_valid:
             raise RuntimeError(
                 "AutoFlow found no start at which the model's log density and its gradient are finite; "
                 "give init_loc_fn=init_to_value(values={...}) with a point of the support"
             )
-        loc = jnp.concatenate([jnp.ravel(start[name]) for name in self._names])
-        return start_at(self.bijection, init_params(self.bijection, key_flow), loc, self.init_scale)
+        return params
 
     def _get_posterior(self, *args, **kwargs) -> FlowDistribution:
         params = numpyro.param(f"{self.prefix}_flow", lambda key: self._start_params(key, args, kwargs))
@@ -194,8 +229,8 @@ class AutoFlow(AutoContinuous):
         """
         draws = self.get_posterior(params).sample(rng_key, sample_shape)
         sites = self._unpack_and_constrain(draws, params)
-        if self._has_deterministic and (args or kwargs or not self._needs_args):
-            names = [name for name, site in self.prototype_trace.items() if site["type"] == "deterministic"]
+        names = [name for name, site in self.prototype_trace.items() if site["type"] == "deterministic"]
+        if names and (args or kwargs or not self._needs_args):
             predict = Predictive(
                 self.model,
                 sites,
@@ -231,15 +266,5 @@ class AutoFlow(AutoContinuous):
             raise RuntimeError("this AutoFlow has not seen its model yet: call guide.setup(*args) first")
 
 
-def _strategy(init_loc_fn):
-    """NumPyro takes an initialisation as a function of a site or as a function that makes one."""
-    return init_loc_fn if isinstance(init_loc_fn, partial) else init_loc_fn()
-
-
-def _outline(site):
-    """A site of a trace without any value."""
-    outline = {"name": site["name"], "type": site["type"], "is_observed": site.get("is_observed", False)}
-    outline["cond_indep_stack"] = list(site.get("cond_indep_stack", ()))
-    if site["type"] == "sample" and not site["is_observed"]:
-        outline["fn"] = SimpleNamespace(support=site["fn"].support, event_dim=site["fn"].event_dim)
-    return outline
+def _is_traced(tree) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

@@ -163,7 +163,7 @@ class FlowTransform(Transform):
         return bool(equal) if static else jnp.asarray(equal)
 
     def __repr__(self):
-        context = "" if self.context is None else f", context={self.context.shape}"
+        context = "" if self.context is None else f", context={tuple(self.context.shape)}"
         return f"{type(self).__name__}({self.bijection!r}{context})"
 
 

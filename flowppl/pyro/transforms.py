@@ -48,6 +48,12 @@ class Weights(torch.nn.Module):
             tree[key] = branch.tree()  # type: ignore[union-attr, operator]
         return tree
 
+    def __getstate__(self):
+        # Pyro's parameter store hangs weak references on the parameters it has seen, which cannot be pickled.
+        parameters = self.named_parameters(recurse=False)
+        plain = {key: torch.nn.Parameter(p.detach(), p.requires_grad) for key, p in parameters}
+        return self.__dict__ | {"_parameters": plain}
+
     @torch.no_grad()
     def assign(self, tree: Tree) -> None:
         """Set the parameters to the values of a tree."""
@@ -156,8 +162,9 @@ class FlowTransform(TransformModule):
 
     __hash__ = TransformModule.__hash__
 
-    def extra_repr(self) -> str:
-        return repr(self.bijection)
+    def __repr__(self):
+        context = "" if self.context is None else f", context={tuple(self.context.shape)}"
+        return f"{type(self).__name__}({self.bijection!r}{context})"
 
 
 def _real(shape):

@@ -1,0 +1,89 @@
+"""The two languages agree: the same weights and the same noise give the same numbers."""
+
+import inspect
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as ndist
+import pyro
+import pyro.distributions as pdist
+import pytest
+import torch
+from catalogue import BIJECTIONS, RECIPES, context_for, draw
+from numpyro import handlers
+from numpyro.infer.util import log_density
+from pyro import poutine
+
+import flowppl.numpyro as fnp
+import flowppl.pyro as fpp
+from flowppl import _tree
+
+Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+
+def numpyro_schools():
+    mu = numpyro.sample("mu", ndist.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", ndist.HalfCauchy(5.0))
+    with numpyro.plate("schools", 8):
+        theta = numpyro.sample("theta", ndist.Normal(mu, tau))
+        numpyro.sample("y", ndist.Normal(theta, SIGMA), obs=Y)
+
+
+def pyro_schools():
+    mu = pyro.sample("mu", pdist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", pdist.HalfCauchy(torch.tensor(5.0)))
+    with pyro.plate("schools", 8):
+        theta = pyro.sample("theta", pdist.Normal(mu, tau))
+        pyro.sample("y", pdist.Normal(theta, torch.tensor(SIGMA)), obs=torch.tensor(Y))
+
+
+@pytest.mark.parametrize("name", BIJECTIONS | RECIPES)
+def test_flows_agree(name, rng):
+    bijection = (BIJECTIONS | RECIPES)[name]
+    params, context = draw(bijection, rng), context_for(bijection, rng, (20,))
+    noise = rng.normal(size=(20, *bijection.x_shape))
+    flow = fpp.Flow(bijection)
+    flow.transform.weights.assign(_tree.map_tree(torch.tensor, params))
+    ours = flow(None if context is None else torch.tensor(context))
+    theirs = fnp.Flow(bijection, _tree.map_tree(jnp.asarray, params))(context)
+    y = ours.transforms[0](torch.tensor(noise)).detach().numpy()
+    np.testing.assert_allclose(y, theirs.transforms[0](noise), rtol=1e-10, atol=1e-10)
+    found = ours.log_prob(torch.tensor(y)).detach()
+    np.testing.assert_allclose(found, theirs.log_prob(y), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("flow", ["auto", "planar", "nice", "realnvp", "iaf"])
+def test_guides_agree_in_every_log_weight(flow, rng):
+    ours, theirs = fpp.AutoFlow(pyro_schools, flow), fnp.AutoFlow(numpyro_schools, flow)
+    ours.setup()
+    start = theirs.setup()["auto_flow"]
+    params = _tree.map_tree(lambda leaf: np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape), start)
+    ours.flow.transform.weights.assign(_tree.map_tree(torch.tensor, params))
+    assert ours.flow.bijection == theirs.bijection
+    theirs_params = {"auto_flow": _tree.map_tree(jnp.asarray, params)}
+    for noise in rng.normal(size=(5, theirs.latent_dim)):
+        z = ours.get_transform()(torch.tensor(noise)).detach()
+        np.testing.assert_allclose(z, theirs.get_transform(theirs_params)(noise), rtol=1e-10, atol=1e-10)
+        guide = poutine.trace(poutine.condition(ours, {"_AutoFlow_latent": z})).get_trace()
+        model = poutine.trace(poutine.replay(pyro_schools, guide)).get_trace()
+        found = model.log_prob_sum() - guide.log_prob_sum()
+
+        fixed = handlers.substitute(handlers.seed(theirs, 0), {"_auto_latent": jnp.asarray(z)})
+        log_q, trace = log_density(fixed, (), {}, theirs_params)
+        log_p, _ = log_density(handlers.replay(numpyro_schools, trace), (), {}, theirs_params)
+        np.testing.assert_allclose(found.item(), log_p - log_q, rtol=1e-10, atol=1e-10)
+
+
+def test_both_adapters_have_the_same_names_and_arguments():
+    assert set(fnp.__all__) - set(fpp.__all__) == {"flow"}  # in Pyro a module is registered by pyro.module
+    assert set(fpp.__all__) <= set(fnp.__all__)
+    for name in fpp.__all__:
+        if name[0].islower() and name != "log_weights":
+            ours, theirs = (list(inspect.signature(getattr(m, name)).parameters.values()) for m in (fpp, fnp))
+            assert theirs[0].name == "key"
+            assert [(p.name, p.default) for p in theirs[1:]] == [(p.name, p.default) for p in ours]
+    ours, theirs = (inspect.signature(m.AutoFlow.__init__).parameters for m in (fpp, fnp))
+    assert list(theirs)[: len(ours)] == list(ours)
+    assert list(theirs)[len(ours) :] == ["prefix"]

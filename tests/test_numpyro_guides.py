@@ -1,0 +1,309 @@
+"""The automatic guide in NumPyro."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax.scipy.stats import multivariate_normal
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, init_to_value
+from numpyro.infer.autoguide import AutoContinuous, AutoGuideList, AutoNormal
+from numpyro.infer.reparam import NeuTraReparam
+from numpyro.infer.util import log_density
+
+import flowppl as fp
+from flowppl.numpyro import AutoFlow, log_weights
+
+SUPPORTS = {
+    "real": lambda: dist.Normal(0.0, 1.0),
+    "positive": lambda: dist.LogNormal(0.0, 1.0),
+    "interval": lambda: dist.Uniform(-1.0, 3.0),
+    "unit": lambda: dist.Beta(2.0, 2.0),
+    "vector": lambda: dist.Normal(jnp.zeros(2), 1.0).to_event(1),
+    "simplex": lambda: dist.Dirichlet(jnp.ones(3)),
+    "cholesky": lambda: dist.LKJCholesky(3, 1.0),
+}
+
+
+def all_supports():
+    for name, distribution in SUPPORTS.items():
+        numpyro.sample(name, distribution())
+
+
+def one_latent():
+    numpyro.sample("z", dist.Gamma(2.0, 1.0))
+
+
+def schools(y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    with numpyro.plate("schools", 4):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, 1.0), obs=jnp.array([1.0, 2.0, 0.0, 3.0]) if y is None else y)
+
+
+OBSERVED = np.array([1.0, 2.0, 0.5])
+
+
+def conjugate(y=OBSERVED):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.deterministic("double", 2 * z)
+    with numpyro.plate("data", 3):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def run(model, guide, steps=300, lr=1e-2, elbo=None, args=()):
+    svi = SVI(model, guide, numpyro.optim.Adam(lr), elbo or Trace_ELBO(num_particles=8))
+    return svi.run(jax.random.key(0), steps, *args, progress_bar=False)
+
+
+@pytest.mark.parametrize("flow", ["auto", *sorted({"planar", "nice", "realnvp", "iaf", "maf"}), fp.TriangularAffine])
+@pytest.mark.parametrize("model", [schools, one_latent, all_supports])
+def test_starts_exactly_at_its_gaussian(model, flow):
+    guide = AutoFlow(model, flow, init_scale=0.3)
+    params = guide.setup()
+    posterior = guide.get_posterior(params)
+    loc = params["auto_flow"]["1"]["loc"]
+    points = loc + jax.random.normal(jax.random.key(0), (20, guide.latent_dim))
+    expected = dist.Normal(loc, 0.3).log_prob(points).sum(-1)
+    np.testing.assert_allclose(posterior.log_prob(points), expected, atol=1e-10)
+
+
+def test_starts_where_it_is_told():
+    guide = AutoFlow(schools, init_loc_fn=init_to_value(values={"mu": 7.0, "tau": 0.5}))
+    draws = guide.sample_posterior(jax.random.key(1), guide.setup(), sample_shape=(4000,))
+    assert abs(draws["mu"].mean() - 7) < 0.02
+    assert abs(draws["mu"].std() - 0.1) < 0.01
+    assert abs(jnp.log(draws["tau"]).mean() - np.log(0.5)) < 0.02
+
+
+def test_fits_a_conjugate_posterior_to_its_evidence():
+    guide = AutoFlow(conjugate)
+    params = run(conjugate, guide, steps=3000).params
+    y = jnp.array([1.0, 2.0, 0.5])
+    evidence = multivariate_normal.logpdf(y, jnp.zeros(3), jnp.eye(3) + 1)
+    weights = log_weights(jax.random.key(1), conjugate, guide, params, num_samples=4000)
+    assert weights.shape == (4000,)
+    assert abs(weights.mean() - evidence) < 0.02
+    assert abs(guide.median(params)["z"] - 3.5 / 4) < 0.05
+    lower, upper = guide.quantiles(params, [0.1587, 0.8413])["z"]
+    assert abs((upper - lower) / 2 - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("model", [schools, one_latent, all_supports])
+def test_draws_lie_in_the_supports(model):
+    guide = AutoFlow(model)
+    params = run(model, guide, steps=3).params
+    draws = guide.sample_posterior(jax.random.key(1), params, sample_shape=(5, 2))
+    trace = handlers.trace(handlers.seed(model, 0)).get_trace()
+    for name, value in draws.items():
+        assert value.shape == (5, 2, *trace[name]["value"].shape)
+        assert trace[name]["fn"].support(value).all()
+    summaries = guide.quantiles(params, [0.1, 0.9])
+    for name, value in guide.median(params).items():
+        assert summaries[name].shape == (2, *value.shape)
+    latents = Predictive(guide, params=params, num_samples=3)(jax.random.key(2))
+    assert set(draws) < set(latents)
+
+
+def test_deterministic_sites_need_the_arguments_of_the_model():
+    guide = AutoFlow(conjugate)
+    params = guide.setup(np.ones(3))
+    without = guide.sample_posterior(jax.random.key(1), params, sample_shape=(5, 2))
+    assert set(without) == {"z"}
+    draws = guide.sample_posterior(jax.random.key(1), params, np.ones(3), sample_shape=(5, 2))
+    np.testing.assert_allclose(draws["double"], 2 * draws["z"])
+    guide = AutoFlow(conjugate)
+    assert "double" in guide.sample_posterior(jax.random.key(1), guide.setup())
+
+
+def test_density_of_the_guide_is_that_of_its_flow():
+    """The guide's trace has the flow's density and the Jacobians of the constraints, and nothing else."""
+    guide = AutoFlow(all_supports)
+    params = guide.setup()
+    log_q, trace = log_density(handlers.seed(guide, 0), (), {}, params)
+    latent = trace["_auto_latent"]["value"]
+    expected = guide.get_posterior(params).log_prob(latent)
+    for name, unconstrained in guide._unpack_latent(latent).items():
+        transform = biject_to(SUPPORTS[name]().support)
+        value = transform(unconstrained)
+        np.testing.assert_allclose(trace[name]["value"], value)
+        expected -= transform.log_abs_det_jacobian(unconstrained, value).sum()
+    np.testing.assert_allclose(log_q, expected, rtol=1e-10)
+
+
+def test_starts_under_vmap_and_jit_and_leaks_no_tracer():
+    y = jnp.array([1.0, 2.0, 0.0, 3.0])
+    for start in (jax.jit, jax.vmap):
+        guide = AutoFlow(schools)
+        svi = SVI(schools, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
+        with jax.checking_leaks():
+            if start is jax.jit:
+                state = jax.jit(svi.init)(jax.random.key(0), y)
+            else:
+                state = jax.vmap(svi.init, in_axes=(0, None))(jax.random.split(jax.random.key(0), 3), y)
+                weights = svi.get_params(state)["auto_flow"]
+                assert not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weights))
+                state = jax.tree.map(lambda leaf: leaf[0], state)
+        svi.update(state, y)
+        pickle.loads(pickle.dumps(guide))
+
+
+def test_different_keys_start_different_weights():
+    guide = AutoFlow(schools)
+    svi = SVI(schools, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
+    states = jax.vmap(svi.init)(jax.random.split(jax.random.key(0), 3))
+    leaves = jax.tree.leaves(svi.get_params(states)["auto_flow"])
+    assert any(jnp.abs(leaf[0] - leaf[1]).max() > 0 for leaf in leaves)
+
+
+def test_particles_and_scale():
+    guide = AutoFlow(schools)
+    params = guide.setup()
+    elbo = Trace_ELBO(num_particles=2000)
+    plain = elbo.loss(jax.random.key(0), params, schools, guide)
+    scaled = elbo.loss(jax.random.key(0), params, handlers.scale(schools, scale=2.0), handlers.scale(guide, scale=2.0))
+    np.testing.assert_allclose(scaled, 2 * plain, rtol=1e-9)
+    np.testing.assert_allclose(plain, -log_weights(jax.random.key(1), schools, guide, params).mean(), atol=1)
+
+
+def test_subsampled_data_is_scored_with_its_scale():
+    data = jnp.arange(20.0)
+
+    def model(size):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", 20, subsample_size=size) as index:
+            numpyro.sample("y", dist.Normal(z, 10.0), obs=data[index])
+
+    guide = AutoFlow(model)
+    params = guide.setup(20)
+    full, part = (
+        log_weights(jax.random.key(1), model, guide, params, num_samples=4000, size=size).mean() for size in (20, 5)
+    )
+    assert abs(full - part) < 1.5
+
+
+def test_guides_part_of_a_model():
+    guide = AutoGuideList(schools)
+    guide.append(AutoFlow(handlers.block(schools, hide=["theta"]), prefix="globals"))
+    guide.append(AutoNormal(handlers.block(schools, hide=["mu", "tau"]), prefix="locals"))
+    result = run(schools, guide, steps=200)
+    assert jnp.isfinite(result.losses).all()
+    assert result.losses[-20:].mean() < result.losses[:20].mean()
+    assert set(guide.median(result.params)) == {"mu", "tau", "theta"}
+
+
+def test_discrete_sites_are_refused_by_name():
+    def model():
+        weight = numpyro.sample("weight", dist.Beta(1.0, 1.0))
+        with numpyro.plate("data", 6):
+            kind = numpyro.sample("kind", dist.Bernoulli(weight), infer={"enumerate": "parallel"})
+            numpyro.sample("y", dist.Normal(4.0 * kind, 1.0), obs=jnp.array([0.0, 0.1, 4.0, 4.2, 3.9, -0.3]))
+
+    with pytest.raises(ValueError, match=r"discrete: kind.*block"):
+        AutoFlow(model).setup()
+    guide = AutoFlow(handlers.block(handlers.seed(model, 0), hide=["kind"]))
+    assert guide.setup()
+    assert TraceEnum_ELBO is not None
+
+
+def test_trains_the_models_own_parameters():
+    def model():
+        scale = numpyro.param("scale", 1.0, constraint=dist.constraints.positive)
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, scale), obs=8.0)
+
+    assert run(model, AutoFlow(model), steps=200, lr=5e-2).params["scale"] > 3
+
+
+def test_a_pickled_guide_draws_the_same_without_the_data():
+    guide = AutoFlow(schools)
+    y = jnp.array([1.0, 2.0, 0.0, 3.0])
+    params = run(schools, guide, steps=5, args=(y,)).params
+    content = pickle.dumps((guide, params))
+    assert not any(np.array_equal(leaf, y) for leaf in jax.tree.leaves(vars(guide)) if hasattr(leaf, "shape"))
+    other, loaded = pickle.loads(content)
+    for g, p in ((other, loaded), (guide, params)):
+        draws = g.sample_posterior(jax.random.key(3), p, sample_shape=(3,))
+    np.testing.assert_array_equal(
+        draws["theta"], other.sample_posterior(jax.random.key(3), loaded, sample_shape=(3,))["theta"]
+    )
+
+
+def test_neutra_keeps_the_joint_density_and_samples():
+    guide = AutoFlow(schools)
+    params = run(schools, guide, steps=100).params
+    assert isinstance(guide, AutoContinuous)
+    neutra = NeuTraReparam(guide, params)
+    z = jax.random.normal(jax.random.key(2), (guide.latent_dim,))
+    found, _ = log_density(neutra.reparam(schools), (), {}, {"auto_shared_latent": z})
+    x, log_det = guide.get_transform(params).forward_and_log_det(z)
+    values = {
+        name: biject_to(guide.prototype_trace[name]["fn"].support)(u) for name, u in guide._unpack_latent(x).items()
+    }
+    joint, _ = log_density(schools, (), {}, values)
+    np.testing.assert_allclose(found, joint + log_det + x[1], rtol=1e-10)  # x[1] is log tau
+    mcmc = MCMC(NUTS(neutra.reparam(schools)), num_warmup=20, num_samples=20, progress_bar=False)
+    mcmc.run(jax.random.key(0))
+    assert neutra.transform_sample(mcmc.get_samples()["auto_shared_latent"])["theta"].shape == (20, 4)
+
+
+def local(size=2):
+    with numpyro.plate("data", 10, subsample_size=size):
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def empty():
+    numpyro.sample("y", dist.Normal(0.0, 1.0), obs=0.0)
+
+
+def moving():
+    tau = numpyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    numpyro.sample("z", dist.Uniform(0.0, tau))
+
+
+@pytest.mark.parametrize(
+    ("model", "flow", "message"),
+    [
+        (local, "auto", r"'z' is local to the plate 'data', which is subsampled \(2 of 10\)"),
+        (empty, "auto", "no latent variables"),
+        (moving, "auto", "supports of these sites depend on other latents: z"),
+        (schools, "realnpv", "unknown flow 'realnpv'; known flows are .*realnvp"),
+        (schools, fp.Planar(3), r"6 unconstrained latent dimensions, but the flow maps events of shape \(3,\)"),
+        (schools, lambda dim: fp.realnvp(dim, context_dim=2), "takes no context"),
+    ],
+)
+def test_refuses_what_it_cannot_do(model, flow, message):
+    guide = AutoFlow(model, flow)
+    for _ in range(2):  # a failed call leaves the guide as it was
+        with pytest.raises(ValueError, match=message):
+            guide.setup()
+
+
+def test_other_mistakes_say_what_to_do():
+    with pytest.raises(TypeError, match="a name, a bijection or a function"):
+        AutoFlow(schools, 3).setup()
+    with pytest.raises(TypeError, match=r"flow\(6\) is int"):
+        AutoFlow(schools, lambda dim: dim).setup()
+    with pytest.raises(ValueError, match="init_scale must be positive"):
+        AutoFlow(schools, init_scale=0.0)
+    for method in ("median", "get_posterior", "get_transform"):
+        with pytest.raises(RuntimeError, match="setup"):
+            getattr(AutoFlow(schools), method)({})
+    guide = AutoFlow(schools)
+    guide.setup()
+    with pytest.raises(KeyError, match="auto_flow"):
+        guide.median({"other": 1.0})
+
+    def data_support(high):
+        numpyro.sample("z", dist.Uniform(0.0, high))
+
+    guide = AutoFlow(data_support)
+    svi = SVI(data_support, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
+    with pytest.raises(ValueError, match=r"guide.setup\(\*args\) once"):
+        jax.jit(svi.init)(jax.random.key(0), 2.0)

@@ -1,0 +1,317 @@
+"""The automatic guide in Pyro."""
+
+import copy
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, SVI, JitTrace_ELBO, Predictive, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoContinuous, AutoGuideList, AutoNormal, init_to_value
+from pyro.infer.reparam import NeuTraReparam
+from torch.distributions import biject_to
+
+import flowppl as fp
+from flowppl.pyro import AutoFlow, log_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+
+SUPPORTS = {
+    "real": lambda: dist.Normal(0.0, 1.0),
+    "positive": lambda: dist.LogNormal(0.0, 1.0),
+    "interval": lambda: dist.Uniform(-1.0, 3.0),
+    "unit": lambda: dist.Beta(2.0, 2.0),
+    "vector": lambda: dist.Normal(torch.zeros(2), 1.0).to_event(1),
+    "simplex": lambda: dist.Dirichlet(torch.ones(3)),
+    "cholesky": lambda: dist.LKJCholesky(3, 1.0),
+}
+
+
+def all_supports():
+    for name, distribution in SUPPORTS.items():
+        pyro.sample(name, distribution())
+
+
+def one_latent():
+    pyro.sample("z", dist.Gamma(2.0, 1.0))
+
+
+def schools(y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("schools", 4):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, 1.0), obs=torch.tensor([1.0, 2.0, 0.0, 3.0]) if y is None else y)
+
+
+OBSERVED = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+
+
+def conjugate(y=OBSERVED):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 3):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def run(model, guide, steps=300, lr=1e-2, elbo=None, args=()):
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), elbo or Trace_ELBO(num_particles=8, vectorize_particles=True))
+    return [svi.step(*args) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("flow", ["auto", *sorted({"planar", "nice", "realnvp", "iaf", "maf"}), fp.TriangularAffine])
+@pytest.mark.parametrize("model", [schools, one_latent, all_supports])
+def test_starts_exactly_at_its_gaussian(model, flow):
+    guide = AutoFlow(model, flow, init_scale=0.3)
+    guide.setup()
+    posterior = guide.get_posterior()
+    loc = guide._init_loc()
+    points = loc + torch.randn(20, guide.latent_dim)
+    expected = torch.distributions.Normal(loc, 0.3).log_prob(points).sum(-1)
+    assert torch.allclose(posterior.log_prob(points), expected, atol=1e-10)
+
+
+def test_starts_where_it_is_told():
+    guide = AutoFlow(schools, init_loc_fn=init_to_value(values={"mu": torch.tensor(7.0), "tau": torch.tensor(0.5)}))
+    guide.setup()
+    draws = guide.sample_posterior(sample_shape=(4000,))
+    assert abs(draws["mu"].mean() - 7) < 0.02
+    assert abs(draws["mu"].std() - 0.1) < 0.01
+    assert abs(draws["tau"].log().mean() - torch.tensor(0.5).log()) < 0.02
+
+
+def test_setup_creates_the_parameters_for_an_optimiser():
+    guide = AutoFlow(schools)
+    parameters = guide.setup()
+    assert sum(p.numel() for p in parameters.values()) == sum(p.numel() for p in guide.parameters()) > 0
+    assert set(parameters) == set(dict(guide.named_parameters()))
+    torch.optim.Adam(guide.parameters())
+
+
+def test_fits_a_conjugate_posterior_to_its_evidence():
+    guide = AutoFlow(conjugate)
+    run(conjugate, guide, steps=1500)
+    evidence = dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(OBSERVED)
+    weights = log_weights(conjugate, guide, num_samples=4000)
+    assert weights.shape == (4000,)
+    assert abs(weights.mean() - evidence) < 0.02
+    median = guide.median()["z"]
+    lower, upper = guide.quantiles([0.1587, 0.8413])["z"]
+    assert abs(median - 3.5 / 4) < 0.05
+    assert abs((upper - lower) / 2 - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("model", [schools, one_latent, all_supports])
+def test_draws_lie_in_the_supports(model):
+    guide = AutoFlow(model)
+    run(model, guide, steps=3)
+    draws = guide.sample_posterior(sample_shape=(5, 2))
+    for name, site in guide.prototype_trace.iter_stochastic_nodes():
+        assert draws[name].shape == (5, 2, *site["value"].shape)
+        assert site["fn"].support.check(draws[name]).all()
+    summaries = guide.quantiles([0.1, 0.9])
+    for name, value in guide.median().items():
+        assert summaries[name].shape == (2, *value.shape)
+    assert Predictive(model, guide=guide, num_samples=3)()
+
+
+def test_density_of_the_guide_is_that_of_its_flow():
+    """The guide's trace has the flow's density and the Jacobians of the constraints, and nothing else."""
+    guide = AutoFlow(all_supports)
+    guide.setup()
+    trace = poutine.trace(guide).get_trace()
+    trace.compute_log_prob()
+    latent = trace.nodes["_AutoFlow_latent"]
+    assert torch.allclose(latent["log_prob"], guide.get_posterior().log_prob(latent["value"]))
+    start = 0
+    for name, shape in guide._unconstrained_shapes.items():
+        unconstrained = latent["value"][start : start + shape.numel()].reshape(shape)
+        start += shape.numel()
+        transform = biject_to(SUPPORTS[name]().support)
+        value = transform(unconstrained)
+        assert torch.allclose(trace.nodes[name]["value"], value)
+        jacobian = -transform.log_abs_det_jacobian(unconstrained, value).sum()
+        assert torch.allclose(trace.nodes[name]["log_prob"].sum(), jacobian)
+
+
+def test_compiled_elbo_trains_as_the_eager_one_does():
+    losses = {}
+    for elbo in (Trace_ELBO, JitTrace_ELBO):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        guide = AutoFlow(schools)
+        guide.setup()
+        options = {"num_particles": 8, "vectorize_particles": True, "max_plate_nesting": 1}
+        if elbo is JitTrace_ELBO:
+            options["ignore_jit_warnings"] = True
+        pyro.set_rng_seed(1)
+        losses[elbo] = torch.tensor(run(schools, guide, steps=200, elbo=elbo(**options)))
+    for trace in losses.values():
+        assert trace.isfinite().all()
+        assert trace[-20:].mean() < trace[:20].mean() - 1
+    assert abs(losses[Trace_ELBO][-100:].mean() - losses[JitTrace_ELBO][-100:].mean()) < 0.5
+
+
+def test_particles_plates_and_scale_agree_with_a_loop():
+    """Vectorised particles estimate the same ELBO as a loop, with the factor of poutine.scale."""
+    guide = AutoFlow(schools)
+    guide.setup()
+    together = Trace_ELBO(num_particles=500, vectorize_particles=True, max_plate_nesting=1)
+    loop = Trace_ELBO(num_particles=500).loss(schools, guide)
+    scaled = together.loss(poutine.scale(schools, 2.0), poutine.scale(guide, 2.0))
+    assert abs(together.loss(schools, guide) - loop) < 1
+    assert abs(scaled - 2 * loop) < 2
+
+
+def test_subsampled_data_is_scored_with_its_scale():
+    data = torch.arange(20.0)
+
+    def model(size):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 20, subsample_size=size) as index:
+            pyro.sample("y", dist.Normal(z, 10.0), obs=data[index])
+
+    guide = AutoFlow(model)
+    guide.setup(20)
+    elbo = Trace_ELBO(num_particles=1500)
+    assert abs(elbo.loss(model, guide, 20) - elbo.loss(model, guide, 5)) < 1.5
+
+
+def test_guides_part_of_a_model():
+    guide = AutoGuideList(schools)
+    guide.append(AutoFlow(poutine.block(schools, hide=["theta"])))
+    guide.append(AutoNormal(poutine.block(schools, expose=["theta"])))
+    losses = torch.tensor(run(schools, guide, steps=200))
+    assert losses.isfinite().all()
+    assert losses[-20:].mean() < losses[:20].mean()
+    assert set(guide.median()) == {"mu", "tau", "theta"}
+
+
+def test_discrete_sites_are_enumerated_beside_it():
+    def model():
+        weight = pyro.sample("weight", dist.Beta(1.0, 1.0))
+        with pyro.plate("data", 6):
+            kind = pyro.sample("kind", dist.Bernoulli(weight), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(4 * kind, 1.0), obs=torch.tensor([0.0, 0.1, 4.0, 4.2, 3.9, -0.3]))
+
+    guide = AutoFlow(poutine.block(model, hide=["kind"]))
+    losses = run(model, guide, steps=50, elbo=TraceEnum_ELBO(max_plate_nesting=1))
+    assert torch.tensor(losses).isfinite().all()
+    with pytest.raises(ValueError, match=r"discrete: kind.*block"):
+        AutoFlow(model)()
+
+
+def test_trains_the_models_own_parameters():
+    def model():
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, scale), obs=torch.tensor(8.0))
+
+    run(model, AutoFlow(model), steps=200, lr=5e-2)
+    assert pyro.param("scale") > 3
+
+
+def test_works_in_double_precision_under_a_single_precision_default():
+    torch.set_default_dtype(torch.float32)
+    try:
+
+        def model():
+            z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=torch.float64), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=torch.tensor(1.0, dtype=torch.float64))
+
+        guide = AutoFlow(model)
+        run(model, guide, steps=3)
+        assert guide.sample_posterior()["z"].dtype == torch.float64
+        assert {p.dtype for p in guide.parameters()} == {torch.float64}
+    finally:
+        torch.set_default_dtype(torch.float64)
+
+
+def test_loads_copies_and_pickles_without_running_the_model():
+    guide = AutoFlow(schools)
+    run(schools, guide, steps=5)
+    fresh = AutoFlow(schools)
+    fresh.setup()
+    fresh.load_state_dict(guide.state_dict(), strict=True)
+
+    def draw(g):
+        torch.manual_seed(5)
+        return g.sample_posterior(sample_shape=(3,))["theta"]
+
+    for other in (fresh, copy.deepcopy(guide), pickle.loads(pickle.dumps(guide))):
+        assert torch.equal(draw(other), draw(guide))
+    assert torch.isfinite(torch.tensor(run(schools, guide, steps=2))).all()  # the original kept its model
+    assert torch.isfinite(torch.tensor(run(schools, copy.deepcopy(guide), steps=2))).all()
+
+
+def test_neutra_keeps_the_joint_density_and_samples():
+    guide = AutoFlow(schools)
+    run(schools, guide, steps=100)
+    assert isinstance(guide, AutoContinuous)
+    neutra = NeuTraReparam(guide.requires_grad_(False))
+    model = neutra.reparam(schools)
+    trace = poutine.trace(model).get_trace()
+    trace.compute_log_prob()
+    (name,) = [name for name in trace.nodes if name.endswith("shared_latent")]
+    z = trace.nodes[name]["value"]
+    values = {name: trace.nodes[name]["value"] for name in ("mu", "tau", "theta")}
+    x, log_det = guide.get_transform().forward_and_log_det(z)
+    original = poutine.trace(poutine.condition(schools, values)).get_trace()
+    expected = original.log_prob_sum() + log_det + x[..., 1]  # log tau is the unconstrained coordinate of tau
+    assert torch.allclose(trace.log_prob_sum(), expected)
+    mcmc = MCMC(NUTS(model, jit_compile=False), num_samples=20, warmup_steps=20, disable_progbar=True)
+    mcmc.run()
+    (latent,) = mcmc.get_samples().values()
+    assert neutra.transform_sample(latent[:, None])["theta"].shape == (20, 4)
+
+
+def test_one_dimensional_guides_are_not_gaussian_by_force():
+    guide = AutoFlow(one_latent)
+    losses = run(one_latent, guide, steps=50)
+    assert torch.tensor(losses).isfinite().all()
+    assert guide.sample_posterior(sample_shape=(3,))["z"].shape == (3,)
+
+
+def local(size=2):
+    with pyro.plate("data", 10, subsample_size=size):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def empty():
+    pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+
+
+def moving():
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    pyro.sample("z", dist.Uniform(0.0, tau))
+
+
+@pytest.mark.parametrize(
+    ("model", "flow", "message"),
+    [
+        (local, "auto", r"'z' is local to the plate 'data', which is subsampled \(2 of 10\)"),
+        (empty, "auto", "no latent variables"),
+        (moving, "auto", "supports of these sites depend on other latents: z"),
+        (schools, "realnpv", "unknown flow 'realnpv'; known flows are .*realnvp"),
+        (schools, fp.Planar(3), r"6 unconstrained latent dimensions, but the flow maps events of shape \(3,\)"),
+        (schools, lambda dim: fp.realnvp(dim, context_dim=2), "takes no context"),
+    ],
+)
+def test_refuses_what_it_cannot_do(model, flow, message):
+    guide = AutoFlow(model, flow)
+    for _ in range(2):  # a failed call leaves the guide as it was
+        with pytest.raises(ValueError, match=message):
+            guide()
+
+
+def test_other_mistakes_say_what_to_do():
+    with pytest.raises(TypeError, match="a name, a bijection or a function"):
+        AutoFlow(schools, 3)()
+    with pytest.raises(TypeError, match=r"flow\(6\) is int"):
+        AutoFlow(schools, lambda dim: dim)()
+    with pytest.raises(ValueError, match="init_scale must be positive"):
+        AutoFlow(schools, init_scale=0.0)
+    for method in ("median", "get_posterior", "get_transform", "sample_posterior", "get_base_dist"):
+        with pytest.raises(RuntimeError, match="setup"):
+            getattr(AutoFlow(schools), method)()
