@@ -1,4 +1,4 @@
-"""The eight schools, centred: `AutoFlow` with its defaults beside the guides of both host libraries, one protocol for all.
+"""The eight schools, centred: `AutoFlow` with its defaults beside the guides of both host libraries.
 
     python benchmarks/eight_schools.py [--steps 20000] [--seeds 0 1 2] [--only flowppl-numpyro,AutoIAFNormal]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowppl._array import namespace
 from flowppl._tree import Tree
-from flowppl.bijection import Bijection, assign, check_event, check_positive, derived
+from flowppl.bijection import Bijection, assign, check_event, check_sizes, derived
 from flowppl.nets import MADE, as_dims, split_raw
 from flowppl.univariate import Affine, Univariate
 
@@ -30,7 +30,8 @@ class Autoregressive(Bijection):
         univariate: the map of each coordinate.
         hidden_dims: the widths of the network's hidden layers; an int means one layer.
         context_dim: the size of the context, 0 for none.
-        activation: the network's activation: elu, relu, silu, softplus or tanh.
+        activation: the network's activation: elu, relu, silu, softplus or tanh. A bounded one keeps the training of
+            deep stacks stable.
 
     Raises:
         ValueError: for a dimension below 1.
@@ -50,11 +51,11 @@ class Autoregressive(Bijection):
     univariate: Univariate = Affine()
     hidden_dims: tuple[int, ...] = (64, 64)
     context_dim: int = 0
-    activation: str = "silu"
+    activation: str = "tanh"
     _network: MADE = derived()
 
     def __post_init__(self):
-        check_positive("Autoregressive", dim=self.dim)
+        check_sizes("Autoregressive", dim=self.dim)
         hidden_dims = as_dims("Autoregressive", self.hidden_dims)
         network = MADE(self.dim, self.univariate.num_raw, hidden_dims, self.context_dim, self.activation)
         assign(self, hidden_dims=hidden_dims, _network=network)

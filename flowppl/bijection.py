@@ -154,6 +154,7 @@ def initialize(bijection: Bijection, draws: Draws) -> Tree:
 
 def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], context: Array | None) -> None:
     """Raise ValueError unless ``event`` ends in ``shape`` and the context is what ``bijection`` needs."""
+    namespace(event)  # raises TypeError for what is not an array
     found = tuple(event.shape)
     if found[len(found) - len(shape) :] != shape:
         raise ValueError(f"{type(bijection).__name__} expected an array whose shape ends in {shape}, got shape {found}")
@@ -175,11 +176,11 @@ def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], cont
         )
 
 
-def check_positive(owner: str, **sizes: int) -> None:
-    """Raise ValueError unless all ``sizes`` are integers of at least 1."""
+def check_sizes(owner: str, *, at_least: int = 1, **sizes: int) -> None:
+    """Raise ValueError unless all ``sizes`` are integers of at least ``at_least``."""
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{owner}: {name} must be an integer of at least 1, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+            raise ValueError(f"{owner}: {name} must be an integer of at least {at_least}, got {value!r}")
 
 
 def derived() -> Any:
@@ -362,7 +363,7 @@ class Repeat(Bijection):
     _ranks: Tree = derived()
 
     def __post_init__(self):
-        check_positive("Repeat", num=self.num)
+        check_sizes("Repeat", num=self.num)
         assign(self, _ranks=_tree.map_tree(lambda parameter: len(parameter.shape), self.bijection.parameters()))
         if self.bijection.x_shape != self.bijection.y_shape:
             raise ValueError(

@@ -8,7 +8,7 @@ import math
 from flowppl import _tree
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
-from flowppl.bijection import Bijection, assign, check_event, check_positive, derived, num_parameters
+from flowppl.bijection import Bijection, assign, check_event, check_sizes, derived, num_parameters
 from flowppl.nets import MLP, as_dims
 
 
@@ -50,7 +50,7 @@ class Conditional(Bijection):
     _shapes: Tree = derived()
 
     def __post_init__(self):
-        check_positive("Conditional", context_dim=self.context_dim)
+        check_sizes("Conditional", context_dim=self.context_dim)
         name = type(self.bijection).__name__
         if self.bijection.context_dim:
             raise ValueError(f"Conditional: {name} takes a context itself; give it context_dim instead of wrapping it")

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowppl._array import namespace
 from flowppl._tree import Tree
-from flowppl.bijection import Bijection, assign, check_event, check_positive, derived
+from flowppl.bijection import Bijection, assign, check_event, check_sizes, derived
 from flowppl.nets import MLP, Network, as_dims, split_raw
 from flowppl.univariate import Affine, Univariate
 
@@ -66,7 +66,7 @@ class Coupling(Bijection):
     _layout: str = derived()  # where the fixed part lies: a slice where possible, since that is cheaper than a gather
 
     def __post_init__(self):
-        check_positive("Coupling", dim=self.dim)
+        check_sizes("Coupling", dim=self.dim)
         fixed = tuple(i < self.dim // 2 for i in range(self.dim))
         if self.mask is not None:
             fixed = tuple(bool(stays) for stays in self.mask)

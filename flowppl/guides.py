@@ -73,7 +73,7 @@ def check_latents(latents: Iterable[Latent]) -> None:
         for plate, size, full_size in latent.plates:
             if size != full_size:
                 raise ValueError(
-                    f"site {latent.name!r} is local to the plate {plate!r}, which is subsampled ({size} of {full_size}), "
+                    f"site {latent.name!r} is local to the plate {plate!r}, subsampled ({size} of {full_size}), "
                     "so that the guide's coordinates would mean other members in every step. Hide the site with "
                     f"block(model, hide=[{latent.name!r}]) and give it an amortised guide, or do not subsample"
                 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
-from flowppl.bijection import Bijection, Parameter, assign, check_event, check_positive
+from flowppl.bijection import Bijection, Parameter, assign, check_event, check_sizes
 
 UNIT = math.log(math.expm1(1.0))  # softplus(UNIT) = 1
 
@@ -88,7 +88,7 @@ class ElementwiseAffine(Bijection):
     dim: int
 
     def __post_init__(self):
-        check_positive("ElementwiseAffine", dim=self.dim)
+        check_sizes("ElementwiseAffine", dim=self.dim)
 
     def parameters(self) -> Tree:
         return {"loc": Parameter((self.dim,)), "scale": Parameter((self.dim,))}
@@ -135,7 +135,7 @@ class TriangularAffine(Bijection):
     dim: int
 
     def __post_init__(self):
-        check_positive("TriangularAffine", dim=self.dim)
+        check_sizes("TriangularAffine", dim=self.dim)
 
     def parameters(self) -> Tree:
         sizes = {"loc": self.dim, "scale": self.dim, "lower": self.dim * (self.dim - 1) // 2}

@@ -15,7 +15,7 @@ import numpy as np
 
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
-from flowppl.bijection import Constant, Parameter, Uniform, assign, check_positive
+from flowppl.bijection import Constant, Parameter, Uniform, assign, check_sizes
 
 ACTIVATIONS = ("elu", "relu", "silu", "softplus", "tanh")
 
@@ -32,7 +32,7 @@ def as_dims(owner: str, hidden_dims) -> tuple[int, ...]:
     """``hidden_dims`` as a tuple: an int means one hidden layer."""
     dims = (hidden_dims,) if isinstance(hidden_dims, int) else tuple(hidden_dims)
     for width in dims:
-        check_positive(owner, hidden_dims=width)
+        check_sizes(owner, hidden_dims=width)
     return dims
 
 
@@ -107,7 +107,8 @@ class MLP:
 
     def __post_init__(self):
         assign(self, hidden_dims=as_dims("MLP", self.hidden_dims))
-        check_positive("MLP", out_dim=self.out_dim)
+        check_sizes("MLP", out_dim=self.out_dim)
+        check_sizes("MLP", at_least=0, in_dim=self.in_dim, context_dim=self.context_dim)
         check_activation("MLP", self.activation)
 
     def parameters(self) -> Tree:
@@ -155,11 +156,12 @@ class MADE:
     num_outputs: int
     hidden_dims: tuple[int, ...] = (64, 64)
     context_dim: int = 0
-    activation: str = "silu"
+    activation: str = "tanh"
 
     def __post_init__(self):
         assign(self, hidden_dims=as_dims("MADE", self.hidden_dims))
-        check_positive("MADE", dim=self.dim, num_outputs=self.num_outputs)
+        check_sizes("MADE", dim=self.dim, num_outputs=self.num_outputs)
+        check_sizes("MADE", at_least=0, context_dim=self.context_dim)
         check_activation("MADE", self.activation)
 
     def parameters(self) -> Tree:

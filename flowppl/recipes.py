@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flowppl.autoregressive import Autoregressive
-from flowppl.bijection import Bijection, Chain, Invert, Repeat, check_positive
+from flowppl.bijection import Bijection, Chain, Invert, Repeat, check_sizes
 from flowppl.conditional import Conditional
 from flowppl.coupling import Coupling
 from flowppl.linear import ElementwiseAffine, Permute, TriangularAffine
@@ -125,7 +125,7 @@ def iaf(
         >>> flow.forward_cost, flow.inverse_cost
         ('parallel', 'sequential')
     """
-    check_positive("iaf", dim=dim, num_flows=num_flows)
+    check_sizes("iaf", dim=dim, num_flows=num_flows)
     layer = Autoregressive(dim, Affine(log_scale_bound), hidden_dims, context_dim, activation)
     return _shuffled(layer, tuple(reversed(range(dim))), num_flows)
 
@@ -165,7 +165,7 @@ def maf(
 
 
 def _couplings(dim, num_flows, univariate: Univariate, hidden_dims, context_dim, activation) -> Bijection:
-    check_positive("dim and num_flows", dim=dim, num_flows=num_flows)
+    check_sizes("coupling flow", dim=dim, num_flows=num_flows)
     half = dim // 2
     first = tuple(i < half for i in range(dim))
     second = tuple(i >= half for i in range(dim)) if dim > 1 else first

@@ -11,7 +11,7 @@ import pytest
 from jax.scipy.stats import multivariate_normal
 from numpyro import handlers
 from numpyro.distributions import biject_to
-from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, init_to_value
+from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoContinuous, AutoGuideList, AutoNormal
 from numpyro.infer.reparam import NeuTraReparam
 from numpyro.infer.util import log_density
@@ -58,12 +58,15 @@ def conjugate(y=OBSERVED):
 
 
 def run(model, guide, steps=300, lr=1e-2, elbo=None, args=()):
-    svi = SVI(model, guide, numpyro.optim.Adam(lr), elbo or Trace_ELBO(num_particles=8))
+    adam = numpyro.optim.Adam(lambda i: lr * (1 + jnp.cos(jnp.pi * i / steps)) / 2)
+    svi = SVI(model, guide, adam, elbo or Trace_ELBO(num_particles=8))
     return svi.run(jax.random.key(0), steps, *args, progress_bar=False)
 
 
-@pytest.mark.parametrize("flow", ["auto", *sorted({"planar", "nice", "realnvp", "iaf", "maf"}), fp.TriangularAffine])
-@pytest.mark.parametrize("model", [schools, one_latent, all_supports])
+FLOWS = ["auto", "planar", "nice", "realnvp", "maf", fp.TriangularAffine]
+
+
+@pytest.mark.parametrize(("model", "flow"), [*((schools, flow) for flow in FLOWS), (one_latent, "auto")])
 def test_starts_exactly_at_its_gaussian(model, flow):
     guide = AutoFlow(model, flow, init_scale=0.3)
     params = guide.setup()
@@ -71,7 +74,7 @@ def test_starts_exactly_at_its_gaussian(model, flow):
     loc = params["auto_flow"]["1"]["loc"]
     points = loc + jax.random.normal(jax.random.key(0), (20, guide.latent_dim))
     expected = dist.Normal(loc, 0.3).log_prob(points).sum(-1)
-    np.testing.assert_allclose(posterior.log_prob(points), expected, atol=1e-10)
+    np.testing.assert_allclose(jax.jit(lambda d, z: d.log_prob(z))(posterior, points), expected, atol=1e-10)
 
 
 def test_starts_where_it_is_told():
@@ -84,7 +87,7 @@ def test_starts_where_it_is_told():
 
 def test_fits_a_conjugate_posterior_to_its_evidence():
     guide = AutoFlow(conjugate)
-    params = run(conjugate, guide, steps=3000).params
+    params = run(conjugate, guide, steps=2000).params
     y = jnp.array([1.0, 2.0, 0.5])
     evidence = multivariate_normal.logpdf(y, jnp.zeros(3), jnp.eye(3) + 1)
     weights = log_weights(jax.random.key(1), conjugate, guide, params, num_samples=4000)
@@ -95,20 +98,27 @@ def test_fits_a_conjugate_posterior_to_its_evidence():
     assert abs((upper - lower) / 2 - 0.5) < 0.05
 
 
-@pytest.mark.parametrize("model", [schools, one_latent, all_supports])
-def test_draws_lie_in_the_supports(model):
-    guide = AutoFlow(model)
-    params = run(model, guide, steps=3).params
+def test_draws_lie_in_the_supports_with_the_density_of_the_flow():
+    """The guide's trace has the flow's density and the Jacobians of the constraints, and nothing else."""
+    guide = AutoFlow(all_supports)
+    params = guide.setup()
     draws = guide.sample_posterior(jax.random.key(1), params, sample_shape=(5, 2))
-    trace = handlers.trace(handlers.seed(model, 0)).get_trace()
+    trace = handlers.trace(handlers.seed(all_supports, 0)).get_trace()
     for name, value in draws.items():
         assert value.shape == (5, 2, *trace[name]["value"].shape)
         assert trace[name]["fn"].support(value).all()
     summaries = guide.quantiles(params, [0.1, 0.9])
     for name, value in guide.median(params).items():
         assert summaries[name].shape == (2, *value.shape)
-    latents = Predictive(guide, params=params, num_samples=3)(jax.random.key(2))
-    assert set(draws) < set(latents)
+    log_q, trace = log_density(handlers.seed(guide, 0), (), {}, params)
+    latent = trace["_auto_latent"]["value"]
+    expected = guide.get_posterior(params).log_prob(latent)
+    for name, unconstrained in guide._unpack_latent(latent).items():
+        transform = biject_to(SUPPORTS[name]().support)
+        value = transform(unconstrained)
+        np.testing.assert_allclose(trace[name]["value"], value)
+        expected -= transform.log_abs_det_jacobian(unconstrained, value).sum()
+    np.testing.assert_allclose(log_q, expected, rtol=1e-10)
 
 
 def test_deterministic_sites_need_the_arguments_of_the_model():
@@ -122,44 +132,23 @@ def test_deterministic_sites_need_the_arguments_of_the_model():
     assert "double" in guide.sample_posterior(jax.random.key(1), guide.setup())
 
 
-def test_density_of_the_guide_is_that_of_its_flow():
-    """The guide's trace has the flow's density and the Jacobians of the constraints, and nothing else."""
-    guide = AutoFlow(all_supports)
-    params = guide.setup()
-    log_q, trace = log_density(handlers.seed(guide, 0), (), {}, params)
-    latent = trace["_auto_latent"]["value"]
-    expected = guide.get_posterior(params).log_prob(latent)
-    for name, unconstrained in guide._unpack_latent(latent).items():
-        transform = biject_to(SUPPORTS[name]().support)
-        value = transform(unconstrained)
-        np.testing.assert_allclose(trace[name]["value"], value)
-        expected -= transform.log_abs_det_jacobian(unconstrained, value).sum()
-    np.testing.assert_allclose(log_q, expected, rtol=1e-10)
-
-
 def test_starts_under_vmap_and_jit_and_leaks_no_tracer():
-    y = jnp.array([1.0, 2.0, 0.0, 3.0])
-    for start in (jax.jit, jax.vmap):
-        guide = AutoFlow(schools)
-        svi = SVI(schools, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
+    def model(y):
+        z = numpyro.sample("z", dist.Uniform(-10.0, 10.0).expand([2]))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    keys, y = jax.random.split(jax.random.key(0), 3), jnp.ones(2)
+    for start in (lambda svi: jax.jit(svi.init)(keys[0], y), lambda svi: jax.vmap(svi.init, (0, None))(keys, y)):
+        guide = AutoFlow(model, fp.Planar)
+        svi = SVI(model, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
         with jax.checking_leaks():
-            if start is jax.jit:
-                state = jax.jit(svi.init)(jax.random.key(0), y)
-            else:
-                state = jax.vmap(svi.init, in_axes=(0, None))(jax.random.split(jax.random.key(0), 3), y)
-                weights = svi.get_params(state)["auto_flow"]
-                assert not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weights))
-                state = jax.tree.map(lambda leaf: leaf[0], state)
-        svi.update(state, y)
-        pickle.loads(pickle.dumps(guide))
-
-
-def test_different_keys_start_different_weights():
-    guide = AutoFlow(schools)
-    svi = SVI(schools, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
-    states = jax.vmap(svi.init)(jax.random.split(jax.random.key(0), 3))
-    leaves = jax.tree.leaves(svi.get_params(states)["auto_flow"])
-    assert any(jnp.abs(leaf[0] - leaf[1]).max() > 0 for leaf in leaves)
+            state = start(svi)
+        other = pickle.loads(pickle.dumps(guide))
+        assert other.latent_dim == 2
+    weights = svi.get_params(state)["auto_flow"]["0"]["w"]
+    assert weights.shape == (3, 1, 2)
+    assert jnp.abs(weights[0] - weights[1]).max() > 0  # one draw for each key
+    svi.update(jax.tree.map(lambda leaf: leaf[0], state), y)
 
 
 def test_particles_and_scale():
@@ -207,9 +196,7 @@ def test_discrete_sites_are_refused_by_name():
 
     with pytest.raises(ValueError, match=r"discrete: kind.*block"):
         AutoFlow(model).setup()
-    guide = AutoFlow(handlers.block(handlers.seed(model, 0), hide=["kind"]))
-    assert guide.setup()
-    assert TraceEnum_ELBO is not None
+    assert AutoFlow(handlers.block(model, hide=["kind"])).setup()
 
 
 def test_trains_the_models_own_parameters():
@@ -228,8 +215,8 @@ def test_a_pickled_guide_draws_the_same_without_the_data():
     content = pickle.dumps((guide, params))
     assert not any(np.array_equal(leaf, y) for leaf in jax.tree.leaves(vars(guide)) if hasattr(leaf, "shape"))
     other, loaded = pickle.loads(content)
-    for g, p in ((other, loaded), (guide, params)):
-        draws = g.sample_posterior(jax.random.key(3), p, sample_shape=(3,))
+    assert set(Predictive(guide, params=params, num_samples=3)(jax.random.key(3))) >= {"mu", "tau", "theta"}
+    draws = guide.sample_posterior(jax.random.key(3), params, sample_shape=(3,))
     np.testing.assert_array_equal(
         draws["theta"], other.sample_posterior(jax.random.key(3), loaded, sample_shape=(3,))["theta"]
     )
@@ -270,7 +257,7 @@ def moving():
 @pytest.mark.parametrize(
     ("model", "flow", "message"),
     [
-        (local, "auto", r"'z' is local to the plate 'data', which is subsampled \(2 of 10\)"),
+        (local, "auto", r"'z' is local to the plate 'data', subsampled \(2 of 10\)"),
         (empty, "auto", "no latent variables"),
         (moving, "auto", "supports of these sites depend on other latents: z"),
         (schools, "realnpv", "unknown flow 'realnpv'; known flows are .*realnvp"),

@@ -60,7 +60,7 @@ def run(model, guide, steps=300, lr=1e-2, elbo=None, args=()):
     return [svi.step(*args) for _ in range(steps)]
 
 
-@pytest.mark.parametrize("flow", ["auto", *sorted({"planar", "nice", "realnvp", "iaf", "maf"}), fp.TriangularAffine])
+@pytest.mark.parametrize("flow", ["auto", "planar", "nice", "realnvp", "maf", fp.TriangularAffine])
 @pytest.mark.parametrize("model", [schools, one_latent, all_supports])
 def test_starts_exactly_at_its_gaussian(model, flow):
     guide = AutoFlow(model, flow, init_scale=0.3)
@@ -290,7 +290,7 @@ def moving():
 @pytest.mark.parametrize(
     ("model", "flow", "message"),
     [
-        (local, "auto", r"'z' is local to the plate 'data', which is subsampled \(2 of 10\)"),
+        (local, "auto", r"'z' is local to the plate 'data', subsampled \(2 of 10\)"),
         (empty, "auto", "no latent variables"),
         (moving, "auto", "supports of these sites depend on other latents: z"),
         (schools, "realnpv", "unknown flow 'realnpv'; known flows are .*realnvp"),

@@ -103,8 +103,8 @@ class AutoFlow(AutoContinuous):
         moved = [name for name, site in latents.items() if _is_traced(site["fn"].support)]
         if moved and _is_traced((args, kwargs)):
             raise ValueError(
-                f"the supports of these sites depend on other latents or on data that jax is tracing: {', '.join(moved)}; "
-                "if it is the data, call guide.setup(*args) once with them, outside jit and vmap"
+                f"the supports of these sites depend on other latents or on data under a jax trace: {', '.join(moved)}"
+                "; if it is the data, call guide.setup(*args) once with them, outside jit and vmap"
             )
         check_supports(moved)
         flat, shapes = _ravel_dict({name: np.zeros(site["unconstrained_shape"]) for name, site in latents.items()})
@@ -119,7 +119,7 @@ class AutoFlow(AutoContinuous):
 
     @property
     def _keyed_model(self):
-        # Sites that a block hides, and plates, ask for a key of their own: none of an outer handler's may be spent here.
+        # Sites that a block hides, and plates, ask for a key of their own: no outer handler's may be spent here.
         return handlers.seed(self.model, 0, hide_types=["sample"])
 
     def _outline_model(self, args, kwargs) -> dict[str, dict]:
@@ -166,28 +166,24 @@ class AutoFlow(AutoContinuous):
 
     def _start_params(self, rng_key, args, kwargs) -> Tree:
         """The first parameters: a pure function of the key and the model's arguments, in one compiled program."""
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
 
         @jax.jit
-        def start(key, arrays):
+        def start(key):
             key_loc, key_flow = jax.random.split(key)
-            all_leaves = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
-            model_args, model_kwargs = jax.tree.unflatten(structure, all_leaves)
             with handlers.block():
                 (point, _, _), is_valid = find_valid_initial_params(
                     key_loc,
                     self._keyed_model,
                     init_strategy=self.init_loc_fn,
-                    model_args=model_args,
-                    model_kwargs=model_kwargs,
+                    model_args=args,
+                    model_kwargs=kwargs,
                     prototype_params=self._unpack_latent(jnp.zeros(self.latent_dim)),
                 )
             loc = jnp.concatenate([jnp.ravel(point[name]) for name in self._names])
             params = init_params(self.bijection, key_flow)
             return start_at(self.bijection, params, loc, self.init_scale), is_valid
 
-        params, is_valid = start(rng_key, arrays)
+        params, is_valid = start(rng_key)
         if not isinstance(is_valid, jax.core.Tracer) and not is_valid:
             raise RuntimeError(
                 "AutoFlow found no start at which the model's log density and its gradient are finite; "

@@ -1,0 +1,105 @@
+"""Bad input is refused with a message that says what was expected, what came, and what to do."""
+
+import numpy as np
+import pytest
+from catalogue import BIJECTIONS, context_for, draw, merged
+
+import flowppl as fp
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("name", BIJECTIONS)
+def test_wrong_events_and_contexts_are_refused(name, direction, rng):
+    bijection = BIJECTIONS[name]
+    params = merged(bijection, draw(bijection, rng))
+    call = getattr(bijection, direction)
+    (dim,) = bijection.x_shape
+    event, context = rng.normal(size=(3, dim)), context_for(bijection, rng, (3,))
+    for wrong in (np.zeros((3, dim + 1)), np.zeros(()), np.zeros((3, 1)) if dim > 1 else np.zeros((3, 2))):
+        with pytest.raises(ValueError, match=rf"shape ends in \({dim},\), got shape"):
+            call(params, wrong, context)
+    if bijection.context_dim:
+        with pytest.raises(ValueError, match=f"needs a context: .* size {bijection.context_dim}"):
+            call(params, event)
+        with pytest.raises(
+            ValueError, match=rf"context whose last axis has size .*, got shape \(3, {context.shape[-1] + 1}\)"
+        ):
+            call(params, event, np.zeros((3, context.shape[-1] + 1)))
+    else:
+        with pytest.raises(ValueError, match=r"unconditional.*build it with context_dim=4"):
+            call(params, event, np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "3"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        fp.Planar,
+        fp.Coupling,
+        fp.Autoregressive,
+        fp.ElementwiseAffine,
+        fp.TriangularAffine,
+        fp.realnvp,
+        fp.nice,
+        fp.iaf,
+        fp.maf,
+        fp.planar,
+        lambda n: fp.Planar(2, num_flows=n),
+        lambda n: fp.realnvp(2, num_flows=n),
+        lambda n: fp.iaf(2, num_flows=n),
+        lambda n: fp.Repeat(fp.Planar(2), n),
+        lambda n: fp.Conditional(fp.Planar(2), context_dim=n),
+        lambda n: fp.Coupling(2, hidden_dims=(n,)),
+        lambda n: fp.MADE(2, n),
+        lambda n: fp.MLP(2, n),
+    ],
+)
+def test_sizes_must_be_positive_integers(build, value):
+    with pytest.raises(ValueError, match="must be an integer of at least 1, got"):
+        build(value)
+
+
+@pytest.mark.parametrize("build", [fp.Coupling, fp.Autoregressive, fp.realnvp, fp.iaf])
+def test_a_context_size_must_be_an_integer(build):
+    for value in (-1, 1.5):
+        with pytest.raises(ValueError, match="context_dim must be an integer of at least 0, got"):
+            build(2, context_dim=value)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: fp.Chain([]), ValueError, "must not be empty"),
+        (lambda: fp.Chain([fp.Planar(2), "x"]), TypeError, r"bijections\[1\] must be a Bijection, got str"),
+        (
+            lambda: fp.Chain([fp.Planar(2), fp.Planar(3)]),
+            ValueError,
+            r"gives events of shape \(2,\), but bijections\[1\]",
+        ),
+        (
+            lambda: fp.Chain([fp.Coupling(2, context_dim=1), fp.Coupling(2, context_dim=2)]),
+            ValueError,
+            r"same one, got sizes \[1, 2\]",
+        ),
+        (lambda: fp.Permute((0, 2)), ValueError, "exactly once"),
+        (lambda: fp.Permute(()), ValueError, "exactly once"),
+        (lambda: fp.Coupling(3, mask=(True, False)), ValueError, "must have dim=3 entries, got 2"),
+        (lambda: fp.Coupling(2, mask=(True, True)), ValueError, "at least one entry must be False"),
+        (lambda: fp.Coupling(2, activation="swish"), ValueError, "one of elu, relu, .* got 'swish'"),
+        (lambda: fp.Affine(0.0), ValueError, "log_scale_bound must be positive"),
+        (lambda: fp.Conditional(fp.Coupling(2, context_dim=1), 1), ValueError, "takes a context itself"),
+        (lambda: fp.Conditional(fp.Permute((1, 0)), 1), ValueError, "has no parameters"),
+        (lambda: fp.make_flow("realnpv", 2), ValueError, "unknown flow 'realnpv'; known flows are iaf, maf"),
+        (lambda: fp.register_flow("iaf", fp.iaf), ValueError, "exists already"),
+        (lambda: fp.Planar(2).forward({}, [1.0, 2.0]), TypeError, "expected an array .* got list"),
+    ],
+)
+def test_constructors_reject_nonsense(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_users_can_register_a_flow():
+    fp.register_flow("test-only", lambda dim, num_flows=2: fp.Planar(dim, num_flows))
+    assert "test-only" in fp.available_flows()
+    assert fp.make_flow("test-only", 3, num_flows=5) == fp.Planar(3, 5)

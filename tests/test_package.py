@@ -1,0 +1,109 @@
+"""The package as a whole: what it imports, how its source looks, what its documentation promises."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(*command):
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("flowppl", ("torch", "jax", "pyro", "numpyro", "arviz")),
+        ("flowppl.numpyro", ("torch", "pyro", "arviz")),
+        ("flowppl.pyro", ("jax", "numpyro", "arviz")),
+    ],
+)
+def test_imports_no_more_than_it_needs(module, absent):
+    code = f"import sys, {module}; print([m for m in {absent} if m in sys.modules])"
+    result = run("-c", code)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_import_changes_nothing_global():
+    code = """
+import torch, jax, warnings, numpy as np
+before = torch.get_default_dtype(), jax.config.jax_enable_x64, torch.distributions.Distribution._validate_args, \
+    list(warnings.filters), dict(np.geterr())
+warnings.simplefilter("ignore")
+import pyro, numpyro
+hosts = list(warnings.filters), torch.distributions.Distribution._validate_args
+import flowppl.pyro, flowppl.numpyro
+assert hosts == (list(warnings.filters), torch.distributions.Distribution._validate_args)
+assert before[:2] == (torch.get_default_dtype(), jax.config.jax_enable_x64) and before[4] == dict(np.geterr())
+"""
+    result = run("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_compiles_to_one_graph_when_imported_before_torch():
+    code = """
+import flowppl as fp
+import torch
+flow = fp.realnvp(3, num_flows=2, hidden_dims=4)
+params = {"network": {"0": {}}}
+import flowppl.pyro as fpp
+transform = fpp.FlowTransform(flow)
+torch.compile(transform.forward_and_log_det, backend="aot_eager", fullgraph=True)(torch.ones(2, 3))
+"""
+    result = run("-W", "ignore", "-c", code)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_only_the_shim_and_the_adapters_name_a_framework():
+    for path in (ROOT / "flowppl").glob("*.py"):
+        names = re.findall(r"^\s*(?:import|from) (torch|jax|pyro|numpyro)\b", path.read_text(), re.MULTILINE)
+        assert path.name == "_array.py" or not names, path
+
+
+def test_the_adapters_have_the_same_files():
+    ours, theirs = ({path.name for path in (ROOT / "flowppl" / name).glob("*.py")} for name in ("pyro", "numpyro"))
+    assert ours == theirs
+
+
+def test_core_writes_in_place_nowhere():
+    for path in (ROOT / "flowppl").glob("*.py"):
+        if path.name != "_array.py":
+            assert not re.findall(r"\b(?:x|y|event|raw|log_det|total)\[.*\] =|\+= log_det", path.read_text()), path
+
+
+@pytest.mark.parametrize("tool", [("ruff", "check"), ("ruff", "format", "--check"), ("mypy",)])
+def test_source_is_clean(tool):
+    result = run("-m", *tool, *(["."] if tool[0] == "ruff" else []))
+    assert result.returncode == 0, result.stdout
+
+
+def test_everything_public_is_documented():
+    import flowppl
+    import flowppl.numpyro
+    import flowppl.pyro
+
+    for module in (flowppl, flowppl.pyro, flowppl.numpyro):
+        for name in module.__all__:
+            doc = getattr(module, name).__doc__
+            assert doc, (module.__name__, name)
+            if isinstance(getattr(module, name), type) and issubclass(getattr(module, name), flowppl.Bijection):
+                assert name == "Bijection" or "Example:" in doc, name
+
+
+def test_readme_names_every_flow_and_its_example_runs():
+    import flowppl as fp
+
+    readme = (ROOT / "README.md").read_text()
+    for name in ("planar", "nice", "realnvp", "iaf", "maf"):
+        flow = fp.make_flow(name, 8)
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"| {flow.forward_cost} | {flow.inverse_cost} |" in row
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        result = run("-W", "ignore", "-c", block)
+        assert result.returncode == 0, result.stderr[-2000:]

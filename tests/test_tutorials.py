@@ -1,0 +1,32 @@
+"""The notebooks and the demo run from top to bottom, with few steps."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tutorials").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("default")
+def test_notebook_runs(path, monkeypatch):
+    monkeypatch.setenv("FLOWPPL_TUTORIAL_STEPS", "40")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    notebook = nbformat.read(path, as_version=4)
+    assert all(cell.get("outputs") for cell in notebook.cells if "plt.subplots" in cell.source), "save it with outputs"
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(ROOT))
+
+
+def test_demo_runs(tmp_path):
+    figure = tmp_path / "demo.png"
+    command = [sys.executable, "tutorials/demo.py", "--steps", "40", "--figure", str(figure)]
+    environment = os.environ | {"TQDM_DISABLE": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("AutoFlow, Pyro") == 4  # announced and reported, for both models
+    assert figure.stat().st_size > 10_000
