@@ -54,7 +54,7 @@ def test_flows_agree(name, rng):
     np.testing.assert_allclose(found, theirs.log_prob(y), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("flow", ["auto", "planar", "nice", "realnvp", "iaf"])
+@pytest.mark.parametrize("flow", ["auto", "planar", "realnvp"])
 def test_guides_agree_in_every_log_weight(flow, rng):
     ours, theirs = fpp.AutoFlow(pyro_schools, flow), fnp.AutoFlow(numpyro_schools, flow)
     ours.setup()

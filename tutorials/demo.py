@@ -120,12 +120,11 @@ def fit_pyro(model, guide, steps, seed=0):
     return {name: value.detach().numpy() for name, value in draws.items()}, weights.numpy(), seconds
 
 
-def reference(model, non_centred=()):
+def reference(model, non_centred, steps):
     """Draws by NUTS. Centred, the funnel defeats it: the sites named are sampled non-centred."""
     config = {name: LocScaleReparam(0.0) for name in non_centred}
-    mcmc = MCMC(
-        NUTS(numpyro.handlers.reparam(model, config=config), target_accept_prob=0.95), num_warmup=1000, num_samples=8000
-    )
+    kernel = NUTS(numpyro.handlers.reparam(model, config=config), target_accept_prob=0.95)
+    mcmc = MCMC(kernel, num_warmup=min(1000, steps), num_samples=min(8000, 2 * steps))
     start = time.perf_counter()
     mcmc.run(jax.random.key(0))
     seconds = time.perf_counter() - start
@@ -165,7 +164,7 @@ def main():
     rows, panels = [], {}
     for name, (numpyro_model, pyro_model, non_centred) in data_sets.items():
         print(f"\n{name}: NUTS in NumPyro, the reference")
-        truth, seconds = reference(numpyro_model, non_centred)
+        truth, seconds = reference(numpyro_model, non_centred, args.steps)
         panels[name] = {"NUTS (reference)": truth}
         rows.append((name, "NUTS (reference)", None, None, 0.0, 0.0, seconds))
         guides = {
