@@ -5,18 +5,8 @@ transforms, distributions and guides of the two languages.
 """
 
 from flowppl.autoregressive import Autoregressive
-from flowppl.bijection import (
-    Bijection,
-    Chain,
-    Constant,
-    Invert,
-    Normal,
-    Parameter,
-    Repeat,
-    Uniform,
-    initialize,
-    num_parameters,
-)
+from flowppl.bijection import Bijection, Constant, Normal, Parameter, Uniform, initialize, num_parameters
+from flowppl.combine import Chain, Invert, Repeat
 from flowppl.conditional import Conditional
 from flowppl.coupling import Coupling
 from flowppl.linear import ElementwiseAffine, Permute, TriangularAffine

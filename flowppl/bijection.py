@@ -1,4 +1,4 @@
-r"""What a bijection is, and the three ways to combine bijections: ``Chain``, ``Invert``, ``Repeat``.
+r"""What a bijection is: the contract that all flows keep.
 
 The contract
 ------------
@@ -40,7 +40,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from flowppl import _tree
@@ -194,250 +194,6 @@ def assign(bijection: Any, **values: Any) -> None:
         object.__setattr__(bijection, name, value)
 
 
-def _slowest(costs: Iterable[str]) -> str:
-    return max(costs, key=COSTS.index, default="parallel")
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain(Bijection):
-    r"""Bijections one after the other: :math:`f = f_n \circ \dots \circ f_1`.
-
-    ``forward`` applies the first of the list first. The log determinants add up. All parts that take a
-    context take the same one.
-
-    Args:
-        bijections: the parts, in the order in which ``forward`` applies them. Each one's ``y_shape``
-            must be the next one's ``x_shape``.
-
-    Raises:
-        ValueError: if the list is empty, or shapes or context sizes do not fit together.
-
-    Example:
-        >>> import flowppl as fp
-        >>> flow = fp.Chain([fp.Coupling(4), fp.Permute((3, 2, 1, 0))])
-        >>> flow.x_shape, sorted(flow.parameters())
-        ((4,), ['0'])
-    """
-
-    bijections: Sequence[Bijection]
-
-    def __post_init__(self):
-        assign(self, bijections=tuple(self.bijections))
-        if not self.bijections:
-            raise ValueError("Chain: bijections must not be empty")
-        for i, part in enumerate(self.bijections):
-            if not isinstance(part, Bijection):
-                raise TypeError(f"Chain: bijections[{i}] must be a Bijection, got {type(part).__name__}")
-        for i, (first, second) in enumerate(zip(self.bijections, self.bijections[1:], strict=False)):
-            if first.y_shape != second.x_shape:
-                raise ValueError(
-                    f"Chain: bijections[{i}] ({type(first).__name__}) gives events of shape {first.y_shape}, but "
-                    f"bijections[{i + 1}] ({type(second).__name__}) takes events of shape {second.x_shape}"
-                )
-        sizes = {part.context_dim for part in self.bijections} - {0}
-        if len(sizes) > 1:
-            raise ValueError(f"Chain: all parts that take a context must take the same one, got sizes {sorted(sizes)}")
-
-    @property
-    def context_dim(self) -> int:  # type: ignore[override]
-        return max(part.context_dim for part in self.bijections)
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        return self.bijections[0].x_shape
-
-    @property
-    def y_shape(self) -> tuple[int, ...]:
-        return self.bijections[-1].y_shape
-
-    @property
-    def forward_cost(self) -> str:
-        return _slowest(part.forward_cost for part in self.bijections)
-
-    @property
-    def inverse_cost(self) -> str:
-        return _slowest(part.inverse_cost for part in self.bijections)
-
-    def parameters(self) -> Tree:
-        declared = {str(i): part.parameters() for i, part in enumerate(self.bijections)}
-        return {key: tree for key, tree in declared.items() if tree}
-
-    def constants(self) -> Tree:
-        declared = {str(i): part.constants() for i, part in enumerate(self.bijections)}
-        return {key: tree for key, tree in declared.items() if tree}
-
-    def forward(self, params, x, context=None):
-        check_event(self, x, self.x_shape, context)
-        total = None
-        for i, part in enumerate(self.bijections):
-            x, log_det = part.forward(params.get(str(i), {}), x, context if part.context_dim else None)
-            total = log_det if total is None else total + log_det
-        return x, total
-
-    def inverse(self, params, y, context=None):
-        check_event(self, y, self.y_shape, context)
-        total = None
-        for i, part in reversed(list(enumerate(self.bijections))):
-            y, log_det = part.inverse(params.get(str(i), {}), y, context if part.context_dim else None)
-            total = log_det if total is None else total + log_det
-        return y, total
-
-
-@dataclasses.dataclass(frozen=True)
-class Invert(Bijection):
-    """A bijection with its two directions exchanged, over the same parameters.
-
-    ``Invert(b).forward`` is ``b.inverse``. A masked autoregressive flow is an inverted inverse
-    autoregressive flow, for example.
-
-    Args:
-        bijection: the bijection to turn around.
-
-    Example:
-        >>> import flowppl as fp
-        >>> fp.Autoregressive(8).forward_cost, fp.Invert(fp.Autoregressive(8)).forward_cost
-        ('parallel', 'sequential')
-    """
-
-    bijection: Bijection
-
-    @property
-    def context_dim(self) -> int:  # type: ignore[override]
-        return self.bijection.context_dim
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        return self.bijection.y_shape
-
-    @property
-    def y_shape(self) -> tuple[int, ...]:
-        return self.bijection.x_shape
-
-    @property
-    def forward_cost(self) -> str:
-        return self.bijection.inverse_cost
-
-    @property
-    def inverse_cost(self) -> str:
-        return self.bijection.forward_cost
-
-    def parameters(self) -> Tree:
-        return self.bijection.parameters()
-
-    def constants(self) -> Tree:
-        return self.bijection.constants()
-
-    def forward(self, params, x, context=None):
-        return self.bijection.inverse(params, x, context)
-
-    def inverse(self, params, y, context=None):
-        return self.bijection.forward(params, y, context)
-
-
-@dataclasses.dataclass(frozen=True)
-class Repeat(Bijection):
-    """``num`` layers of one kind, each with weights of its own, stacked into few large arrays.
-
-    Parameters have the names of one layer and a leading axis of length ``num`` (after batch axes, if any). Optimisers,
-    checkpoints and compilers prefer this to many small arrays. Constants are shared by the layers.
-
-    Args:
-        bijection: one layer; its ``x_shape`` and ``y_shape`` must be equal.
-        num: the number of layers, at least 1.
-        scan: run the layers in a compiled loop (JAX) instead of unrolling them. Compilation then takes the same time
-            for any number of layers; the unrolled form runs a little faster. ``None`` unrolls up to 8 layers.
-
-    Raises:
-        ValueError: if ``num`` < 1 or the layer changes the shape of the event.
-
-    Example:
-        >>> import flowppl as fp
-        >>> flow = fp.Repeat(fp.ElementwiseAffine(3), 5)
-        >>> flow.parameters()["loc"].shape
-        (5, 3)
-    """
-
-    bijection: Bijection
-    num: int
-    scan: bool | None = None
-    _ranks: Tree = derived()
-
-    def __post_init__(self):
-        check_sizes("Repeat", num=self.num)
-        assign(self, _ranks=_tree.map_tree(lambda parameter: len(parameter.shape), self.bijection.parameters()))
-        if self.bijection.x_shape != self.bijection.y_shape:
-            raise ValueError(
-                f"Repeat: the layer must keep the shape of the event, but {type(self.bijection).__name__} "
-                f"maps {self.bijection.x_shape} to {self.bijection.y_shape}"
-            )
-
-    @property
-    def context_dim(self) -> int:  # type: ignore[override]
-        return self.bijection.context_dim
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        return self.bijection.x_shape
-
-    @property
-    def forward_cost(self) -> str:
-        return self.bijection.forward_cost
-
-    @property
-    def inverse_cost(self) -> str:
-        return self.bijection.inverse_cost
-
-    def parameters(self) -> Tree:
-        return _tree.map_tree(
-            lambda p: Parameter((self.num, *p.shape), _Stacked(p.initializer)), self.bijection.parameters()
-        )
-
-    def constants(self) -> Tree:
-        return self.bijection.constants()
-
-    def forward(self, params, x, context=None):
-        return self._run(self.bijection.forward, params, x, context, reverse=False)
-
-    def inverse(self, params, y, context=None):
-        return self._run(self.bijection.inverse, params, y, context, reverse=True)
-
-    def _run(self, apply, params, event, context, reverse):
-        check_event(self, event, self.x_shape, context)
-        xp = namespace(event)
-
-        def layers_first(rank, leaf):
-            return xp.moveaxis(leaf, leaf.ndim - rank - 1, 0)
-
-        stacked = _tree.map_tree(layers_first, self._ranks, params)
-        columns = _tree.map_tree(lambda leaf: xp.unstack(leaf, axis=0), stacked)
-
-        def step(carry, layer):
-            event, total = carry
-            event, log_det = apply(_tree.replace(params, layer), event, context)
-            return event, log_det if total is None else total + log_det
-
-        # The first step gives the carry the shapes and the dtype that it keeps.
-        order = list(reversed(range(self.num))) if reverse else list(range(self.num))
-        carry = step((event, None), _tree.map_tree(lambda column: column[order[0]], columns))
-        if self.num > 8 if self.scan is None else self.scan:
-            rest = slice(None, -1) if reverse else slice(1, None)
-            return xp.scan(step, carry, _tree.map_tree(lambda leaf: leaf[rest, ...], stacked), self.num - 1, reverse)
-        for i in order[1:]:
-            carry = step(carry, _tree.map_tree(lambda column, i=i: column[i], columns))
-        return carry
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stacked:
-    """Initializer of a stack: one independent draw for each layer."""
-
-    initializer: Callable[[Draws, tuple[int, ...]], Array]
-
-    def __call__(self, draws, shape):
-        layers = [self.initializer(draws, shape[1:]) for _ in range(shape[0])]
-        return namespace(layers[0]).stack(layers)
-
-
 def num_parameters(bijection: Bijection) -> int:
     """The number of trained scalars of a bijection.
 
@@ -449,20 +205,12 @@ def num_parameters(bijection: Bijection) -> int:
     return sum(math.prod(p.shape) for _, p in _tree.leaves(bijection.parameters()))
 
 
-def inverted(bijection: Bijection) -> Bijection:
-    """``Invert(bijection)``, or the inner bijection if it is inverted already."""
-    return bijection.bijection if isinstance(bijection, Invert) else Invert(bijection)
-
-
 __all__ = [
     "Bijection",
-    "Chain",
     "Constant",
     "Draws",
-    "Invert",
     "Normal",
     "Parameter",
-    "Repeat",
     "Uniform",
     "initialize",
     "num_parameters",

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
-from flowppl.bijection import Bijection, Chain
+from flowppl.bijection import Bijection
+from flowppl.combine import Chain
 from flowppl.linear import ElementwiseAffine, TriangularAffine
 from flowppl.recipes import iaf, make_flow
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flowppl.autoregressive import Autoregressive
-from flowppl.bijection import Bijection, Chain, Invert, Repeat, check_sizes
+from flowppl.bijection import Bijection, check_sizes
+from flowppl.combine import Chain, Invert, Repeat
 from flowppl.conditional import Conditional
 from flowppl.coupling import Coupling
 from flowppl.linear import ElementwiseAffine, Permute, TriangularAffine

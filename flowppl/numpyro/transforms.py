@@ -11,7 +11,8 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
 from flowppl import _tree
-from flowppl.bijection import Bijection, initialize, inverted
+from flowppl.bijection import Bijection, initialize
+from flowppl.combine import inverted
 from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
 
 

@@ -27,8 +27,8 @@ def log_weights(model, guide, *args, num_samples: int = 1000, batch_size: int = 
         >>> def model():
         ...     pyro.sample("z", dist.Normal(0.0, 1.0))
         >>> guide = AutoFlow(model, init_scale=1.0)
-        >>> bool(log_weights(model, guide).abs().max() < 1)
-        True
+        >>> log_weights(model, guide).shape
+        torch.Size([1000])
     """
     trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
     frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]

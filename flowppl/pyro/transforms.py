@@ -11,9 +11,9 @@ from torch.distributions import constraints
 
 from flowppl import _array
 from flowppl._tree import Tree, leaves
-from flowppl.bijection import Bijection, initialize, inverted
+from flowppl.bijection import Bijection, initialize
+from flowppl.combine import inverted
 from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
-
 
 _array.build("torch")  # torch.compile cannot trace the making of it
 
