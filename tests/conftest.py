@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from flowppl.nets import MADE, MLP
+
 jax.config.update("jax_enable_x64", True)
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
@@ -22,3 +24,18 @@ def _clean_pyro():
 
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+
+
+@pytest.fixture
+def count_passes(monkeypatch):
+    """Counts the evaluations of networks."""
+    calls = []
+    for kind in (MADE, MLP):
+        original = kind.__call__
+
+        def counted(self, *args, original=original):
+            calls.append(1)
+            return original(self, *args)
+
+        monkeypatch.setattr(kind, "__call__", counted)
+    return calls

@@ -15,28 +15,12 @@ from numpyro.infer import MCMC, NUTS, Predictive
 import flowppl as fp
 import flowppl.numpyro as fnp
 from flowppl import _tree
-from flowppl.nets import MADE, MLP
 
 
 def trained(bijection, rng, batch=()):
     """A transform away from its initialisation, at a context if it takes one."""
     params = _tree.map_tree(jnp.asarray, draw(bijection, rng, 0.5))
     return fnp.FlowTransform(bijection, params, to("jax", context_for(bijection, rng, batch)))
-
-
-@pytest.fixture
-def count_passes(monkeypatch):
-    """Counts the evaluations of networks."""
-    calls = []
-    for kind in (MADE, MLP):
-        original = kind.__call__
-
-        def counted(self, *args, original=original):
-            calls.append(1)
-            return original(self, *args)
-
-        monkeypatch.setattr(kind, "__call__", counted)
-    return calls
 
 
 @pytest.mark.parametrize("name", BIJECTIONS)

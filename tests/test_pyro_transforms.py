@@ -12,7 +12,6 @@ from catalogue import BIJECTIONS, context_for, draw, merged, to
 import flowppl as fp
 import flowppl.pyro as fpp
 from flowppl import _tree
-from flowppl.nets import MADE, MLP
 
 
 def trained(bijection, rng):
@@ -25,21 +24,6 @@ def trained(bijection, rng):
 def at_context(transform, rng, batch=()):
     context = to("torch", context_for(transform.bijection, rng, batch))
     return transform if context is None else transform.condition(context)
-
-
-@pytest.fixture
-def count_passes(monkeypatch):
-    """Counts the evaluations of networks."""
-    calls = []
-    for kind in (MADE, MLP):
-        original = kind.__call__
-
-        def counted(self, *args, original=original):
-            calls.append(1)
-            return original(self, *args)
-
-        monkeypatch.setattr(kind, "__call__", counted)
-    return calls
 
 
 @pytest.mark.parametrize("name", BIJECTIONS)

@@ -59,7 +59,7 @@ class AutoFlow(AutoContinuous):
         create_plates=None,
     ):
         check_scale(init_scale)
-        super().__init__(model, init_loc_fn=init_loc_fn)
+        super().__init__(model, init_loc_fn=_or_origin(init_loc_fn))
         self.create_plates = create_plates
         self.flow_choice = flow
         self.init_scale = init_scale
@@ -171,3 +171,16 @@ class AutoFlow(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model = self._model
         return new
+
+
+def _or_origin(init_loc_fn):
+    """``init_loc_fn``, or the origin of unconstrained space for an improper prior, of which nothing can be drawn."""
+
+    def init(site):
+        try:
+            return init_loc_fn(site)
+        except NotImplementedError:
+            transform = biject_to(site["fn"].support)
+            return transform(torch.zeros(transform.inverse_shape(site["fn"].shape())))
+
+    return init
