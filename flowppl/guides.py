@@ -124,16 +124,13 @@ def guide_bijection(flow: FlowChoice, dim: int) -> Bijection:
 
 
 def start_at(bijection: Bijection, params: Tree, loc: Array, scale: float) -> Tree:
-    """``params`` with the outer layer set so that the guide starts as a normal at ``loc`` with this scale.
-
-    Raises:
-        ValueError: unless the scale is positive.
-    """
+    """``params`` with the outer layer set so that the guide starts as a normal at ``loc`` with this scale."""
     xp = namespace(loc)
     outer = bijection.bijections[-1]  # type: ignore[attr-defined]
     scales = scale * xp.ones_like(loc)
     if isinstance(outer, TriangularAffine):
-        scales = scales[:, None] * xp.eye(loc.shape[0], dtype=loc.dtype)
+        full = scales[:, None] + xp.zeros_like(loc)
+        scales = xp.tril(full) - xp.tril(full, k=-1)  # the diagonal matrix, on the device of loc
     return {"0": params.get("0", {}), "1": outer.parameters_for(loc, scales)}
 
 

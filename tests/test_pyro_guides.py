@@ -14,7 +14,9 @@ from pyro.infer.reparam import NeuTraReparam
 from torch.distributions import biject_to, constraints
 
 import flowppl as fp
-from flowppl.pyro import AutoFlow, log_weights
+from flowppl import _tree
+from flowppl.guides import guide_bijection, start_at
+from flowppl.pyro import AutoFlow, FlowTransform, log_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
 
@@ -316,3 +318,10 @@ def test_other_mistakes_say_what_to_do():
     for method in ("median", "get_posterior", "get_transform", "sample_posterior", "get_base_dist"):
         with pytest.raises(RuntimeError, match="setup"):
             getattr(AutoFlow(schools), method)()
+
+
+def test_starts_on_the_device_of_the_model():
+    bijection = guide_bijection("planar", 4)
+    params = FlowTransform(bijection).to("meta").weights.tree()
+    started = start_at(bijection, params, torch.zeros(4, device="meta"), 0.1)
+    assert {leaf.device.type for _, leaf in _tree.leaves(started)} == {"meta"}
