@@ -40,6 +40,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -152,6 +153,15 @@ def initialize(bijection: Bijection, draws: Draws) -> Tree:
     return _tree.map_tree(lambda p: p.initializer(draws, p.shape), bijection.parameters())
 
 
+def check_bijection(value: Any) -> None:
+    """Raise TypeError unless ``value`` is a bijection."""
+    if not isinstance(value, Bijection):
+        what = f"the class {value.__name__}" if isinstance(value, type) else repr(value)[:80]
+        raise TypeError(
+            f"expected a flowppl.Bijection, such as flowppl.realnvp(3) or flowppl.make_flow('realnvp', 3), got {what}"
+        )
+
+
 def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], context: Array | None) -> None:
     """Raise ValueError unless ``event`` ends in ``shape`` and the context is what ``bijection`` needs."""
     namespace(event)  # raises TypeError for what is not an array
@@ -179,7 +189,7 @@ def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], cont
 def check_sizes(owner: str, *, at_least: int = 1, **sizes: int) -> None:
     """Raise ValueError unless all ``sizes`` are integers of at least ``at_least``."""
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
             raise ValueError(f"{owner}: {name} must be an integer of at least {at_least}, got {value!r}")
 
 

@@ -26,9 +26,9 @@ AUTO_FLOW_DOC = """A guide that is a flow over all continuous latents of a model
     Above 256 dimensions the affine layer has no T.
 
     Args:
-        model: the model. flow: ``"auto"``, a name of :func:`flowppl.available_flows`, a recipe or another function
-            from the dimension to a bijection, or a bijection of the right dimension. ``"auto"`` is
-            :func:`flowppl.iaf`.
+        model: the model.
+        flow: ``"auto"``, a name of :func:`flowppl.available_flows`, a recipe or another function from the dimension
+            to a bijection, or a bijection of the right dimension. ``"auto"`` is :func:`flowppl.iaf`.
         init_loc_fn: where the guide starts, site by site; ``{loc_default}`` unless given.
         init_scale: the standard deviation it starts with, in unconstrained space.
         create_plates: as for other guides of the host library.{prefix}

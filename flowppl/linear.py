@@ -11,7 +11,8 @@ from flowppl._array import Array, namespace
 from flowppl._tree import Tree
 from flowppl.bijection import Bijection, Parameter, assign, check_event, check_sizes
 
-UNIT = math.log(math.expm1(1.0))  # softplus(UNIT) = 1
+MIN_SCALE = 1e-10  # no weight gives a scale of zero, or an infinite density
+UNIT = math.log(math.expm1(1 - MIN_SCALE))  # softplus(UNIT) + MIN_SCALE = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,19 +96,21 @@ class ElementwiseAffine(Bijection):
 
     def parameters_for(self, loc: Array, scale: Array) -> Tree:
         """The parameters with which ``forward`` is ``loc + scale * x``, for a positive ``scale``."""
-        return {"loc": loc, "scale": _inverse_softplus(scale) - UNIT}
+        return {"loc": loc, "scale": _raw_scale(scale)}
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
         xp = namespace(x)
-        scale = xp.softplus(params["scale"] + UNIT)
-        return params["loc"] + scale * x, xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)
+        scale = _scale(xp, params)
+        y = params["loc"] + scale * x
+        return y, xp.sum(xp.log(scale) + xp.zeros_like(y), axis=-1)
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         xp = namespace(y)
-        scale = xp.softplus(params["scale"] + UNIT)
-        return (y - params["loc"]) / scale, -xp.sum(xp.log(scale) + xp.zeros_like(y), axis=-1)
+        scale = _scale(xp, params)
+        x = (y - params["loc"]) / scale
+        return x, -xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,29 +156,36 @@ class TriangularAffine(Bijection):
         xp = namespace(scale_tril)
         scale = xp.linalg.diagonal(scale_tril)
         rows = [(scale_tril[i, :i] / scale[i]) for i in range(self.dim)]
-        return {"loc": loc, "scale": _inverse_softplus(scale) - UNIT, "lower": xp.concat(rows)}
+        return {"loc": loc, "scale": _raw_scale(scale), "lower": xp.concat(rows)}
 
     def _scale_and_strict_lower(self, xp, params):
         entries = params["lower"]
-        entries = xp.concat([entries, xp.zeros_like(params["loc"][..., :1])], axis=-1)
+        zero = xp.zeros_like(xp.sum(entries, axis=-1, keepdims=True))
+        entries = xp.concat([entries, zero], axis=-1)
         lower = xp.take(entries, params["position"], axis=-1)
-        return xp.softplus(params["scale"] + UNIT), xp.reshape(lower, (*lower.shape[:-1], self.dim, self.dim))
+        return _scale(xp, params), xp.reshape(lower, (*lower.shape[:-1], self.dim, self.dim))
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
         xp = namespace(x)
         scale, lower = self._scale_and_strict_lower(xp, params)
         y = params["loc"] + scale * xp.linear(x, lower.mT, x)
-        return y, xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)
+        return y, xp.sum(xp.log(scale) + xp.zeros_like(y), axis=-1)
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         xp = namespace(y)
         scale, lower = self._scale_and_strict_lower(xp, params)
         x = xp.solve_unit_lower(lower, (y - params["loc"]) / scale)
-        return x, -xp.sum(xp.log(scale) + xp.zeros_like(y), axis=-1)
+        return x, -xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)
 
 
-def _inverse_softplus(value: Array) -> Array:
-    xp = namespace(value)
-    return value + xp.log(-xp.expm1(-value))
+def _scale(xp, params: Tree) -> Array:
+    return xp.softplus(params["scale"] + UNIT) + MIN_SCALE
+
+
+def _raw_scale(scale: Array) -> Array:
+    """The parameter that gives this scale."""
+    xp = namespace(scale)
+    rest = scale - MIN_SCALE
+    return rest + xp.log(-xp.expm1(-rest)) - UNIT

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import numbers
 from typing import Protocol
 
 import numpy as np
@@ -30,7 +31,7 @@ class Network(Protocol):
 
 def as_dims(owner: str, hidden_dims) -> tuple[int, ...]:
     """``hidden_dims`` as a tuple: an int means one hidden layer."""
-    dims = (hidden_dims,) if isinstance(hidden_dims, int) else tuple(hidden_dims)
+    dims = (hidden_dims,) if isinstance(hidden_dims, numbers.Integral) else tuple(hidden_dims)
     for width in dims:
         check_sizes(owner, hidden_dims=width)
     return dims

@@ -69,6 +69,7 @@ def realnvp(
         >>> flow.forward_cost, flow.inverse_cost
         ('parallel', 'parallel')
     """
+    check_sizes("realnvp", dim=dim, num_flows=num_flows)
     return _couplings(dim, num_flows, Affine(log_scale_bound), hidden_dims, context_dim, activation)
 
 
@@ -92,6 +93,7 @@ def nice(
         >>> fp.nice(6).bijections[-1]
         ElementwiseAffine(dim=6)
     """
+    check_sizes("nice", dim=dim, num_flows=num_flows)
     couplings = _couplings(dim, num_flows, Shift(), hidden_dims, context_dim, activation)
     return Chain([couplings, ElementwiseAffine(dim)])
 
@@ -166,7 +168,6 @@ def maf(
 
 
 def _couplings(dim, num_flows, univariate: Univariate, hidden_dims, context_dim, activation) -> Bijection:
-    check_sizes("coupling flow", dim=dim, num_flows=num_flows)
     half = dim // 2
     first = tuple(i < half for i in range(dim))
     second = tuple(i >= half for i in range(dim)) if dim > 1 else first

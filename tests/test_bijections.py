@@ -242,6 +242,27 @@ def test_weights_may_carry_batch_axes(name, namespace, rng):
             np.testing.assert_allclose(log_det[i], one[1], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", [fp.Planar, fp.ElementwiseAffine, fp.TriangularAffine])
+def test_a_single_weight_may_carry_batch_axes(kind, rng):
+    bijection = kind(3)
+    params, x = draw(bijection, rng), rng.normal(size=3)
+    for name, leaf in params.items():
+        batched = params | {name: np.stack([leaf] * 4)}
+        for direction in ("forward", "inverse"):
+            found, log_det = call(direction, bijection, batched, x)
+            alone, log_det_alone = call(direction, bijection, params, x)
+            np.testing.assert_allclose(found, np.stack([alone] * 4), rtol=1e-12)
+            np.testing.assert_allclose(log_det, np.stack([log_det_alone] * 4), rtol=1e-12)
+
+
+def test_no_weight_makes_an_affine_scale_degenerate():
+    for kind in (fp.ElementwiseAffine, fp.TriangularAffine):
+        params = {name: np.full(p.shape, -500.0, np.float32) for name, p in kind(2).parameters().items()}
+        for direction in ("forward", "inverse"):
+            for array in call(direction, kind(2), params, np.ones(2, np.float32)):
+                assert np.isfinite(array).all()
+
+
 @pytest.mark.parametrize("namespace", AUTODIFF)
 @pytest.mark.parametrize("name", BIJECTIONS)
 def test_far_events_give_finite_values_and_gradients(name, namespace, rng):

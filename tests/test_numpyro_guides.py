@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 import pytest
 from jax.scipy.stats import multivariate_normal
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import biject_to
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, init_to_uniform, init_to_value
 from numpyro.infer.autoguide import AutoContinuous, AutoGuideList, AutoNormal
@@ -296,3 +297,21 @@ def test_other_mistakes_say_what_to_do():
     svi = SVI(data_support, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
     with pytest.raises(ValueError, match=r"guide.setup\(\*args\) once"):
         jax.jit(svi.init)(jax.random.key(0), 2.0)
+
+
+@pytest.mark.filterwarnings("ignore:shape requires ndarray:DeprecationWarning")  # NumPyro's scan, of nested parameters
+def test_serves_a_model_with_a_scan():
+    def model(y):
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+
+        def step(z, y):
+            z = numpyro.sample("z", dist.Normal(z, scale))
+            numpyro.sample("y", dist.Normal(z, 0.5), obs=y)
+            return z, None
+
+        scan(step, 0.0, y)
+
+    guide = AutoFlow(model, fp.Planar)
+    result = run(model, guide, steps=3, args=(jnp.ones(5),))
+    assert jnp.isfinite(result.losses).all()
+    assert guide.sample_posterior(jax.random.key(0), result.params)["z"].shape == (5,)

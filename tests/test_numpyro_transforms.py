@@ -165,3 +165,27 @@ def test_wrong_weights_are_refused():
         fnp.FlowTransform(fp.planar(3), {"v": params["w"], "u": params["u"], "b": params["b"]})
     with pytest.raises(ValueError, match=r"params\[w\] must have a shape that ends in \(16, 4\), got \(16, 3\)"):
         fnp.FlowTransform(fp.planar(4), params)
+
+
+def test_data_may_be_numpy_arrays_beside_traced_weights():
+    flow = fnp.Flow.init(jax.random.key(0), fp.realnvp(2, num_flows=2))
+    data = np.ones((4, 2))
+    gradient = jax.grad(lambda flow: flow().log_prob(data).sum())(flow)
+    assert jnp.isfinite(jax.jit(lambda flow: flow().log_prob(data))(flow)).all()
+    assert isinstance(gradient, fnp.Flow)
+    assert isinstance(flow.transform(data), jax.Array)
+
+
+def test_batched_weights_are_batch_axes_of_the_distribution():
+    flows = jax.vmap(lambda key: fnp.Flow.init(key, fp.realnvp(2, num_flows=2)))(jax.random.split(jax.random.key(0), 3))
+    assert flows().batch_shape == (3,)
+    y = flows().sample(jax.random.key(1), (5,))
+    assert y.shape == (5, 3, 2)
+    assert jnp.abs(y[:, 0] - y[:, 1]).max() > 0
+    assert flows().log_prob(y).shape == (5, 3)
+
+
+def test_what_is_not_a_bijection_is_refused():
+    for wrong in ("realnvp", fp.Planar, fnp.planar(jax.random.key(0), 2)):
+        with pytest.raises(TypeError, match=r"expected a flowppl.Bijection, such as flowppl.realnvp\(3\)"):
+            fnp.Flow.init(jax.random.key(0), wrong)

@@ -325,3 +325,16 @@ def test_starts_on_the_device_of_the_model():
     params = FlowTransform(bijection).to("meta").weights.tree()
     started = start_at(bijection, params, torch.zeros(4, device="meta"), 0.1)
     assert {leaf.device.type for _, leaf in _tree.leaves(started)} == {"meta"}
+
+
+def test_every_guide_trains_its_own_parameters():
+    """Also the second one of a session, a copy, and the first again after them."""
+    first, second = AutoFlow(schools), AutoFlow(schools)
+    run(schools, first, steps=3)
+    for guide in (second, copy.deepcopy(first), first):
+        before = [parameter.detach().clone() for parameter in guide.setup().values()]
+        others = [p.detach().clone() for g in (first, second) if g is not guide for p in g.setup().values()]
+        run(schools, guide, steps=3)
+        assert all((a != b).any() for a, b in zip(before, guide.parameters(), strict=True) if a.numel())
+        unmoved = [p for g in (first, second) if g is not guide for p in g.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(others, unmoved, strict=True))

@@ -262,3 +262,15 @@ def test_merged_tree_is_that_of_the_bijection(rng):
     found, expected = (dict(_tree.leaves(t)) for t in (transform.weights.tree(), merged(bijection, params, "torch")))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[path], expected[path]) for path in found)
+
+
+def test_what_is_not_a_bijection_is_refused():
+    for wrong in ("realnvp", fp.Planar, fpp.planar(2)):
+        with pytest.raises(TypeError, match=r"expected a flowppl.Bijection, such as flowppl.realnvp\(3\)"):
+            fpp.Flow(wrong)
+
+
+def test_a_distribution_can_be_copied_after_sampling():
+    distribution = fpp.Flow(fp.realnvp(2, num_flows=2))()
+    y = distribution.rsample((3,))
+    assert torch.allclose(copy.deepcopy(distribution).log_prob(y), distribution.log_prob(y))

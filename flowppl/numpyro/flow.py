@@ -62,7 +62,7 @@ class FlowDistribution(dist.TransformedDistribution):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Flow:
     """A bijection, its weights and a base distribution; ``flow()`` or ``flow(context)`` is a distribution.
 

@@ -136,14 +136,13 @@ class AutoFlow(AutoContinuous):
                 with helpful_support_errors(site):
                     transform = biject_to(site["fn"].support)
                 shape = transform.inverse_shape(site["fn"].shape(site["kwargs"]["sample_shape"]))
-                outlines[site["name"]] = {"unconstrained_shape": shape}
                 return transform(jnp.zeros(shape) + probe)
 
             # What depends on neither latents nor traced data, as most supports, becomes a value even here.
             with jax.ensure_compile_time_eval(), handlers.block():
                 model = handlers.substitute(handlers.seed(self._keyed_model, 0), substitute_fn=abstract_value)
                 for name, site in handlers.trace(model).get_trace(*args, **kwargs).items():
-                    outlines[name] = outlines.pop(name, {}) | {
+                    outlines[name] = {
                         "name": name,
                         "type": site["type"],
                         "is_observed": site.get("is_observed", False),
@@ -151,8 +150,10 @@ class AutoFlow(AutoContinuous):
                         "args": site["args"] if site["type"] == "plate" else (),
                     }
                     if site["type"] == "sample" and not site["is_observed"]:
-                        fn = SimpleNamespace(support=site["fn"].support, event_dim=site["fn"].event_dim)
-                        outlines[name]["fn"] = fn
+                        support, shape = site["fn"].support, jnp.shape(site["value"])
+                        outlines[name]["fn"] = SimpleNamespace(support=support, event_dim=site["fn"].event_dim)
+                        if not support.is_discrete:
+                            outlines[name]["unconstrained_shape"] = biject_to(support).inverse_shape(shape)
 
         jax.eval_shape(outline, 0.0)
         return outlines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
 from flowppl import _tree
-from flowppl.bijection import Bijection, initialize
+from flowppl.bijection import Bijection, check_bijection, initialize
 from flowppl.combine import inverted
 from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
 
@@ -36,9 +37,14 @@ class _Draws:
         return jax.random.uniform(self._next(), shape, dtype=float)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def init_params(bijection: Bijection, key) -> _tree.Tree:
     """First weights of a bijection, drawn in one compiled call."""
+    check_bijection(bijection)
+    return _init_params(bijection, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_params(bijection, key):
     return initialize(bijection, _Draws(key))
 
 
@@ -75,6 +81,7 @@ class FlowTransform(Transform):
     """
 
     def __init__(self, bijection: Bijection, params: _tree.Tree, context=None):
+        check_bijection(bijection)
         check_params(bijection, params)
         self.bijection = bijection
         self.params = params
@@ -98,7 +105,7 @@ class FlowTransform(Transform):
 
     def condition(self, context) -> FlowTransform:
         """This transform at a context, an array whose last axis has size ``bijection.context_dim``."""
-        return self._of(self.bijection, self.params, context)
+        return self._of(self.bijection, self.params, jnp.asarray(context))
 
     @property
     def domain(self):
@@ -115,11 +122,11 @@ class FlowTransform(Transform):
 
     def forward_and_log_det(self, x):
         """``(y, log_det)`` in one pass, the log determinant being that of x -> y."""
-        return self.bijection.forward(self._tree, x, self.context)
+        return self.bijection.forward(self._tree, jnp.asarray(x), self.context)
 
     def inverse_and_log_det(self, y):
         """``(x, log_det)`` in one pass, the log determinant being that of y -> x."""
-        return self.bijection.inverse(self._tree, y, self.context)
+        return self.bijection.inverse(self._tree, jnp.asarray(y), self.context)
 
     @property
     def _tree(self):
@@ -149,6 +156,9 @@ class FlowTransform(Transform):
 
     def _mapped_shape(self, shape, event, mapped):
         batch = shape[: len(shape) - len(event)]
+        for path, parameter in _tree.leaves(self.bijection.parameters()):  # weights may carry batch axes too
+            leaf: Any = functools.reduce(lambda tree, key: tree[key], path, self.params)
+            batch = jnp.broadcast_shapes(batch, leaf.shape[: leaf.ndim - len(parameter.shape)])
         if self.context is not None:
             batch = jnp.broadcast_shapes(batch, self.context.shape[:-1])
         return (*batch, *mapped)

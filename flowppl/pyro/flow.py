@@ -15,8 +15,8 @@ class FlowDistribution(dist.TransformedDistribution):
     """The distribution of ``transform(x)``, x being drawn from a base distribution.
 
     A sample with its density costs one pass of the flow, and so does the density of fresh data. To that end ``rsample``
-    leaves its log determinant for one following ``log_prob`` of that very tensor. :class:`Flow`
-    makes a new distribution with every call, so nothing outlives a change of the weights.
+    leaves its log determinant for the next ``log_prob``, if that is of the very tensor just drawn: its density is then
+    that under the weights it was drawn with. :class:`Flow` makes a new distribution with every call.
 
     Args:
         base_distribution: the distribution of x; its event shape, or the end of its batch shape, is that of the flow.
@@ -51,6 +51,9 @@ class FlowDistribution(dist.TransformedDistribution):
         new = self._get_checked_instance(FlowDistribution, _instance)
         new._last = None
         return super().expand(batch_shape, _instance=new)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_last": None}  # a graph cannot be copied
 
     def rsample(self, sample_shape=()):
         x = self.base_dist.rsample(torch.Size(sample_shape))

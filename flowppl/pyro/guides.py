@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
+from pyro.params import param_with_module_name
 from torch.distributions import biject_to
 
 from flowppl.guides import (
@@ -107,6 +109,19 @@ class AutoFlow(AutoContinuous):
         self.flow = Flow(bijection).to(loc)
         tree = start_at(bijection, self.flow.transform.weights.tree(), loc, self.init_scale)
         self.flow.transform.weights.assign(tree)
+
+    def forward(self, *args, **kwargs):
+        """Draw all latent sites; the arguments are the model's."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        # Pyro keeps parameters by name, and all guides of a class share their names: without this a second guide would
+        # be given the tensors of the first, and never train its own.
+        store = pyro.get_param_store()
+        for name, parameter in self.flow.named_parameters():
+            name = param_with_module_name(f"{self._pyro_name}.flow", name)
+            if name in store and store[name] is not parameter:
+                store[name] = parameter
+        return super().forward(*args, **kwargs)
 
     def _trained_flow(self, *args, **kwargs) -> Flow:
         if self.prototype_trace is None:

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from flowppl import _array
 from flowppl._tree import Tree, leaves
-from flowppl.bijection import Bijection, initialize
+from flowppl.bijection import Bijection, check_bijection, initialize
 from flowppl.combine import inverted
 from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
 
@@ -91,6 +91,7 @@ class FlowTransform(TransformModule):
     bijective = True
 
     def __init__(self, bijection: Bijection):
+        check_bijection(bijection)
         super().__init__(cache_size=0)
         self.bijection = bijection
         self.weights = Weights(initialize(bijection, _Draws()), bijection.constants())
