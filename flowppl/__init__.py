@@ -1,7 +1,7 @@
 """Normalizing flows for Pyro and NumPyro: each flow's mathematics written once, for both.
 
-``flowppl`` itself needs NumPy only. ``flowppl.pyro`` and ``flowppl.numpyro`` make of its bijections
-transforms, distributions and guides of the two languages.
+``flowppl`` itself needs NumPy and neither language's framework. ``flowppl.pyro`` and ``flowppl.numpyro`` make of its
+bijections transforms, distributions and guides of the two languages.
 """
 
 from flowppl.autoregressive import Autoregressive
@@ -9,42 +9,94 @@ from flowppl.bijection import Bijection, Constant, Normal, Parameter, Uniform, i
 from flowppl.combine import Chain, Invert, Repeat
 from flowppl.conditional import Conditional
 from flowppl.coupling import Coupling
-from flowppl.linear import ElementwiseAffine, Permute, TriangularAffine
+from flowppl.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
+from flowppl.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
+from flowppl.mixture import LogisticMixture
 from flowppl.nets import MADE, MLP
-from flowppl.recipes import available_flows, iaf, maf, make_flow, nice, planar, realnvp, register_flow
-from flowppl.residual import Planar
-from flowppl.univariate import Affine, Shift
+from flowppl.orthogonal import QR, Householder
+from flowppl.recipes import (
+    available_flows,
+    flowpp,
+    glow,
+    householder,
+    householder_sylvester,
+    iaf,
+    maf,
+    make_flow,
+    nice,
+    nsf,
+    nsf_autoregressive,
+    orthogonal_sylvester,
+    planar,
+    radial,
+    realnvp,
+    register_flow,
+    sylvester,
+    triangular_sylvester,
+)
+from flowppl.residual import Planar, Radial
+from flowppl.splines import CircularSpline, RationalQuadraticSpline
+from flowppl.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
+from flowppl.univariate import Affine, Scale, Shift
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LU",
     "MADE",
     "MLP",
+    "QR",
+    "ActNorm",
     "Affine",
     "Autoregressive",
     "Bijection",
+    "Bounded",
     "Chain",
+    "CircularSpline",
     "Conditional",
     "Constant",
     "Coupling",
+    "Elementwise",
     "ElementwiseAffine",
+    "Householder",
+    "HouseholderSylvester",
     "Invert",
+    "LeakyReLU",
+    "LogisticMixture",
     "Normal",
+    "OrthogonalSylvester",
     "Parameter",
     "Permute",
     "Planar",
+    "Radial",
+    "RationalQuadraticSpline",
     "Repeat",
+    "Scale",
     "Shift",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
     "TriangularAffine",
+    "TriangularSylvester",
     "Uniform",
     "available_flows",
+    "flowpp",
+    "glow",
+    "householder",
+    "householder_sylvester",
     "iaf",
     "initialize",
     "maf",
     "make_flow",
     "nice",
+    "nsf",
+    "nsf_autoregressive",
     "num_parameters",
+    "orthogonal_sylvester",
     "planar",
+    "radial",
     "realnvp",
     "register_flow",
+    "sylvester",
+    "triangular_sylvester",
 ]

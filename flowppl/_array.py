@@ -9,10 +9,16 @@ What is added to the standard:
 =====================================  ==================================================================
 ``softplus sigmoid silu elu relu``     activations, stable in both tails and exact in float64
 ``linear(x, weight, bias)``            ``x @ weight + bias``; ``weight`` may carry batch dimensions
-``solve_unit_lower(matrix, x)``        the z with ``(I + strict lower part of matrix) @ z = x``
+``matmul_add(x, weight, added)``       ``weight @ x + added``, the same with events as columns
+``softmax(x)``, ``log_softmax(x)``     over the first axis
+``logsumexp(x)``                       over the first axis
+``pick(table, index)``                 ``table[index]``, entry by entry, in the first axis of ``table``
+``solve_unit_triangular(matrix, x)``   the z with ``(I + strict lower part of matrix) @ z = x``; or ``upper=True``
 ``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
 ``fori_loop(n, body, carry)``          ``carry = body(i, carry)`` for i = 0 .. n-1; ``n`` is static
 ``scan(body, carry, layers, n, ...)``  ``carry = body(carry, layer)`` over a leading axis, or from its end
+``collect(n, body, carry, *items)``     ``carry, outs = body(i, carry, *item)``; the last carry and each out, stacked
+``segment(x, bounds, i, axis)``        ``x`` from ``bounds[i]`` to ``bounds[i + 1]``; JAX adds zeros up to the longest
 =====================================  ==================================================================
 """
 
@@ -89,7 +95,30 @@ def _shared(xp):
             carry = body(carry, map_tree(lambda column, i=i: column[i], columns))
         return carry
 
-    return {"linear": linear, "fori_loop": fori_loop, "scan": scan}
+    def collect(n, body, carry, *items):
+        columns, collected = [xp.unstack(item, axis=0) for item in items], []
+        for i in range(n):
+            carry, outs = body(i, carry, *(column[i] for column in columns))
+            collected.append(outs)
+        return carry, tuple(xp.stack(column, axis=0) for column in zip(*collected, strict=True))
+
+    def segment(x, bounds, i, axis):
+        return x[(..., slice(bounds[i], bounds[i + 1]), *(slice(None),) * (-axis - 1))]
+
+    return {
+        "linear": linear,
+        "matmul_add": lambda x, weight, added: xp.matmul(weight, x) + added,
+        "fori_loop": fori_loop,
+        "scan": scan,
+        "collect": collect,
+        "segment": segment,
+    }
+
+
+def _same_batch(xp, table, index):
+    """Both arrays with the axes after the first broadcast against each other."""
+    batch = np.broadcast_shapes(table.shape[1:], index.shape[1:])
+    return tuple(xp.broadcast_to(a, (a.shape[0], *batch)) for a in (table, index))
 
 
 def _standard_namespace(xp):
@@ -101,9 +130,13 @@ def _standard_namespace(xp):
     def sigmoid(x):
         return xp.exp(-softplus(-x))
 
-    def solve_unit_lower(matrix, x):
-        unit = xp.eye(matrix.shape[-1], dtype=matrix.dtype)
-        return xp.linalg.solve(xp.tril(matrix, k=-1) + unit, x[..., None])[..., 0]
+    def logsumexp(x):
+        largest = xp.max(x, axis=0)
+        return largest + xp.log(xp.sum(xp.exp(x - largest), axis=0))
+
+    def solve_unit_triangular(matrix, x, upper=False):
+        strict = xp.triu(matrix, k=1) if upper else xp.tril(matrix, k=-1)
+        return xp.linalg.solve(strict + xp.eye(matrix.shape[-1], dtype=matrix.dtype), x[..., None])[..., 0]
 
     return _extended(
         xp,
@@ -113,7 +146,11 @@ def _standard_namespace(xp):
         silu=lambda x: x * sigmoid(x),
         elu=lambda x: xp.where(x > 0, x, xp.expm1(xp.minimum(x, xp.zeros_like(x)))),
         relu=lambda x: xp.maximum(x, xp.zeros_like(x)),
-        solve_unit_lower=solve_unit_lower,
+        softmax=lambda x: xp.exp(x - logsumexp(x)),
+        log_softmax=lambda x: x - logsumexp(x),
+        logsumexp=logsumexp,
+        pick=lambda table, index: xp.take_along_axis(*_same_batch(xp, table, index[None, ...]), axis=0)[0, ...],
+        solve_unit_triangular=solve_unit_triangular,
         stop_gradient=lambda x: x,
     )
 
@@ -128,24 +165,35 @@ def _torch_namespace():
     def linear(x, weight, bias):
         if weight.ndim == 2 and bias.ndim == 1:
             return F.linear(x, weight.mT, bias)  # product and sum in one kernel
+        if weight.ndim == x.ndim == bias.ndim == 2 and x.shape[0] == bias.shape[0]:
+            return torch.addmm(bias, x, weight)
         return shared["linear"](x, weight, bias)
 
-    def solve_unit_lower(matrix, x):
-        solve = functools.partial(torch.linalg.solve_triangular, upper=False, unitriangular=True)
+    def matmul_add(x, weight, added):
+        if x.ndim == weight.ndim == added.ndim == 2:
+            return torch.addmm(added, weight, x)
+        return torch.matmul(weight, x) + added
+
+    def solve_unit_triangular(matrix, x, upper=False):
+        solve = functools.partial(torch.linalg.solve_triangular, upper=upper, unitriangular=True)
         if matrix.ndim == 2:
             return solve(matrix, x.reshape(-1, x.shape[-1]).mT).mT.reshape(x.shape)
         return solve(matrix, x[..., None])[..., 0]
 
     return _extended(
         xp,
-        **(shared | {"linear": linear}),
+        **(shared | {"linear": linear, "matmul_add": matmul_add}),
         # At its default threshold torch's softplus becomes the identity and loses 1e-9 in float64.
         softplus=lambda x: F.softplus(x, threshold=40.0),
         sigmoid=torch.sigmoid,
         silu=F.silu,
         elu=F.elu,
         relu=F.relu,
-        solve_unit_lower=solve_unit_lower,
+        softmax=lambda x: torch.softmax(x, dim=0),
+        log_softmax=lambda x: torch.log_softmax(x, dim=0),
+        logsumexp=lambda x: torch.logsumexp(x, dim=0),
+        pick=lambda table, index: torch.take_along_dim(table, index[None], dim=0)[0],
+        solve_unit_triangular=solve_unit_triangular,
         stop_gradient=lambda x: x.detach(),
     )
 
@@ -154,13 +202,18 @@ def _jax_namespace():
     import jax
     import jax.numpy as xp
 
-    def solve_unit_lower(matrix, x):
-        solve = functools.partial(jax.scipy.linalg.solve_triangular, lower=True, unit_diagonal=True)
+    def solve_unit_triangular(matrix, x, upper=False):
+        solve = functools.partial(jax.scipy.linalg.solve_triangular, lower=not upper, unit_diagonal=True)
         if matrix.ndim == 2:
             return solve(matrix, x.reshape((-1, x.shape[-1])).mT).mT.reshape(x.shape)
         batch = xp.broadcast_shapes(matrix.shape[:-2], x.shape[:-1])
         matrix = xp.broadcast_to(matrix, batch + matrix.shape[-2:])
         return solve(matrix, xp.broadcast_to(x, batch + x.shape[-1:])[..., None])[..., 0]
+
+    def pick(table, index):
+        # A sum over a mask: XLA fuses it with what comes before and after, which it does not do with a gather.
+        rows = xp.arange(table.shape[0]).reshape(-1, *(1,) * index.ndim)
+        return xp.sum(xp.where(rows == index, table, xp.zeros_like(table)), axis=0)
 
     def fori_loop(n, body, carry):
         return jax.lax.fori_loop(0, n, body, carry)
@@ -168,15 +221,35 @@ def _jax_namespace():
     def scan(body, carry, layers, n, reverse=False):
         return jax.lax.scan(lambda c, layer: (body(c, layer), None), carry, layers, length=n, reverse=reverse)[0]
 
+    def collect(n, body, carry, *items):
+        return jax.lax.scan(lambda c, item: body(item[0], c, *item[1:]), carry, (xp.arange(n), *items))
+
+    def segment(x, bounds, i, axis):
+        # i may be traced, so all segments have the same length: entries of a neighbour become zeros.
+        lengths = np.diff(bounds)
+        length, axis = int(lengths.max()), x.ndim + axis
+        starts = np.minimum(bounds[:-1], x.shape[axis] - length)
+        start = xp.asarray(starts)[i]
+        window = jax.lax.dynamic_slice_in_dim(x, start, length, axis)
+        if (lengths == length).all():
+            return window
+        place = start + xp.arange(length).reshape(-1, *(1,) * (x.ndim - axis - 1))
+        inside = (place >= xp.asarray(bounds)[i]) & (place < xp.asarray(bounds)[i + 1])
+        return xp.where(inside, window, xp.zeros_like(window))
+
     return _extended(
         xp,
-        **(_shared(xp) | {"fori_loop": fori_loop, "scan": scan}),
+        **(_shared(xp) | {"fori_loop": fori_loop, "scan": scan, "collect": collect, "segment": segment}),
         softplus=jax.nn.softplus,
         sigmoid=jax.nn.sigmoid,
         silu=jax.nn.silu,
         elu=jax.nn.elu,
         relu=jax.nn.relu,
-        solve_unit_lower=solve_unit_lower,
+        softmax=lambda x: jax.nn.softmax(x, axis=0),
+        log_softmax=lambda x: jax.nn.log_softmax(x, axis=0),
+        logsumexp=lambda x: jax.nn.logsumexp(x, axis=0),
+        pick=pick,
+        solve_unit_triangular=solve_unit_triangular,
         stop_gradient=jax.lax.stop_gradient,
     )
 

@@ -48,6 +48,7 @@ from flowppl import _tree
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
 
+REAL_LINE = (-math.inf, math.inf)
 COSTS = ("parallel", "iterative", "sequential")  # from cheap to dear
 
 
@@ -119,10 +120,21 @@ class Bijection(abc.ABC):
         return self.x_shape
 
     @property
+    def x_support(self) -> tuple[float, float]:
+        """The open interval in which every entry of x lies."""
+        return REAL_LINE
+
+    @property
+    def y_support(self) -> tuple[float, float]:
+        """The open interval in which every entry of y lies."""
+        return REAL_LINE
+
+    @property
     def forward_cost(self) -> str:
         """What ``forward`` costs.
 
-        ``"parallel"`` is one pass, ``"iterative"`` a fixed number of steps, ``"sequential"`` one pass per coordinate.
+        ``"parallel"`` is one pass, ``"iterative"`` a fixed number of steps, ``"sequential"`` one small step per
+        coordinate, or per group of coordinates that do not depend on each other.
         """
         return "parallel"
 
@@ -146,6 +158,14 @@ class Bijection(abc.ABC):
     @abc.abstractmethod
     def inverse(self, params: Tree, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         """Map y to x; return ``(x, log_det)``, the log determinant being that of y -> x."""
+
+    def init_from(self, params: Tree, y: Array, context: Array | None = None) -> Tree:
+        """The trained part of ``params``, with what is to be set from first data set from the batch ``y``.
+
+        Layers such as :class:`flowppl.ActNorm` start from the data they see first. That is this explicit step, never a
+        side effect of a call. Most bijections have nothing to set.
+        """
+        return _tree.select(self.parameters(), params)
 
 
 def initialize(bijection: Bijection, draws: Draws) -> Tree:

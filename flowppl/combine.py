@@ -68,6 +68,14 @@ class Chain(Bijection):
         return self.bijections[-1].y_shape
 
     @property
+    def x_support(self) -> tuple[float, float]:
+        return self.bijections[0].x_support
+
+    @property
+    def y_support(self) -> tuple[float, float]:
+        return self.bijections[-1].y_support
+
+    @property
     def forward_cost(self) -> str:
         return _slowest(part.forward_cost for part in self.bijections)
 
@@ -99,6 +107,15 @@ class Chain(Bijection):
             total = log_det if total is None else total + log_det
         return y, total
 
+    def init_from(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        new = {}
+        for i, part in reversed(list(enumerate(self.bijections))):
+            own, given = params.get(str(i), {}), context if part.context_dim else None
+            new[str(i)] = part.init_from(own, y, given)
+            y, _ = part.inverse(_tree.replace(own, new[str(i)]), y, given)
+        return _tree.select(self.parameters(), new)
+
 
 @dataclasses.dataclass(frozen=True)
 class Invert(Bijection):
@@ -129,6 +146,14 @@ class Invert(Bijection):
     @property
     def y_shape(self) -> tuple[int, ...]:
         return self.bijection.x_shape
+
+    @property
+    def x_support(self) -> tuple[float, float]:
+        return self.bijection.y_support
+
+    @property
+    def y_support(self) -> tuple[float, float]:
+        return self.bijection.x_support
 
     @property
     def forward_cost(self) -> str:
@@ -218,14 +243,25 @@ class Repeat(Bijection):
     def inverse(self, params, y, context=None):
         return self._run(self.bijection.inverse, params, y, context, reverse=True)
 
+    def init_from(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        xp = namespace(y)
+        columns = _tree.map_tree(lambda leaf: xp.unstack(leaf, axis=0), self._layers_first(xp, params))
+        layers: list[Tree] = []
+        for i in reversed(range(self.num)):
+            layer = _tree.replace(params, _tree.map_tree(lambda column, i=i: column[i], columns))
+            layers.insert(0, self.bijection.init_from(layer, y, context))
+            y, _ = self.bijection.inverse(_tree.replace(layer, layers[0]), y, context)
+        return _tree.map_tree(lambda first, *rest: xp.stack([first, *rest]), *layers)
+
+    def _layers_first(self, xp, params):
+        """The trained part of ``params`` with the axis of the layers in front."""
+        return _tree.map_tree(lambda rank, leaf: xp.moveaxis(leaf, leaf.ndim - rank - 1, 0), self._ranks, params)
+
     def _run(self, apply, params, event, context, reverse):
         check_event(self, event, self.x_shape, context)
         xp = namespace(event)
-
-        def layers_first(rank, leaf):
-            return xp.moveaxis(leaf, leaf.ndim - rank - 1, 0)
-
-        stacked = _tree.map_tree(layers_first, self._ranks, params)
+        stacked = self._layers_first(xp, params)
         columns = _tree.map_tree(lambda leaf: xp.unstack(leaf, axis=0), stacked)
 
         def step(carry, layer):

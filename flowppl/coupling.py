@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -33,13 +34,16 @@ class Coupling(Bijection):
         hidden_dims: the widths of the network's hidden layers; an int means one layer.
         context_dim: the size of the context, 0 for none.
         activation: the network's activation: elu, relu, silu, softplus or tanh.
-        mask: for each coordinate, whether it stays as it is. ``None`` means the first ``dim // 2``.
+        mask: for each coordinate, whether it stays as it is. ``None`` means the first ``dim // 2``; ``"alternating"``
+            means every other one, from the second.
         network: a network of your own (see :mod:`flowppl.nets`) instead of the default perceptron. It takes the
-            coordinates that stay and gives ``univariate.num_raw`` blocks, each as long as the second part.
-            ``hidden_dims`` and ``activation`` then go unused.
+            coordinates that stay (their cosines and then their sines, if the map is on a circle) and gives
+            ``univariate.num_raw`` blocks, each as long as the second part. ``hidden_dims`` and ``activation`` then go
+            unused.
 
     Raises:
-        ValueError: for a dimension below 1, or a mask of the wrong length or without a coordinate to map.
+        ValueError: for a dimension below 1, a mask of the wrong length or without a coordinate to map, or a mask for
+            ``dim=1``, which cannot be split.
 
     References:
         Dinh, Krueger, Bengio: NICE, 2014, arXiv 1410.8516. Dinh, Sohl-Dickstein, Bengio: Density Estimation using Real
@@ -59,32 +63,52 @@ class Coupling(Bijection):
     hidden_dims: tuple[int, ...] = (64, 64)
     context_dim: int = 0
     activation: str = "silu"
-    mask: tuple[bool, ...] | None = None
+    mask: tuple[bool, ...] | str | None = None
     network: Network | None = None
     _network: Network = derived()
+    _fixed: tuple[bool, ...] = derived()
     _num_fixed: int = derived()
     _layout: str = derived()  # where the fixed part lies: a slice where possible, since that is cheaper than a gather
 
     def __post_init__(self):
         check_sizes("Coupling", dim=self.dim)
-        fixed = tuple(i < self.dim // 2 for i in range(self.dim))
-        if self.mask is not None:
-            fixed = tuple(bool(stays) for stays in self.mask)
-            if len(fixed) != self.dim:
-                raise ValueError(f"Coupling: mask must have dim={self.dim} entries, got {len(fixed)}")
-            if all(fixed):
-                raise ValueError("Coupling: mask leaves no coordinate to map; at least one entry must be False")
-
+        fixed = self._read_mask()
         num_fixed, hidden_dims = sum(fixed), as_dims("Coupling", self.hidden_dims)
         num_raw = self.univariate.num_raw * (self.dim - num_fixed)
+        num_seen = num_fixed if self._period is None else 2 * num_fixed
         assign(
             self,
-            mask=None if self.mask is None else fixed,
+            mask=self.mask if self.mask is None or self.mask == "alternating" else fixed,
             hidden_dims=hidden_dims,
-            _network=self.network or MLP(num_fixed, num_raw, hidden_dims, self.context_dim, self.activation),
+            _network=self.network or MLP(num_seen, num_raw, hidden_dims, self.context_dim, self.activation),
+            _fixed=fixed,
             _num_fixed=num_fixed,
             _layout="front" if all(fixed[:num_fixed]) else "mixed" if any(fixed[:-num_fixed]) else "back",
         )
+
+    def _read_mask(self) -> tuple[bool, ...]:
+        if self.mask is None:
+            return tuple(i < self.dim // 2 for i in range(self.dim))
+        if self.dim == 1:
+            raise ValueError("Coupling: dim=1 cannot be split; leave mask out, and the context alone decides")
+        if isinstance(self.mask, str):
+            if self.mask != "alternating":
+                raise ValueError(f'Coupling: mask must be "alternating" or one bool per coordinate, got {self.mask!r}')
+            return tuple(i % 2 == 1 for i in range(self.dim))
+        fixed = tuple(bool(stays) for stays in self.mask)
+        if len(fixed) != self.dim:
+            raise ValueError(f"Coupling: mask must have dim={self.dim} entries, got {len(fixed)}")
+        if all(fixed):
+            raise ValueError("Coupling: mask leaves no coordinate to map; at least one entry must be False")
+        return fixed
+
+    @property
+    def _period(self) -> float | None:
+        return getattr(self.univariate, "period", None)
+
+    @property
+    def inverse_cost(self) -> str:
+        return getattr(self.univariate, "inverse_cost", "parallel")
 
     def parameters(self) -> Tree:
         return {"network": self._network.parameters()}
@@ -92,7 +116,7 @@ class Coupling(Bijection):
     def constants(self) -> Tree:
         constants: Tree = {"network": self._network.constants()}
         if self._layout == "mixed":
-            order = np.argsort(~np.asarray(self.mask), stable=True)  # the fixed part first
+            order = np.argsort(~np.asarray(self._fixed), stable=True)  # the fixed part first
             constants |= {"order": order, "position": np.argsort(order)}
         return constants
 
@@ -113,7 +137,11 @@ class Coupling(Bijection):
             mapped, fixed = event[..., : self.dim - num_fixed], event[..., self.dim - num_fixed :]
         else:
             fixed, mapped = event[..., :num_fixed], event[..., num_fixed:]
-        raw = split_raw(self._network(params["network"], fixed, context), self.univariate.num_raw)
+        seen = fixed
+        if self._period is not None:
+            angle = fixed * (2 * math.pi / self._period)
+            seen = xp.concat([xp.cos(angle), xp.sin(angle)], axis=-1)
+        raw = split_raw(self._network(params["network"], seen, context), self.univariate.num_raw)
         mapped, log_slope = univariate(raw, mapped)
         if mapped.ndim > 1 and mapped.shape[:-1] != fixed.shape[:-1]:  # batch axes of the context or the weights
             fixed = xp.broadcast_to(fixed, (*mapped.shape[:-1], num_fixed))

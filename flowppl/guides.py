@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
-from flowppl.bijection import Bijection
+from flowppl.bijection import REAL_LINE, Bijection
 from flowppl.combine import Chain
 from flowppl.linear import ElementwiseAffine, TriangularAffine
 from flowppl.recipes import iaf, make_flow
@@ -117,6 +117,11 @@ def guide_bijection(flow: FlowChoice, dim: int) -> Bijection:
         raise ValueError(
             f"the model has {dim} unconstrained latent dimensions, but the flow maps events of shape {inner.x_shape} "
             f"to {inner.y_shape}; pass a recipe such as flowppl.realnvp, which is given the dimension"
+        )
+    if inner.y_support != REAL_LINE:
+        raise ValueError(
+            f"a guide maps to unconstrained space, but this flow maps into the interval {inner.y_support}; leave its "
+            "last layer out: the model's own supports are met without it"
         )
     if inner.context_dim:
         raise ValueError(f"the flow of a guide takes no context, but this one has context_dim={inner.context_dim}")

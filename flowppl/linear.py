@@ -1,4 +1,4 @@
-"""Linear and affine bijections: permutations, elementwise and triangular affine maps."""
+"""Linear and affine bijections: permutations, elementwise and triangular affine maps, LU."""
 
 from __future__ import annotations
 
@@ -38,6 +38,18 @@ class Permute(Bijection):
         assign(self, permutation=tuple(int(i) for i in self.permutation))
         if sorted(self.permutation) != list(range(len(self.permutation))) or not self.permutation:
             raise ValueError(f"Permute: permutation must hold each of 0, ..., D-1 exactly once, got {self.permutation}")
+
+    @classmethod
+    def reverse(cls, dim: int) -> Permute:
+        """The coordinates in reverse order."""
+        check_sizes("Permute.reverse", dim=dim)
+        return cls(tuple(reversed(range(dim))))
+
+    @classmethod
+    def random(cls, dim: int, seed: int = 0) -> Permute:
+        """A random order, drawn here and then fixed."""
+        check_sizes("Permute.random", dim=dim)
+        return cls(tuple(np.random.default_rng(seed).permutation(dim)))
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -96,19 +108,19 @@ class ElementwiseAffine(Bijection):
 
     def parameters_for(self, loc: Array, scale: Array) -> Tree:
         """The parameters with which ``forward`` is ``loc + scale * x``, for a positive ``scale``."""
-        return {"loc": loc, "scale": _raw_scale(scale)}
+        return {"loc": loc, "scale": raw_of_positive(scale)}
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
         xp = namespace(x)
-        scale = _scale(xp, params)
+        scale = positive(params["scale"])
         y = params["loc"] + scale * x
         return y, xp.sum(xp.log(scale) + xp.zeros_like(y), axis=-1)
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         xp = namespace(y)
-        scale = _scale(xp, params)
+        scale = positive(params["scale"])
         x = (y - params["loc"]) / scale
         return x, -xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)
 
@@ -145,47 +157,167 @@ class TriangularAffine(Bijection):
         return {name: Parameter((size,)) for name, size in sizes.items()}
 
     def constants(self) -> Tree:
-        # Where each entry of T stands among the parameters, row by row; all others point at a zero behind them.
-        rows, columns = np.tril_indices(self.dim, k=-1)
-        position = np.full((self.dim, self.dim), len(rows))
-        position[rows, columns] = np.arange(len(rows))
-        return {"position": position.ravel()}
+        return {"position": triangle_position(self.dim)}
 
     def parameters_for(self, loc: Array, scale_tril: Array) -> Tree:
         """The parameters with which ``forward`` is ``loc + scale_tril @ x``; its diagonal must be positive."""
         xp = namespace(scale_tril)
         scale = xp.linalg.diagonal(scale_tril)
         rows = [(scale_tril[i, :i] / scale[i]) for i in range(self.dim)]
-        return {"loc": loc, "scale": _raw_scale(scale), "lower": xp.concat(rows)}
-
-    def _scale_and_strict_lower(self, xp, params):
-        entries = params["lower"]
-        zero = xp.zeros_like(xp.sum(entries, axis=-1, keepdims=True))
-        entries = xp.concat([entries, zero], axis=-1)
-        lower = xp.take(entries, params["position"], axis=-1)
-        return _scale(xp, params), xp.reshape(lower, (*lower.shape[:-1], self.dim, self.dim))
+        return {"loc": loc, "scale": raw_of_positive(scale), "lower": xp.concat(rows)}
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
         xp = namespace(x)
-        scale, lower = self._scale_and_strict_lower(xp, params)
+        scale = positive(params["scale"])
+        lower = triangle(params["lower"], params["position"], self.dim)
         y = params["loc"] + scale * xp.linear(x, lower.mT, x)
         return y, xp.sum(xp.log(scale) + xp.zeros_like(y), axis=-1)
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         xp = namespace(y)
-        scale, lower = self._scale_and_strict_lower(xp, params)
-        x = xp.solve_unit_lower(lower, (y - params["loc"]) / scale)
+        scale = positive(params["scale"])
+        lower = triangle(params["lower"], params["position"], self.dim)
+        x = xp.solve_unit_triangular(lower, (y - params["loc"]) / scale)
         return x, -xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)
 
 
-def _scale(xp, params: Tree) -> Array:
-    return xp.softplus(params["scale"] + UNIT) + MIN_SCALE
+@dataclasses.dataclass(frozen=True)
+class LU(Bijection):
+    r"""A linear map in its LU factors: :math:`y = P\,(I + L)\, \mathrm{diag}(\sigma)\,(I + U)\, x`.
+
+    P is a fixed permutation, L strictly lower and U strictly upper triangular, and :math:`\sigma > 0` as in
+    :class:`ElementwiseAffine`. The determinant is the product of :math:`\sigma`, or minus it.
+
+    Args:
+        dim: the number of coordinates.
+        permutation: the numbers 0 to D-1 in any order, as in :class:`Permute`; ``None`` keeps theirs.
+
+    Raises:
+        ValueError: if ``dim`` < 1 or the permutation is none, or of another length.
+
+    References:
+        Kingma, Dhariwal: Glow: Generative Flow with Invertible 1x1 Convolutions, 2018, arXiv 1807.03039, section 3.2.
+
+    Example:
+        >>> import flowppl as fp
+        >>> {name: p.shape for name, p in fp.LU(3).parameters().items()}
+        {'scale': (3,), 'lower': (3,), 'upper': (3,)}
+    """
+
+    dim: int
+    permutation: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        check_sizes("LU", dim=self.dim)
+        if self.permutation is not None:
+            assign(self, permutation=Permute(self.permutation).permutation)
+            if len(self.permutation) != self.dim:
+                raise ValueError(f"LU: permutation must have dim={self.dim} entries, got {len(self.permutation)}")
+
+    def parameters(self) -> Tree:
+        half = self.dim * (self.dim - 1) // 2
+        return {name: Parameter((size,)) for name, size in (("scale", self.dim), ("lower", half), ("upper", half))}
+
+    def constants(self) -> Tree:
+        permute = {} if self.permutation is None else Permute(self.permutation).constants()
+        return {"triangle": triangle_position(self.dim)} | permute
+
+    def _factors(self, params):
+        lower = triangle(params["lower"], params["triangle"], self.dim)
+        upper = triangle(params["upper"], params["triangle"], self.dim).mT
+        return lower, positive(params["scale"]), upper
+
+    def forward(self, params, x, context=None):
+        check_event(self, x, self.x_shape, context)
+        xp = namespace(x)
+        lower, scale, upper = self._factors(params)
+        scaled = scale * xp.linear(x, upper.mT, x)
+        y = xp.linear(scaled, lower.mT, scaled)
+        if self.permutation is not None:
+            y = xp.take(y, params["order"], axis=-1)
+        return y, xp.sum(xp.log(scale) + xp.zeros_like(y), axis=-1)
+
+    def inverse(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        xp = namespace(y)
+        lower, scale, upper = self._factors(params)
+        if self.permutation is not None:
+            y = xp.take(y, params["position"], axis=-1)
+        x = xp.solve_unit_triangular(upper, xp.solve_unit_triangular(lower, y) / scale, upper=True)
+        return x, -xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)
 
 
-def _raw_scale(scale: Array) -> Array:
-    """The parameter that gives this scale."""
+@dataclasses.dataclass(frozen=True)
+class ActNorm(ElementwiseAffine):
+    r"""A location and a scale for each coordinate, to be set from data: :math:`y = \mu + \sigma \odot x`.
+
+    :meth:`init_from` sets them to the mean and the standard deviation of a first batch, so that the layer gives the
+    next one, on the side of the base, data of mean 0 and variance 1. Until then it is the identity.
+    ``fit_density`` calls it for all layers of a flow; nothing happens by itself. Otherwise it is
+    :class:`ElementwiseAffine`.
+
+    Args:
+        dim: the number of coordinates.
+
+    Raises:
+        ValueError: if ``dim`` < 1.
+
+    References:
+        Kingma, Dhariwal: Glow: Generative Flow with Invertible 1x1 Convolutions, 2018, arXiv 1807.03039, section 3.1.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> layer, data = fp.ActNorm(1), np.array([[2.0], [6.0]])
+        >>> params = layer.init_from({"loc": np.zeros(1), "scale": np.zeros(1)}, data)
+        >>> layer.inverse(params, data)[0].round(12)
+        array([[-1.],
+               [ 1.]])
+    """
+
+    def init_from(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        xp = namespace(y)
+        rows = xp.reshape(y, (-1, self.dim))
+        spread = xp.std(rows, axis=0)
+        return self.parameters_for(xp.mean(rows, axis=0), xp.where(spread > 0, spread, xp.ones_like(spread)))
+
+
+def triangle_position(dim: int, diagonal: bool = False) -> np.ndarray:
+    """Where each entry of a triangle stands in :func:`triangle`'s list; entries outside point at the zero behind it."""
+    rows, columns = np.tril_indices(dim, k=-1)
+    position = np.full((dim, dim), len(rows) + dim * diagonal)
+    position[rows, columns] = np.arange(len(rows))
+    if diagonal:
+        position[np.arange(dim), np.arange(dim)] = len(rows) + np.arange(dim)
+    return position.ravel()
+
+
+def triangle(entries: Array, position: Array, dim: int) -> Array:
+    """The lower triangular matrix whose strict part has these entries, row by row, followed by a diagonal or none."""
+    xp = namespace(entries)
+    zero = xp.zeros_like(xp.sum(entries, axis=-1, keepdims=True))
+    matrix = xp.take(xp.concat([entries, zero], axis=-1), position, axis=-1)
+    return xp.reshape(matrix, (*matrix.shape[:-1], dim, dim))
+
+
+def join(*arrays: Array) -> Array:
+    """Arrays whose batch axes broadcast, one behind the other along the last axis."""
+    shapes = {a.shape[:-1] for a in arrays}
+    if len(shapes) > 1:
+        batch = np.broadcast_shapes(*shapes)
+        arrays = tuple(namespace(a).broadcast_to(a, (*batch, a.shape[-1])) for a in arrays)
+    return namespace(arrays[0]).concat(arrays, axis=-1)
+
+
+def positive(raw: Array) -> Array:
+    """A positive number for any real one; 1 for 0."""
+    return namespace(raw).softplus(raw + UNIT) + MIN_SCALE
+
+
+def raw_of_positive(scale: Array) -> Array:
+    """The number of which :func:`positive` makes this one."""
     xp = namespace(scale)
     rest = scale - MIN_SCALE
     return rest + xp.log(-xp.expm1(-rest)) - UNIT

@@ -8,6 +8,7 @@ import math
 from flowppl._array import namespace
 from flowppl._tree import Tree
 from flowppl.bijection import Bijection, Normal, Parameter, check_event, check_sizes
+from flowppl.linear import positive
 from flowppl.roots import newton_root
 
 MIN_SLOPE = 1e-3  # along w a planar layer keeps at least this much of any distance
@@ -72,7 +73,7 @@ class Planar(Bijection):
         """The constrained steps, w'u of each layer (above -1), and the products of all w with all steps."""
         w, u = params["w"], params["u"]
         along = xp.sum(w * u, axis=-1)
-        gain = xp.softplus(along + math.log(math.expm1(1 - MIN_SLOPE))) - (1 - MIN_SLOPE)
+        gain = _gain(xp, along)
         length = xp.sum(w * w, axis=-1)
         length = xp.where(length > 0, length, xp.ones_like(length))
         u = u + ((gain - along) / length)[..., None] * w
@@ -82,7 +83,7 @@ class Planar(Bijection):
         check_event(self, x, self.x_shape, context)
         xp = namespace(x)
         u, gain, products = self._constrain(xp, params)
-        activation = _times(xp, params["w"], x) + params["b"]
+        activation = times(xp, params["w"], x) + params["b"]
         steps, log_det = [], None
         for k in range(self.num_flows):
             step = xp.tanh(activation[..., k])
@@ -90,32 +91,115 @@ class Planar(Bijection):
             slope = xp.log1p(gain[..., k] * (1 - step * step))
             log_det = slope if log_det is None else log_det + slope
             steps.append(step)
-        return x + _times(xp, u.mT, xp.stack(steps, axis=-1)), log_det
+        return x + times(xp, u.mT, xp.stack(steps, axis=-1)), log_det
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         xp = namespace(y)
         u, gain, products = self._constrain(xp, params)
-        activation = _times(xp, params["w"], y) + params["b"]
+        activation = times(xp, params["w"], y) + params["b"]
         steps, log_det = [], None
         for k in reversed(range(self.num_flows)):
             target = activation[..., k]
-            step = xp.tanh(_activation_before(xp, target, gain[..., k] + xp.zeros_like(target)))
+            step = xp.tanh(root_of_bend(xp, target, gain[..., k] + xp.zeros_like(target)))
             activation = activation - step[..., None] * products[..., k]
             slope = -xp.log1p(gain[..., k] * (1 - step * step))
             log_det = slope if log_det is None else log_det + slope
             steps.append(step)
-        return y - _times(xp, u.mT, xp.stack(steps[::-1], axis=-1)), log_det
+        return y - times(xp, u.mT, xp.stack(steps[::-1], axis=-1)), log_det
 
 
-def _times(xp, matrix, x):
+@dataclasses.dataclass(frozen=True)
+class Radial(Bijection):
+    r"""A radial flow, which contracts or expands space around a point.
+
+    .. math::
+        y = x + \frac{\beta}{\alpha + r}\,(x - x_0), \quad r = \|x - x_0\|, \qquad
+        \log|\det| = (D - 1) \log\Big(1 + \frac{\beta}{\alpha + r}\Big)
+        + \log\Big(1 + \frac{\alpha \beta}{(\alpha + r)^2}\Big).
+
+    It is invertible where :math:`\beta > -\alpha`, so that
+    :math:`\alpha = \log(1 + e^{a + c})` and :math:`\beta = \alpha\, m(b)`, with free a and b, the c that makes a = 0
+    give 1, and the m of :class:`Planar`: above -0.999, and 0 at b = 0, where the flow is the identity. The radius
+    before the flow is the positive root of a quadratic, so that the inverse has a closed form.
+
+    Args:
+        dim: the number D of coordinates.
+
+    Raises:
+        ValueError: if ``dim`` < 1.
+
+    References:
+        Rezende, Mohamed: Variational Inference with Normalizing Flows, 2015, arXiv 1505.05770, section 4.1 and
+        appendix A.2.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> params = {"center": np.zeros(2), "alpha": np.array(0.0), "beta": np.array(2.0)}
+        >>> y, log_det = fp.Radial(2).forward(params, np.array([0.0, 1.0]))
+        >>> y.round(4), fp.Radial(2).inverse(params, y)[0].round(12)
+        (array([0.    , 1.8083]), array([0., 1.]))
+    """
+
+    dim: int
+
+    def __post_init__(self):
+        check_sizes("Radial", dim=self.dim)
+
+    def parameters(self) -> Tree:
+        return {"center": Parameter((self.dim,), Normal(1.0)), "alpha": Parameter(()), "beta": Parameter(())}
+
+    def _constrain(self, xp, params):
+        alpha = positive(params["alpha"])
+        return alpha, alpha * _gain(xp, params["beta"])
+
+    def forward(self, params, x, context=None):
+        check_event(self, x, self.x_shape, context)
+        xp = namespace(x)
+        alpha, beta = self._constrain(xp, params)
+        offset = x - params["center"]
+        radius = _length(xp, offset)
+        return x + (beta / (alpha + radius))[..., None] * offset, self._log_det(xp, alpha, beta, radius)
+
+    def inverse(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        xp = namespace(y)
+        alpha, beta = self._constrain(xp, params)
+        offset = y - params["center"]
+        far = _length(xp, offset)
+        # r^2 + b r - alpha |y - x0| = 0, by the form of the root without cancellation.
+        b = alpha + beta - far
+        root = xp.sqrt(b * b + 4 * alpha * far)
+        is_near = b > 0
+        radius = xp.where(is_near, 2 * alpha * far / xp.where(is_near, b + root, xp.ones_like(b)), (root - b) / 2)
+        x = y - (beta / (alpha + beta + radius))[..., None] * offset
+        return x, -self._log_det(xp, alpha, beta, radius)
+
+    def _log_det(self, xp, alpha, beta, radius):
+        near = alpha + radius
+        return (self.dim - 1) * xp.log1p(beta / near) + xp.log1p(alpha * beta / (near * near))
+
+
+def _length(xp, vector):
+    """The Euclidean length, with the derivative 0 at 0."""
+    square = xp.sum(vector * vector, axis=-1)
+    is_zero = square == 0
+    return xp.where(is_zero, square, xp.sqrt(xp.where(is_zero, xp.ones_like(square), square)))
+
+
+def _gain(xp, free):
+    """A number above -1, by the margin ``MIN_SLOPE``, for any real one; 0 for 0."""
+    return xp.softplus(free + math.log(math.expm1(1 - MIN_SLOPE))) - (1 - MIN_SLOPE)
+
+
+def times(xp, matrix, x):
     """``matrix @ x`` for the last axis of x; the matrix may carry batch axes."""
     if matrix.ndim == 2:
         return xp.matmul(x, matrix.mT)
     return xp.matmul(matrix, x[..., None])[..., 0]
 
 
-def _activation_before(xp, target, gain):
+def root_of_bend(xp, target, gain):
     r"""The root a of ``a + gain * tanh(a) = target``, for a gain above -1.
 
     For a positive target the left side is concave (gain >= 0) or convex (gain < 0) in a > 0, so that Newton's method

@@ -9,6 +9,8 @@ which act on every entry of an array of any shape. ``raw`` has one more axis, in
 unconstrained numbers, any real values, from which the map makes its parameters. ``log_slope`` is the logarithm of the
 derivative of the map just applied, entry by entry. With ``raw = 0`` the map is the identity.
 
+``inverse_cost`` may say ``"iterative"``, as for a bijection; a map on a circle has a ``period``.
+
 A map knows no network: :class:`flowppl.Coupling` and :class:`flowppl.Autoregressive` take any of them.
 """
 
@@ -18,6 +20,12 @@ import dataclasses
 from typing import Protocol
 
 from flowppl._array import Array, namespace
+
+
+def align(raw: Array, x: Array) -> Array:
+    """``raw`` with axes of length 1 behind its first, for the batch axes that only ``x`` has."""
+    missing = x.ndim + 1 - raw.ndim
+    return namespace(raw).reshape(raw, (raw.shape[0], *(1,) * missing, *raw.shape[1:])) if missing > 0 else raw
 
 
 class Univariate(Protocol):
@@ -56,17 +64,18 @@ class Affine:
     def num_raw(self) -> int:
         return 2
 
-    def _log_scale(self, raw):
+    def log_scale(self, raw: Array) -> Array:
+        """The bounded log-scale s that a raw number stands for."""
         bound = self.log_scale_bound
         return bound * namespace(raw).tanh(raw / bound)
 
     def forward(self, raw, x):
-        log_scale = self._log_scale(raw[1, ...])
+        log_scale = self.log_scale(raw[1, ...])
         return x * namespace(x).exp(log_scale) + raw[0, ...], log_scale
 
     def inverse(self, raw, y):
-        log_scale = self._log_scale(raw[1, ...])
-        return (y - raw[0, ...]) * namespace(y).exp(-log_scale), -log_scale
+        log_slope = -self.log_scale(raw[1, ...])
+        return (y - raw[0, ...]) * namespace(y).exp(log_slope), log_slope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,3 +99,34 @@ class Shift:
     def inverse(self, raw, y):
         x = y - raw[0, ...]
         return x, namespace(x).zeros_like(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    r"""A bounded scale alone: :math:`y = x e^{s}`, with :math:`s = b \tanh(r_0 / b)`. The rescaling layer of NICE.
+
+    Args:
+        log_scale_bound: the bound b, positive, as in :class:`Affine`.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> fp.Scale().forward(np.array([[0.0]]), np.array([2.0]))
+        (array([2.]), array([0.]))
+    """
+
+    log_scale_bound: float = 3.0
+
+    def __post_init__(self):
+        Affine(self.log_scale_bound)
+
+    @property
+    def num_raw(self) -> int:
+        return 1
+
+    def forward(self, raw, x):
+        log_scale = Affine(self.log_scale_bound).log_scale(raw[0, ...])
+        return x * namespace(x).exp(log_scale), log_scale
+
+    def inverse(self, raw, y):
+        log_scale = Affine(self.log_scale_bound).log_scale(raw[0, ...])
+        return y * namespace(y).exp(-log_scale), -log_scale

@@ -17,12 +17,35 @@ BIJECTIONS = {
     "planar-stack": fp.Planar(5, num_flows=4),
     "planar-conditional": fp.Conditional(fp.Planar(5, num_flows=3), context_dim=2),
     "planar-conditional-mlp": fp.Conditional(fp.Planar(2), context_dim=3, hidden_dims=4),
+    "radial": fp.Radial(5),
+    "radial-1d": fp.Radial(1),
+    "radial-conditional": fp.Conditional(fp.Repeat(fp.Radial(3), 2), context_dim=2),
+    "sylvester-orthogonal": fp.OrthogonalSylvester(5, num_units=3),
+    "sylvester-orthogonal-conditional": fp.Conditional(fp.OrthogonalSylvester(4, num_units=2), context_dim=2),
+    "sylvester-householder": fp.HouseholderSylvester(5, num_units=3, num_reflections=2),
+    "sylvester-householder-full": fp.HouseholderSylvester(3),
+    "sylvester-householder-conditional": fp.Conditional(fp.HouseholderSylvester(4, 2, 3), context_dim=2),
+    "sylvester-triangular": fp.TriangularSylvester(3),
+    "sylvester-triangular-conditional": fp.Conditional(fp.TriangularSylvester(2), context_dim=2),
+    "householder": fp.Householder(5, num_reflections=4),
+    "householder-conditional": fp.Conditional(fp.Householder(5, num_reflections=2), context_dim=2),
+    "lu": fp.LU(5),
+    "lu-permuted": fp.LU(3, permutation=(2, 0, 1)),
+    "qr": fp.QR(5),
+    "act-norm": fp.ActNorm(5),
+    "elementwise-spline": fp.Elementwise(5, fp.RationalQuadraticSpline(4, bound=3.0)),
+    "elementwise-mixture": fp.Elementwise(3, fp.LogisticMixture(3)),
+    "elementwise-scale-conditional": fp.Conditional(fp.Elementwise(3, fp.Scale()), context_dim=2),
     "coupling": fp.Coupling(5, hidden_dims=8),
     "coupling-1d": fp.Coupling(1, hidden_dims=8),
     "coupling-1d-context": fp.Coupling(1, hidden_dims=8, context_dim=2),
     "coupling-back": fp.Coupling(5, hidden_dims=8, mask=(False, False, False, True, True)),
     "coupling-mixed": fp.Coupling(5, hidden_dims=8, mask=MIXED, context_dim=2),
     "coupling-shift": fp.Coupling(5, fp.Shift(), hidden_dims=8),
+    "coupling-alternating": fp.Coupling(5, hidden_dims=8, mask="alternating"),
+    "coupling-spline": fp.Coupling(5, fp.RationalQuadraticSpline(), hidden_dims=8, context_dim=2),
+    "coupling-circular": fp.Coupling(4, fp.CircularSpline(4), hidden_dims=8),
+    "coupling-mixture": fp.Coupling(4, fp.LogisticMixture(3), hidden_dims=8),
     "coupling-linear-net": fp.Coupling(2, hidden_dims=(), context_dim=1),
     "autoregressive": fp.Autoregressive(5, hidden_dims=8),
     "autoregressive-1d": fp.Autoregressive(1, hidden_dims=8),
@@ -30,6 +53,9 @@ BIJECTIONS = {
     "autoregressive-narrow": fp.Autoregressive(5, hidden_dims=(3, 2), context_dim=2),
     "autoregressive-linear-net": fp.Autoregressive(5, hidden_dims=()),
     "autoregressive-shift": fp.Autoregressive(5, fp.Shift(), hidden_dims=8, activation="tanh"),
+    "autoregressive-spline": fp.Autoregressive(3, fp.RationalQuadraticSpline(3, bound=2.0), hidden_dims=8),
+    "autoregressive-mixture": fp.Autoregressive(3, fp.LogisticMixture(2), hidden_dims=4),
+    "autoregressive-circular": fp.Autoregressive(3, fp.CircularSpline(3), hidden_dims=8),
     "autoregressive-inverted": fp.Invert(fp.Autoregressive(5, hidden_dims=8)),
     "permute": fp.Permute((2, 0, 1, 4, 3)),
     "elementwise-affine": fp.ElementwiseAffine(5),
@@ -42,7 +68,16 @@ BIJECTIONS = {
     "repeat-conditional": fp.Conditional(fp.Repeat(fp.ElementwiseAffine(3), 2), context_dim=2),
 }
 
-RECIPES = {name: fp.make_flow(name, 6) for name in ("planar", "nice", "realnvp", "iaf", "maf")}
+# Maps onto an interval: they cannot start at the identity.
+ENDS = {
+    "sigmoid": fp.Elementwise(3, fp.Sigmoid()),
+    "softplus": fp.Elementwise(3, fp.Softplus()),
+    "tanh": fp.Elementwise(3, fp.Tanh()),
+    "leaky-relu": fp.Elementwise(3, fp.LeakyReLU(0.3)),
+    "bounded": fp.Elementwise(3, fp.Bounded(-1.0, 3.0)),
+}
+
+RECIPES = {name: fp.make_flow(name, 6) for name in sorted(fp.recipes.NAMED_RECIPES) if name != "sylvester"}
 
 NAMESPACES = {
     "numpy": np.asarray,

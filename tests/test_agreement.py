@@ -42,7 +42,9 @@ def pyro_schools():
 @pytest.mark.parametrize("name", BIJECTIONS | RECIPES)
 def test_flows_agree(name, rng):
     bijection = (BIJECTIONS | RECIPES)[name]
-    params, context = draw(bijection, rng), context_for(bijection, rng, (20,))
+    # Deep stacks of steep layers would amplify the rounding of each.
+    params = draw(bijection, rng, 0.3 if name in RECIPES else 1.0)
+    context = context_for(bijection, rng, (20,))
     noise = rng.normal(size=(20, *bijection.x_shape))
     flow = fpp.Flow(bijection)
     flow.transform.weights.assign(_tree.map_tree(torch.tensor, params))
@@ -80,7 +82,7 @@ def test_both_adapters_have_the_same_names_and_arguments():
     assert set(fnp.__all__) - set(fpp.__all__) == {"flow"}  # in Pyro a module is registered by pyro.module
     assert set(fpp.__all__) <= set(fnp.__all__)
     for name in fpp.__all__:
-        if name[0].islower() and name != "log_weights":
+        if name[0].islower() and name not in ("fit_density", "log_weights"):
             ours, theirs = (list(inspect.signature(getattr(m, name)).parameters.values()) for m in (fpp, fnp))
             assert theirs[0].name == "key"
             assert [(p.name, p.default) for p in theirs[1:]] == [(p.name, p.default) for p in ours]

@@ -1,20 +1,28 @@
 """What every bijection promises: both directions, the same numbers everywhere, exact determinants."""
 
 import copy
-import functools
+import itertools
 import pickle
 
 import jax
 import numpy as np
 import pytest
 import torch
-from catalogue import AUTODIFF, BIJECTIONS, NAMESPACES, RECIPES, NumpyDraws, context_for, draw, merged, numpy, to
+from catalogue import AUTODIFF, BIJECTIONS, ENDS, RECIPES, NumpyDraws, context_for, draw, merged, numpy, to
 
 import flowppl as fp
 from flowppl import _tree
 
-ALL = BIJECTIONS | RECIPES
+ALL = BIJECTIONS | ENDS | RECIPES
 TOLERANCE = {"parallel": 1e-10, "sequential": 1e-10, "iterative": 1e-8}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_fast():
+    """The tests below compile many programs, each to run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def call(direction, bijection, params, event, context=None, namespace="numpy"):
@@ -26,14 +34,22 @@ def call(direction, bijection, params, event, context=None, namespace="numpy"):
     return numpy(event), numpy(log_det)
 
 
+def inside(bijection, direction, event):
+    """A real event brought into the support of the side that a direction starts from."""
+    low, high = bijection.x_support if direction == "forward" else bijection.y_support
+    if np.isfinite(low) and np.isfinite(high):
+        return low + (high - low) / (1 + np.exp(-event))
+    return low + np.abs(event) if np.isfinite(low) else event
+
+
 @pytest.mark.parametrize("scale", [None, 1.0, 3.0])
-@pytest.mark.parametrize("name", BIJECTIONS)
+@pytest.mark.parametrize("name", BIJECTIONS | ENDS)
 def test_each_direction_undoes_the_other(name, scale, rng):
-    bijection = BIJECTIONS[name]
+    bijection = (BIJECTIONS | ENDS)[name]
     params = fp.initialize(bijection, NumpyDraws(rng)) if scale is None else draw(bijection, rng, scale)
     context = context_for(bijection, rng, (20,))
     for there, back, shape in (("forward", "inverse", bijection.x_shape), ("inverse", "forward", bijection.y_shape)):
-        start = 2 * rng.normal(size=(20, *shape))
+        start = inside(bijection, there, 2 * rng.normal(size=(20, *shape)))
         end, log_det = call(there, bijection, params, start, context)
         again, log_det_back = call(back, bijection, params, end, context)
         # The residual on the far side is what a solver controls; a steep map amplifies it on the near side.
@@ -49,9 +65,11 @@ def test_each_direction_undoes_the_other(name, scale, rng):
 @pytest.mark.parametrize("name", ALL)
 def test_all_libraries_give_the_same_numbers(name, namespace, rng):
     bijection = ALL[name]
-    params, context = draw(bijection, rng), context_for(bijection, rng, (4,))
+    params = draw(bijection, rng, 0.3 if name in RECIPES else 1.0)  # deep stacks amplify the rounding of each layer
+    context = context_for(bijection, rng, (4,))
     event = rng.normal(size=(4, *bijection.x_shape))
     for direction in ("forward", "inverse"):
+        event = inside(bijection, direction, event)
         expected = call(direction, bijection, params, event, context)
         with jax.numpy_dtype_promotion("strict"):
             found = call(direction, bijection, params, event, context, namespace)
@@ -60,23 +78,22 @@ def test_all_libraries_give_the_same_numbers(name, namespace, rng):
 
 
 @pytest.mark.parametrize("namespace", AUTODIFF)
-@pytest.mark.parametrize("name", BIJECTIONS)
+@pytest.mark.parametrize("name", BIJECTIONS | ENDS)
 def test_log_det_is_that_of_the_autodiff_jacobian(name, namespace, rng):
-    bijection = BIJECTIONS[name]
-    for scale in (1.0, 3.0):
-        params = merged(bijection, draw(bijection, rng, scale), namespace)
-        context = to(namespace, context_for(bijection, rng))
-        for direction in ("forward", "inverse"):
-            function = getattr(bijection, direction)
-            event = to(namespace, rng.normal(size=bijection.x_shape))
-
-            mapped = functools.partial(function, params, context=context)
-            if namespace == "torch":
-                matrix, found = torch.func.jacfwd(mapped, has_aux=True)(event)
-            else:
-                matrix, found = jax.jit(jax.jacfwd(mapped, has_aux=True))(event)
-            expected = np.linalg.slogdet(numpy(matrix))[1]
-            np.testing.assert_allclose(numpy(found), expected, rtol=1e-9, atol=1e-9)
+    bijection = (BIJECTIONS | ENDS)[name]
+    for direction in ("forward", "inverse"):
+        function = getattr(bijection, direction)
+        if namespace == "torch":
+            jacobian = torch.func.jacfwd(function, argnums=1, has_aux=True)
+        else:
+            jacobian = jax.jit(jax.jacfwd(function, argnums=1, has_aux=True))
+        for scale in (1.0, 3.0):
+            params = merged(bijection, draw(bijection, rng, scale), namespace)
+            event = inside(bijection, direction, rng.normal(size=bijection.x_shape))
+            matrix, found = jacobian(params, to(namespace, event), to(namespace, context_for(bijection, rng)))
+            matrix = numpy(matrix)
+            rounding = 1e-14 * np.linalg.cond(matrix)  # of the oracle
+            np.testing.assert_allclose(numpy(found), np.linalg.slogdet(matrix)[1], rtol=1e-9, atol=1e-9 + rounding)
 
 
 def first_and_second_derivative(namespace, function, at):
@@ -89,7 +106,17 @@ def first_and_second_derivative(namespace, function, at):
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 @pytest.mark.parametrize(
     "name",
-    ["planar-stack", "planar-conditional", "autoregressive-inverted", "autoregressive-narrow", "triangular-affine"],
+    [
+        "planar-stack",
+        "planar-conditional",
+        "sylvester-orthogonal-conditional",
+        "radial",
+        "elementwise-mixture",
+        "coupling-spline",
+        "autoregressive-inverted",
+        "autoregressive-narrow",
+        "triangular-affine",
+    ],
 )
 def test_derivatives_of_both_directions_are_exact(name, direction, namespace, rng):
     """Gradient and Hessian, in the event, the weights and the context, against central differences."""
@@ -178,22 +205,27 @@ def test_recipes_start_at_the_identity_in_any_dimension(name, dim, rng):
         params = fp.initialize(flow, NumpyDraws(rng))
         x = rng.normal(size=(3, dim))
         y, log_det = call("forward", flow, params, x, context_for(flow, rng))
-        np.testing.assert_allclose(y, x, atol=1e-12)
+        if name == "householder":  # an odd number of reflections cannot be the identity
+            np.testing.assert_allclose(np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1), atol=1e-12)
+        else:
+            np.testing.assert_allclose(y, x, atol=1e-12)
         np.testing.assert_allclose(log_det, 0, atol=1e-12)
         assert fp.num_parameters(flow) == sum(leaf.size for _, leaf in _tree.leaves(params))
 
 
-BATCHES = [
-    *((n, b) for n in ("numpy", "torch") for b in [(), (3,), (2, 3), (2, 1, 3)]),
-    ("strict", (2, 3)),
-    ("jax", (2, 3)),
-]
+def spread(names, *values):
+    """Pairs of each name with one of the values, in turn: they cover together what a full product covers slowly."""
+    return [(name, values[i % len(values)]) for i, name in enumerate(names)]
 
 
-@pytest.mark.parametrize(("namespace", "batch"), BATCHES)
-@pytest.mark.parametrize("name", BIJECTIONS)
-def test_batch_axes_are_independent(name, batch, namespace, rng):
-    bijection = BIJECTIONS[name]
+BATCHES = itertools.product(("torch", "jax", "strict"), [(3,), (2, 1, 3), ()])
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), [*((name, ("numpy", (2, 3))) for name in BIJECTIONS), *spread(BIJECTIONS, *BATCHES)]
+)
+def test_batch_axes_are_independent(name, case, rng):
+    bijection, (namespace, batch) = BIJECTIONS[name], case
     params, context = draw(bijection, rng), context_for(bijection, rng, batch)
     event = rng.normal(size=(*batch, *bijection.x_shape))
     for direction in ("forward", "inverse"):
@@ -206,8 +238,9 @@ def test_batch_axes_are_independent(name, batch, namespace, rng):
             np.testing.assert_allclose(log_det[index], one[1], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("namespace", ["numpy", "torch", "jax"])
-@pytest.mark.parametrize("name", [n for n, b in BIJECTIONS.items() if b.context_dim])
+@pytest.mark.parametrize(
+    ("name", "namespace"), spread([n for n, b in BIJECTIONS.items() if b.context_dim], "torch", "numpy", "jax")
+)
 def test_context_broadcasts_against_events(name, namespace, rng):
     bijection = BIJECTIONS[name]
     params = draw(bijection, rng)
@@ -224,8 +257,9 @@ def test_context_broadcasts_against_events(name, namespace, rng):
             np.testing.assert_allclose(log_det, expected[1], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("namespace", ["numpy", "torch", "jax"])
-@pytest.mark.parametrize("name", BIJECTIONS)
+@pytest.mark.parametrize(
+    ("name", "namespace"), [*spread(BIJECTIONS, "torch", "jax"), *((name, "numpy") for name in BIJECTIONS)]
+)
 def test_weights_may_carry_batch_axes(name, namespace, rng):
     """One set of weights per event gives, event by event, what each set gives alone."""
     bijection = BIJECTIONS[name]
@@ -242,7 +276,20 @@ def test_weights_may_carry_batch_axes(name, namespace, rng):
             np.testing.assert_allclose(log_det[i], one[1], rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", [fp.Planar, fp.ElementwiseAffine, fp.TriangularAffine])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        fp.Planar,
+        fp.Radial,
+        fp.ElementwiseAffine,
+        fp.TriangularAffine,
+        fp.LU,
+        fp.QR,
+        lambda dim: fp.OrthogonalSylvester(dim, 2),
+        lambda dim: fp.HouseholderSylvester(dim, 2, 2),
+        fp.TriangularSylvester,
+    ],
+)
 def test_a_single_weight_may_carry_batch_axes(kind, rng):
     bijection = kind(3)
     params, x = draw(bijection, rng), rng.normal(size=3)
@@ -251,8 +298,8 @@ def test_a_single_weight_may_carry_batch_axes(kind, rng):
         for direction in ("forward", "inverse"):
             found, log_det = call(direction, bijection, batched, x)
             alone, log_det_alone = call(direction, bijection, params, x)
-            np.testing.assert_allclose(found, np.stack([alone] * 4), rtol=1e-12)
-            np.testing.assert_allclose(log_det, np.stack([log_det_alone] * 4), rtol=1e-12)
+            np.testing.assert_allclose(found, np.stack([alone] * 4), rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(log_det, np.stack([log_det_alone] * 4), rtol=1e-10, atol=1e-12)
 
 
 def test_no_weight_makes_an_affine_scale_degenerate():
@@ -263,8 +310,9 @@ def test_no_weight_makes_an_affine_scale_degenerate():
                 assert np.isfinite(array).all()
 
 
-@pytest.mark.parametrize("namespace", AUTODIFF)
-@pytest.mark.parametrize("name", BIJECTIONS)
+@pytest.mark.parametrize(
+    ("name", "namespace"), [*((name, "torch") for name in BIJECTIONS), *spread(list(BIJECTIONS)[::3], "jax")]
+)
 def test_far_events_give_finite_values_and_gradients(name, namespace, rng):
     bijection = BIJECTIONS[name]
     tree = merged(bijection, draw(bijection, rng), namespace)
@@ -285,8 +333,9 @@ def test_far_events_give_finite_values_and_gradients(name, namespace, rng):
             assert np.isfinite(numpy(array)).all()
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
-@pytest.mark.parametrize("name", BIJECTIONS)
+@pytest.mark.parametrize(
+    ("name", "namespace"), [*((name, "numpy") for name in BIJECTIONS), *spread(BIJECTIONS, "jax", "torch", "strict")]
+)
 def test_single_precision_stays_single(name, namespace, rng):
     bijection = BIJECTIONS[name]
     params = _tree.map_tree(lambda a: a.astype(np.float32), draw(bijection, rng, 0.5))
@@ -302,7 +351,16 @@ def test_single_precision_stays_single(name, namespace, rng):
 
 
 @pytest.mark.parametrize(
-    "name", ["planar-1d", "coupling-1d", "autoregressive-1d", "planar-conditional-mlp", "coupling-linear-net"]
+    "name",
+    [
+        "planar-1d",
+        "radial-1d",
+        "coupling-1d",
+        "autoregressive-1d",
+        "planar-conditional-mlp",
+        "sylvester-triangular-conditional",
+        "coupling-linear-net",
+    ],
 )
 def test_density_integrates_to_one(name, rng):
     bijection = BIJECTIONS[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
 from flowppl import _tree
-from flowppl.bijection import Bijection, check_bijection, initialize
+from flowppl.bijection import REAL_LINE, Bijection, check_bijection, initialize
 from flowppl.combine import inverted
 from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
 
@@ -109,11 +110,11 @@ class FlowTransform(Transform):
 
     @property
     def domain(self):
-        return _real(self.bijection.x_shape)
+        return _interval(self.bijection.x_support, self.bijection.x_shape)
 
     @property
     def codomain(self):
-        return _real(self.bijection.y_shape)
+        return _interval(self.bijection.y_support, self.bijection.y_shape)
 
     @property
     def inv(self) -> FlowTransform:
@@ -178,8 +179,10 @@ class FlowTransform(Transform):
         return f"{type(self).__name__}({self.bijection!r}{context})"
 
 
-def _real(shape):
-    return constraints.independent(constraints.real, len(shape))
+def _interval(support, shape):
+    """The constraint of events of this shape with entries between two bounds."""
+    named = {REAL_LINE: constraints.real, (0.0, math.inf): constraints.positive, (0.0, 1.0): constraints.unit_interval}
+    return constraints.independent(named.get(support) or constraints.interval(*support), len(shape))
 
 
 def check_params(bijection: Bijection, params: _tree.Tree) -> None:
@@ -216,7 +219,7 @@ def _named_transform(kind: type[Bijection]) -> type[FlowTransform]:
     return type(kind.__name__, (FlowTransform,), members)
 
 
-def _named_helper(recipe):
+def _named_helper(name, recipe):
     """A function that draws the weights of a recipe's stack with a key."""
 
     @functools.wraps(recipe)
@@ -228,10 +231,11 @@ def _named_helper(recipe):
     helper.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[key, *signature.parameters.values()], return_annotation=FlowTransform
     )
+    helper.__name__ = helper.__qualname__ = name
     helper.__module__ = __name__
     return helper
 
 
 named = {kind.__name__: _named_transform(kind) for kind in NAMED_BIJECTIONS}
-named |= {recipe.__name__: _named_helper(recipe) for recipe in NAMED_RECIPES}
+named |= {name: _named_helper(name, recipe) for name, recipe in NAMED_RECIPES.items()}
 globals().update(named)  # pickle finds a class by its name in its module

@@ -1,0 +1,228 @@
+"""Univariate maps of each coordinate alone, and fixed maps onto intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from flowppl._array import namespace
+from flowppl._tree import Tree
+from flowppl.bijection import REAL_LINE, Bijection, Parameter, check_event, check_sizes
+from flowppl.univariate import Univariate
+
+
+@dataclasses.dataclass(frozen=True)
+class Elementwise(Bijection):
+    r"""A univariate map :math:`\tau` of each coordinate, with parameters of its own: :math:`y_i = \tau(x_i;\, r_i)`.
+
+    Maps without parameters serve here too: as the last layer, ``Elementwise(dim, Bounded(0.0, 10.0))`` gives a flow its
+    support.
+
+    Args:
+        dim: the number of coordinates.
+        univariate: the map: :class:`~flowppl.Affine`, :class:`~flowppl.Scale`,
+            :class:`~flowppl.RationalQuadraticSpline`, :class:`~flowppl.LogisticMixture`, ...; or one without
+            parameters: :class:`~flowppl.Sigmoid`, :class:`~flowppl.Softplus`, :class:`~flowppl.Tanh`,
+            :class:`~flowppl.LeakyReLU`, :class:`~flowppl.Bounded`.
+
+    Raises:
+        ValueError: if ``dim`` < 1.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> layer = fp.Elementwise(2, fp.Softplus())
+        >>> y, log_det = layer.forward({}, np.array([0.0, 3.0]))
+        >>> y.round(4), layer.y_support
+        (array([0.6931, 3.0486]), (0.0, inf))
+    """
+
+    dim: int
+    univariate: Univariate
+
+    def __post_init__(self):
+        check_sizes("Elementwise", dim=self.dim)
+
+    @property
+    def y_support(self) -> tuple[float, float]:
+        return getattr(self.univariate, "y_support", REAL_LINE)
+
+    @property
+    def inverse_cost(self) -> str:
+        return getattr(self.univariate, "inverse_cost", "parallel")
+
+    def parameters(self) -> Tree:
+        num_raw = self.univariate.num_raw
+        return {"raw": Parameter((num_raw, self.dim))} if num_raw else {}
+
+    def forward(self, params, x, context=None):
+        check_event(self, x, self.x_shape, context)
+        return self._map(self.univariate.forward, params, x)
+
+    def inverse(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        return self._map(self.univariate.inverse, params, y)
+
+    def _map(self, univariate, params, event):
+        xp = namespace(event)
+        raw = xp.moveaxis(params["raw"], -2, 0) if "raw" in params else None
+        event, log_slope = univariate(raw, event)
+        return event, xp.sum(log_slope + xp.zeros_like(event), axis=-1)
+
+
+class _Fixed:
+    """A map without parameters."""
+
+    num_raw = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded(_Fixed):
+    r"""The real line onto the interval from ``low`` to ``high``: :math:`y = l + (h - l)\, \sigma(x)`.
+
+    A y at one of the ends counts as a number next to it, so that its density is finite.
+
+    Args:
+        low: the lower end l.
+        high: the upper end h.
+
+    Raises:
+        ValueError: unless both are finite and ``low < high``.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> fp.Bounded(2.0, 4.0).forward(None, np.array([0.0]))
+        (array([3.]), array([-0.69314718]))
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self):
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"Bounded: low must be below high, both finite, got {self.low!r} and {self.high!r}")
+
+    @property
+    def y_support(self) -> tuple[float, float]:
+        return (self.low, self.high)
+
+    def forward(self, raw, x):
+        y, log_slope = Sigmoid().forward(raw, x)
+        return self.low + (self.high - self.low) * y, log_slope + math.log(self.high - self.low)
+
+    def inverse(self, raw, y):
+        x, log_slope = Sigmoid().inverse(raw, (y - self.low) / (self.high - self.low))
+        return x, log_slope - math.log(self.high - self.low)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(_Fixed):
+    r"""The real line onto the unit interval: :math:`y = 1 / (1 + e^{-x})`; see :class:`Bounded` for its ends.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> fp.Sigmoid().forward(None, np.array([0.0]))[0]
+        array([0.5])
+    """
+
+    y_support = (0.0, 1.0)
+
+    def forward(self, raw, x):
+        xp = namespace(x)
+        return _inside(xp, xp.sigmoid(x), 0.0), -xp.softplus(x) - xp.softplus(-x)
+
+    def inverse(self, raw, y):
+        xp = namespace(y)
+        y = _inside(xp, y, 0.0)
+        return xp.log(y) - xp.log1p(-y), -xp.log(y) - xp.log1p(-y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tanh(_Fixed):
+    r"""The real line onto the interval from -1 to 1: :math:`y = \tanh x`; see :class:`Bounded` for its ends.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> fp.Tanh().forward(None, np.array([1.0]))[0].round(4)
+        array([0.7616])
+    """
+
+    y_support = (-1.0, 1.0)
+
+    def forward(self, raw, x):
+        xp = namespace(x)
+        return _inside(xp, xp.tanh(x), -1.0), math.log(4.0) - xp.softplus(2 * x) - xp.softplus(-2 * x)
+
+    def inverse(self, raw, y):
+        xp = namespace(y)
+        y = _inside(xp, y, -1.0)
+        return xp.atanh(y), -xp.log1p(y) - xp.log1p(-y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Softplus(_Fixed):
+    r"""The real line onto the positive numbers: :math:`y = \log(1 + e^x)`.
+
+    A y of 0 counts as the smallest positive number, so that its density is finite.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> fp.Softplus().inverse(None, np.array([1.0]))[0].round(4)
+        array([0.5413])
+    """
+
+    y_support = (0.0, math.inf)
+
+    def forward(self, raw, x):
+        xp = namespace(x)
+        return _positive(xp, xp.softplus(x)), -xp.softplus(-x)
+
+    def inverse(self, raw, y):
+        xp = namespace(y)
+        log_slope = xp.log(-xp.expm1(-_positive(xp, y)))
+        return y + log_slope, -log_slope
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakyReLU(_Fixed):
+    r"""A kink at 0: y = x for positive x, and y = slope x for negative.
+
+    Args:
+        slope: the slope on the negative side, positive.
+
+    Raises:
+        ValueError: if the slope is not positive.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> fp.LeakyReLU(0.5).forward(None, np.array([-2.0, 2.0]))[0]
+        array([-1.,  2.])
+    """
+
+    slope: float = 0.1
+
+    def __post_init__(self):
+        if not 0 < self.slope < math.inf:
+            raise ValueError(f"LeakyReLU: slope must be positive and finite, got {self.slope!r}")
+
+    def forward(self, raw, x):
+        return self._bend(x, self.slope)
+
+    def inverse(self, raw, y):
+        return self._bend(y, 1 / self.slope)
+
+    def _bend(self, x, slope):
+        xp = namespace(x)
+        zero = xp.zeros_like(x)
+        return xp.where(x < 0, slope * x, x), xp.where(x < 0, zero + math.log(slope), zero)
+
+
+def _inside(xp, y, low):
+    """``y`` kept off the ends of the interval from ``low``, which is -1 or 0, to 1."""
+    finfo = xp.finfo(y.dtype)
+    zero, margin = xp.zeros_like(y), float(finfo.eps) / 2
+    lowest = float(finfo.smallest_normal) if low == 0 else margin - 1
+    return xp.minimum(xp.maximum(y, zero + lowest), zero + (1 - margin))
+
+
+def _positive(xp, y):
+    return xp.maximum(y, xp.zeros_like(y) + float(xp.finfo(y.dtype).smallest_normal))

@@ -1,0 +1,107 @@
+"""Mixtures of logistics as univariate maps."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flowppl._array import namespace
+from flowppl.bijection import check_sizes
+from flowppl.roots import bracketed_root
+from flowppl.univariate import Affine, align
+
+
+@dataclasses.dataclass(frozen=True)
+class LogisticMixture:
+    r"""The distribution function of a mixture of K logistics, brought back to the real line, and an affine map.
+
+    .. math::
+        y = e^{a} \; \mathrm{logit}\Big(\sum_{k=1}^K \pi_k\, \sigma\big((x - \mu_k)\, e^{-s_k}\big)\Big) + t .
+
+    It has as many bends as the mixture has components. The raw numbers are K logits of :math:`\pi`, K locations, K
+    log-scales, and t and a. All logarithms are taken of sums of exponentials, so that both tails are exact. The
+    inverse has no closed form: the root lies between the smallest and the largest of the components' own roots, and
+    is found by bisection and Newton's method.
+
+    Equal components would stay equal in training, and unequal ones would not start at the identity. So the
+    components start equal, but each location moves at a pace of its own: :math:`\mu_k = 2 k\, r_k / (K + 1)`.
+
+    Args:
+        num_components: the number K of logistics.
+        log_scale_bound: the bound of the log-scales s and a, as in :class:`~flowppl.Affine`.
+
+    Raises:
+        ValueError: if ``num_components`` < 1, or the bound is not positive.
+
+    References:
+        Ho, Chen, Srinivas, Duan, Abbeel: Flow++: Improving Flow-Based Generative Models with Variational
+        Dequantization and Architecture Design, 2019, arXiv 1902.00275.
+
+    Example:
+        >>> import numpy as np, flowppl as fp
+        >>> mixture = fp.LogisticMixture(num_components=2)
+        >>> raw = np.array([0.0, 0.0, 2.0, -2.0, 0.0, 0.0, 0.0, 0.0])[:, None]
+        >>> y, _ = mixture.forward(raw, np.array([1.0]))
+        >>> x, _ = mixture.inverse(raw, y)
+        >>> y.round(4), x.round(12)
+        (array([0.6926]), array([1.]))
+    """
+
+    num_components: int = 8
+    log_scale_bound: float = 3.0
+
+    inverse_cost = "iterative"
+
+    def __post_init__(self):
+        check_sizes("LogisticMixture", num_components=self.num_components)
+        if not self.log_scale_bound > 0:
+            raise ValueError(f"LogisticMixture: log_scale_bound must be positive, got {self.log_scale_bound!r}")
+
+    @property
+    def num_raw(self) -> int:
+        return 3 * self.num_components + 2
+
+    def _components(self, raw, x):
+        """Log weights, locations and log-scales, and the raw numbers of the outer affine map."""
+        xp, num = namespace(raw), self.num_components
+        raw = align(raw, x)
+        log_weights = xp.log_softmax(raw[:num, ...])
+        pace = xp.cumulative_sum(xp.ones_like(raw[:num, ...]), axis=0) * (2 / (num + 1))
+        loc = pace * raw[num : 2 * num, ...]
+        log_scale = self._outer.log_scale(raw[2 * num : 3 * num, ...])
+        return (log_weights, loc, log_scale), raw[3 * num :, ...]
+
+    @property
+    def _outer(self) -> Affine:
+        return Affine(self.log_scale_bound)
+
+    def forward(self, raw, x):
+        components, outer = self._components(raw, x)
+        logit, log_slope = _logit(x, *components)
+        y, outer_log_slope = self._outer.forward(outer, logit)
+        return y, log_slope + outer_log_slope
+
+    def inverse(self, raw, y):
+        xp = namespace(y)
+        components, outer = self._components(raw, y)
+        target, outer_log_slope = self._outer.inverse(outer, y)
+        _, loc, log_scale = components
+        roots = loc + xp.exp(log_scale) * target
+
+        def equation(x, target, *components):
+            logit, log_slope = _logit(x, *components)
+            return logit - target, xp.exp(log_slope)
+
+        lower, upper = xp.min(roots, axis=0), xp.max(roots, axis=0)
+        x = bracketed_root(equation, (target, *components), lower, upper, num_steps=24)
+        return x, outer_log_slope - _logit(x, *components)[1]
+
+
+def _logit(x, log_weights, loc, log_scale):
+    """The logit of the mixture's distribution function at x, and the log of its derivative."""
+    xp = namespace(x)
+    z = (x - loc) * xp.exp(-log_scale)
+    below, above = xp.softplus(-z), xp.softplus(z)  # minus log sigmoid(z), minus log sigmoid(-z)
+    log_cdf = xp.logsumexp(log_weights - below)
+    log_rest = xp.logsumexp(log_weights - above)
+    log_density = xp.logsumexp(log_weights - log_scale - below - above)
+    return log_cdf - log_rest, log_density - log_cdf - log_rest

@@ -1,0 +1,110 @@
+"""Ready stacks of layers under the names of the literature, and the registry that finds them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flowppl.autoregressive import Autoregressive
+from flowppl.bijection import Bijection
+from flowppl.coupling import Coupling
+from flowppl.elementwise import Elementwise
+from flowppl.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
+from flowppl.orthogonal import QR, Householder
+from flowppl.recipes.autoregressive import iaf, maf, nsf_autoregressive
+from flowppl.recipes.coupling import flowpp, glow, nice, nsf, realnvp
+from flowppl.recipes.residual import (
+    householder,
+    householder_sylvester,
+    orthogonal_sylvester,
+    planar,
+    radial,
+    triangular_sylvester,
+)
+from flowppl.residual import Planar, Radial
+from flowppl.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
+
+Recipe = Callable[..., Bijection]
+
+sylvester = orthogonal_sylvester
+
+# The tables from which both adapters make their named transforms and lower-case helpers.
+NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
+    Planar,
+    Radial,
+    OrthogonalSylvester,
+    HouseholderSylvester,
+    TriangularSylvester,
+    Coupling,
+    Autoregressive,
+    Elementwise,
+    Permute,
+    Householder,
+    LU,
+    QR,
+    ActNorm,
+    ElementwiseAffine,
+    TriangularAffine,
+)
+NAMED_RECIPES: dict[str, Recipe] = {
+    "planar": planar,
+    "radial": radial,
+    "sylvester": sylvester,
+    "orthogonal_sylvester": orthogonal_sylvester,
+    "householder_sylvester": householder_sylvester,
+    "triangular_sylvester": triangular_sylvester,
+    "householder": householder,
+    "nice": nice,
+    "realnvp": realnvp,
+    "nsf": nsf,
+    "flowpp": flowpp,
+    "glow": glow,
+    "iaf": iaf,
+    "maf": maf,
+    "nsf_autoregressive": nsf_autoregressive,
+}
+
+_RECIPES = dict(NAMED_RECIPES)
+
+
+def available_flows() -> tuple[str, ...]:
+    """The names that :func:`make_flow` and ``AutoFlow`` know.
+
+    Example:
+        >>> import flowppl as fp
+        >>> "realnvp" in fp.available_flows()
+        True
+    """
+    return tuple(sorted(_RECIPES))
+
+
+def make_flow(name: str, dim: int, **options) -> Bijection:
+    """The flow of this name for ``dim`` coordinates; ``options`` go to the recipe.
+
+    Raises:
+        ValueError: if no flow has this name; the message lists the known ones.
+
+    Example:
+        >>> import flowppl as fp
+        >>> fp.make_flow("planar", 3, num_flows=4)
+        Planar(dim=3, num_flows=4)
+    """
+    if name not in _RECIPES:
+        raise ValueError(f"unknown flow {name!r}; known flows are {', '.join(available_flows())}")
+    return _RECIPES[name](dim, **options)
+
+
+def register_flow(name: str, recipe: Recipe) -> None:
+    """Make ``recipe(dim, **options) -> Bijection`` known under a name.
+
+    Raises:
+        ValueError: if the name is taken already.
+
+    Example:
+        >>> import flowppl as fp
+        >>> fp.register_flow("two_planes", lambda dim: fp.Planar(dim, num_flows=2))
+        >>> fp.make_flow("two_planes", 3)
+        Planar(dim=3, num_flows=2)
+    """
+    if name in _RECIPES:
+        raise ValueError(f"a flow named {name!r} exists already; choose another name")
+    _RECIPES[name] = recipe

@@ -1,0 +1,118 @@
+"""Autoregressive flows."""
+
+from __future__ import annotations
+
+from flowppl.autoregressive import Autoregressive
+from flowppl.bijection import Bijection, check_sizes
+from flowppl.combine import Invert
+from flowppl.linear import Permute
+from flowppl.recipes.shuffle import shuffled
+from flowppl.splines import RationalQuadraticSpline
+from flowppl.univariate import Affine
+
+
+def iaf(
+    dim: int,
+    num_flows: int = 4,
+    *,
+    hidden_dims=(64, 64),
+    context_dim: int = 0,
+    activation: str = "tanh",
+    log_scale_bound: float = 3.0,
+) -> Bijection:
+    """Inverse autoregressive flow: one pass to sample; scoring a given value is sequential. For guides.
+
+    The order of the coordinates is reversed after each layer, and restored at the end.
+
+    Args:
+        dim: the number of coordinates.
+        num_flows: the number of layers.
+        hidden_dims: the widths of each network's hidden layers; an int means one layer.
+        context_dim: the size of the context, 0 for none.
+        activation: elu, relu, silu, softplus or tanh.
+        log_scale_bound: one layer scales a coordinate by at most the exponential of this.
+
+    References:
+        Kingma et al.: Improving Variational Inference with Inverse Autoregressive Flow, 2016, arXiv 1606.04934.
+
+    Example:
+        >>> import flowppl as fp
+        >>> flow = fp.iaf(6)
+        >>> flow.forward_cost, flow.inverse_cost
+        ('parallel', 'sequential')
+    """
+    check_sizes("iaf", dim=dim, num_flows=num_flows)
+    layer = Autoregressive(dim, Affine(log_scale_bound), hidden_dims, context_dim, activation)
+    return shuffled(layer, Permute.reverse(dim), num_flows)
+
+
+def maf(
+    dim: int,
+    num_flows: int = 4,
+    *,
+    hidden_dims=(64, 64),
+    context_dim: int = 0,
+    activation: str = "tanh",
+    log_scale_bound: float = 3.0,
+) -> Bijection:
+    """Masked autoregressive flow: one pass to score a value; sampling is sequential. For densities and priors.
+
+    It is :func:`iaf` turned around, and takes the same arguments.
+
+    References:
+        Papamakarios, Pavlakou, Murray: Masked Autoregressive Flow for Density Estimation, 2017, arXiv 1705.07057.
+
+    Example:
+        >>> import flowppl as fp
+        >>> flow = fp.maf(6)
+        >>> flow.forward_cost, flow.inverse_cost
+        ('sequential', 'parallel')
+    """
+    return Invert(
+        iaf(
+            dim,
+            num_flows,
+            hidden_dims=hidden_dims,
+            context_dim=context_dim,
+            activation=activation,
+            log_scale_bound=log_scale_bound,
+        )
+    )
+
+
+def nsf_autoregressive(
+    dim: int,
+    num_flows: int = 4,
+    *,
+    num_bins: int = 8,
+    bound: float = 5.0,
+    hidden_dims=(64, 64),
+    context_dim: int = 0,
+    activation: str = "tanh",
+) -> Bijection:
+    """Autoregressive neural spline flow: one pass to score a value; sampling is sequential. For densities and priors.
+
+    It is :func:`maf` with splines in the place of affine maps. ``Invert`` it for a guide.
+
+    Args:
+        dim: the number of coordinates.
+        num_flows: the number of layers.
+        num_bins: the number of bins of each spline.
+        bound: each spline acts between minus and plus this, and is the identity outside.
+        hidden_dims: the widths of each network's hidden layers; an int means one layer.
+        context_dim: the size of the context, 0 for none.
+        activation: elu, relu, silu, softplus or tanh.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, 2019, arXiv 1906.04032.
+
+    Example:
+        >>> import flowppl as fp
+        >>> flow = fp.nsf_autoregressive(6)
+        >>> flow.forward_cost, flow.inverse_cost
+        ('sequential', 'parallel')
+    """
+    check_sizes("nsf_autoregressive", dim=dim, num_flows=num_flows)
+    spline = RationalQuadraticSpline(num_bins, bound)
+    layer = Autoregressive(dim, spline, hidden_dims, context_dim, activation)
+    return Invert(shuffled(layer, Permute.reverse(dim), num_flows))
