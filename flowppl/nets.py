@@ -16,7 +16,7 @@ import numpy as np
 
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
-from flowppl.bijection import Constant, Parameter, Uniform, assign, check_sizes
+from flowppl.bijection import Constant, Parameter, Uniform, assign, check_sizes, derived
 
 ACTIVATIONS = ("elu", "relu", "silu", "softplus", "tanh")
 
@@ -43,34 +43,65 @@ def check_activation(owner: str, activation: str) -> None:
         raise ValueError(f"{owner}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
-def dense_parameters(sizes: tuple[int, ...], context_dim: int) -> Tree:
-    """Layers of the given sizes; the context enters the first; the last starts at zero."""
+def dense_parameters(sizes: tuple[int, ...], context_dim: int, residual: bool = False) -> Tree:
+    """Layers of the given sizes; the context enters the first; the last, and the last of each block, start at zero."""
     layers: Tree = {}
     for i, (fan_in, width) in enumerate(itertools.pairwise(sizes)):
-        last = i == len(sizes) - 2
+        ends = i == len(sizes) - 2 or (residual and _closes_block(i))
         total = fan_in + (context_dim if i == 0 else 0)
-        draw = Constant(0.0) if last else Uniform((3 / max(total, 1)) ** 0.5)  # keeps the variance of its input
+        draw = Constant(0.0) if ends else Uniform((3 / max(total, 1)) ** 0.5)  # keeps the variance of its input
         layers[str(i)] = {"weight": Parameter((fan_in, width), draw), "bias": Parameter((width,))}
         if i == 0 and context_dim:
             layers[str(i)]["context_weight"] = Parameter((context_dim, width), draw)
     return layers
 
 
-def dense(params: Tree, x: Array, context: Array | None, activation: str) -> Array:
-    """Apply dense layers, masked where a layer has a ``mask``."""
-    xp = namespace(x)
+def _closes_block(i: int) -> bool:
+    """Whether dense layer i is the second of a residual block: layer 0 comes first, then two layers for each block."""
+    return i > 0 and i % 2 == 0
+
+
+def dense_layers(params: Tree, context: Array | None) -> tuple[list[Array], list[Array]]:
+    """The weights of dense layers, masked where a layer has a ``mask``, and what is added: bias and context."""
+    weights, sums = [], []
     for i in range(len(params)):
         layer = params[str(i)]
-        if i > 0:
-            x = getattr(xp, activation)(x)
-        weight = layer["weight"]
+        weight, bias = layer["weight"], layer["bias"]
+        xp = namespace(weight)
         if "mask" in layer:
             weight = xp.where(layer["mask"], weight, xp.zeros_like(weight))
-        x = xp.linear(x, weight, layer["bias"])
         if "context_weight" in layer:
-            weight = layer["context_weight"]
-            x = x + xp.linear(context, weight, xp.zeros_like(layer["bias"]))
-    return x
+            bias = xp.linear(context, layer["context_weight"], bias)
+        weights.append(weight)
+        sums.append(bias)
+    return weights, sums
+
+
+def hidden_units(first, weights, sums, activation: str, residual: bool, product) -> list[Array]:
+    """All hidden layers, given the first before its activation, and of the others the weights and what is added.
+
+    ``product(x, weight, added)`` is what a layer does.
+    """
+    activate = getattr(namespace(first), activation)
+    before = skipped = first
+    hidden = [activate(before)]
+    for i, (weight, added) in enumerate(zip(weights, sums, strict=True), start=1):
+        before = product(hidden[-1], weight, added)
+        if residual and _closes_block(i):
+            before = skipped = before + skipped
+        hidden.append(activate(before))
+    return hidden
+
+
+def dense(params: Tree, x: Array, context: Array | None, activation: str, residual: bool = False) -> Array:
+    """Apply dense layers, masked where a layer has a ``mask``."""
+    xp = namespace(x)
+    weights, sums = dense_layers(params, context)
+    output = xp.linear(x, weights[0], sums[0])
+    if len(weights) == 1:
+        return output
+    hidden = hidden_units(output, weights[1:-1], sums[1:-1], activation, residual, xp.linear)
+    return xp.linear(hidden[-1], weights[-1], sums[-1])
 
 
 def split_raw(output: Array, num_raw: int) -> Array:
@@ -122,14 +153,64 @@ class MLP:
         return dense(params, x, context, self.activation)
 
 
+def read_dependencies(owner: str, dim: int, order, adjacency) -> tuple[np.ndarray, np.ndarray]:
+    """Which coordinates each coordinate may depend on, and the level of each: the length of the longest way to it.
+
+    Raises:
+        ValueError: if both are given, ``order`` is no permutation, or ``adjacency`` no matrix without cycles.
+    """
+    if order is not None and adjacency is not None:
+        raise ValueError(f"{owner}: give order or adjacency, not both; an adjacency determines the order")
+    if adjacency is None:
+        order = tuple(range(dim)) if order is None else order
+        if sorted(order) != list(range(dim)):
+            raise ValueError(f"{owner}: order must contain each of 0 .. {dim - 1} exactly once, got {order!r}")
+        position = np.argsort(order)
+        return position[:, None] > position[None, :], position
+    lengths = [len(row) for row in adjacency]
+    if lengths != [dim] * dim:
+        raise ValueError(f"{owner}: adjacency must have dim={dim} rows of {dim} entries, got rows of {lengths}")
+    reads = np.array(adjacency)
+    if reads.diagonal().any():
+        own = int(reads.diagonal().argmax())
+        raise ValueError(
+            f"{owner}: adjacency[{own}][{own}] must be False; a coordinate's parameters cannot depend on itself"
+        )
+    level, waits = np.full(dim, -1), reads.sum(axis=1)
+    for step in range(dim):
+        ready = np.flatnonzero((waits == 0) & (level < 0))
+        level[ready] = step
+        waits = waits - reads[:, ready].sum(axis=1)
+    if (level < 0).any():
+        raise ValueError(
+            f"{owner}: adjacency has the cycle {_cycle(reads, level < 0)} (each depends on the next); "
+            "make one of these entries False"
+        )
+    return reads, level
+
+
+def _cycle(reads: np.ndarray, stuck: np.ndarray) -> str:
+    """A cycle among the coordinates that are stuck: each of them depends on another of them."""
+    path = [int(stuck.argmax())]
+    while path.count(path[-1]) < 2:
+        path.append(int((reads[path[-1]] & stuck).argmax()))
+    return " -> ".join(map(str, path[path.index(path[-1]) :]))
+
+
 @dataclasses.dataclass(frozen=True)
 class MADE:
     r"""A masked perceptron whose outputs for coordinate d depend on the coordinates before d only.
 
-    Each hidden unit has a degree m and sees the coordinates 1 to m; the outputs of coordinate d see the units of
-    degree below d. All degrees have equal shares of a layer; a layer with fewer units than degrees takes a few from
-    the lowest to the highest. The context is seen by all units. The output has ``num_outputs`` blocks of length
-    ``dim``.
+    Each hidden unit sees the coordinates that the outputs of some coordinate may depend on: for the default order the
+    coordinates 1 to m, m being the degree of the unit. A unit sees units that see no more than it does, and the
+    outputs of coordinate d see the units that see only what these outputs may depend on. All such sets of coordinates
+    have equal shares of a layer, so that all that may be connected is; a layer with fewer units than sets takes a few
+    from the lowest to the highest, and leaves some connections out. The context is seen by all units. The output has
+    ``num_outputs`` blocks of length ``dim``.
+
+    With ``residual=True`` each entry of ``hidden_dims`` is a block of two layers,
+    :math:`h \leftarrow h + W_2\, \sigma(W_1\, \sigma(h))`, between a first layer and the output; its second layer
+    starts at zero.
 
     Args:
         dim: the number of coordinates.
@@ -137,13 +218,20 @@ class MADE:
         hidden_dims: the widths of the hidden layers; an int means one layer.
         context_dim: the size of the context, 0 for none.
         activation: one of elu, relu, silu, softplus, tanh.
+        order: the coordinates in the order in which they are generated, each seeing those before it. ``None`` means
+            0, 1, ...
+        adjacency: instead of an order, for each coordinate i and each j whether the outputs of i may depend on j.
+        residual: whether the entries of ``hidden_dims``, which must be equal, are residual blocks.
 
     Raises:
-        ValueError: for a size that is not a positive integer or an unknown activation.
+        ValueError: for a size that is not a positive integer, an unknown activation, both an order and an adjacency, an
+            order that is no permutation, an adjacency of the wrong shape or with a cycle, or residual blocks of unequal
+            widths.
 
     References:
         Germain, Gregor, Murray, Larochelle: MADE: Masked Autoencoder for Distribution Estimation, 2015, arXiv
-        1502.03509.
+        1502.03509. Residual blocks: Nash, Durkan: Autoregressive Energy Machines, 2019, arXiv 1904.05626; Durkan,
+        Bekasov, Murray, Papamakarios: Neural Spline Flows, 2019, arXiv 1906.04032.
 
     Example:
         >>> import flowppl as fp
@@ -158,30 +246,63 @@ class MADE:
     hidden_dims: tuple[int, ...] = (64, 64)
     context_dim: int = 0
     activation: str = "tanh"
+    order: tuple[int, ...] | None = None
+    adjacency: tuple[tuple[bool, ...], ...] | None = None
+    residual: bool = False
+    levels: tuple[int, ...] = derived()  # the level of each coordinate: it may be found once all lower ones are known
+    unit_levels: tuple[tuple[int, ...], ...] = derived()  # the same for the units of each hidden layer; they ascend
 
     def __post_init__(self):
         assign(self, hidden_dims=as_dims("MADE", self.hidden_dims))
         check_sizes("MADE", dim=self.dim, num_outputs=self.num_outputs)
         check_sizes("MADE", at_least=0, context_dim=self.context_dim)
         check_activation("MADE", self.activation)
+        if self.residual and len(set(self.hidden_dims)) != 1:
+            raise ValueError(
+                f"MADE: residual blocks need one or more hidden_dims, all equal, got {self.hidden_dims}; "
+                "write (64, 64) for two blocks of width 64"
+            )
+        if self.order is not None:
+            assign(self, order=tuple(int(i) for i in self.order))
+        if self.adjacency is not None:
+            assign(self, adjacency=tuple(tuple(bool(entry) for entry in row) for row in self.adjacency))
+        sets, _, shares = self._share_out()
+        _, level = read_dependencies("MADE", self.dim, self.order, self.adjacency)
+        ready = np.where(sets, level + 1, 0).max(axis=1)
+        assign(self, levels=tuple(level.tolist()), unit_levels=tuple(tuple(ready[share].tolist()) for share in shares))
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        return self.hidden_dims[:1] * (1 + 2 * len(self.hidden_dims)) if self.residual else self.hidden_dims
 
     def parameters(self) -> Tree:
-        return dense_parameters((self.dim, *self.hidden_dims, self.num_outputs * self.dim), self.context_dim)
+        return dense_parameters((self.dim, *self._widths, self.num_outputs * self.dim), self.context_dim, self.residual)
+
+    def _share_out(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """All sets of coordinates that units may see; that of each coordinate; those of each hidden layer's units."""
+        reads, level = read_dependencies("MADE", self.dim, self.order, self.adjacency)
+        sets, which = np.unique(reads, axis=0, return_inverse=True)
+        by_level = np.argsort(np.where(sets, level + 1, 0).max(axis=1), stable=True)
+        sets, which = sets[by_level], np.argsort(by_level)[which.reshape(-1)]
+        # Units of the empty set see the context only: without one they are of use only if there is nothing else to see.
+        lowest = 0 if self.context_dim or len(sets) == 1 else 1
+        num, shares = len(sets) - lowest, []
+        for width in self._widths:
+            if width >= num:
+                shares.append(lowest + np.arange(width) * num // width)
+            else:
+                shares.append(np.rint(np.linspace(lowest, len(sets) - 1, width)).astype(int))
+        return sets, which, shares
 
     def constants(self) -> Tree:
-        # Units of degree 0 see the context only: without one they are of use only if there is nothing else to see.
-        lowest = 0 if self.context_dim or self.dim == 1 else 1
-        degrees = [np.arange(1, self.dim + 1)]
-        for width in self.hidden_dims:
-            levels = self.dim - lowest
-            if width >= levels:
-                degrees.append(lowest + np.arange(width) * levels // width)
-            else:
-                degrees.append(np.rint(np.linspace(lowest, self.dim - 1, width)).astype(int))
-        masks = [before[:, None] <= after[None, :] for before, after in itertools.pairwise(degrees)]
-        outputs = np.tile(degrees[0], self.num_outputs)
-        masks.append(degrees[-1][:, None] < outputs[None, :])
+        sets, which, shares = self._share_out()
+        if not shares:
+            masks = [sets[which].T]
+        else:
+            within = sets.astype(np.float32) @ ~sets.T == 0  # within[a, b]: set a is a part of set b
+            masks = [sets[shares[0]].T, *(within[np.ix_(*pair)] for pair in itertools.pairwise([*shares, which]))]
+        masks[-1] = np.tile(masks[-1], self.num_outputs)
         return {str(i): {"mask": mask} for i, mask in enumerate(masks)}
 
     def __call__(self, params, x, context=None):
-        return dense(params, x, context, self.activation)
+        return dense(params, x, context, self.activation, self.residual)

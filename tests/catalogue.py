@@ -56,6 +56,11 @@ BIJECTIONS = {
     "autoregressive-spline": fp.Autoregressive(3, fp.RationalQuadraticSpline(3, bound=2.0), hidden_dims=8),
     "autoregressive-mixture": fp.Autoregressive(3, fp.LogisticMixture(2), hidden_dims=4),
     "autoregressive-circular": fp.Autoregressive(3, fp.CircularSpline(3), hidden_dims=8),
+    "autoregressive-order": fp.Autoregressive(5, hidden_dims=8, order=(3, 0, 4, 2, 1)),
+    "autoregressive-adjacency": fp.Autoregressive(
+        4, hidden_dims=8, adjacency=((0, 1, 0, 0), (0, 0, 0, 0), (1, 1, 0, 0), (0, 1, 0, 0))
+    ),
+    "autoregressive-residual": fp.Autoregressive(4, hidden_dims=(8, 8), residual=True, context_dim=2),
     "autoregressive-inverted": fp.Invert(fp.Autoregressive(5, hidden_dims=8)),
     "permute": fp.Permute((2, 0, 1, 4, 3)),
     "elementwise-affine": fp.ElementwiseAffine(5),
