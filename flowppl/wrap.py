@@ -1,0 +1,89 @@
+"""What the wrappers of both adapters share: the text, the checks and the errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flowppl
+from flowppl._array import Array
+from flowppl.bijection import REAL_LINE, check_sizes
+
+WRAP_DOC = """A transform of {host} as a bijection, to stand among flowppl's own.
+
+    So an existing flow moves to flowppl layer by layer: wrap every layer and put them in one :class:`flowppl.Chain`;
+    then replace one after the other by a bijection of flowppl, and compare densities at each step.
+
+    {trained}
+    The values of now are the first ones; the transform itself stays as it is. All layers of a
+    :class:`flowppl.Repeat` start from the same values. A wrapped transform is equal to itself only: make it once, not
+    at each call of a model. It cannot be saved by :func:`flowppl.save`.
+
+    Args:
+        transform: {kind}.
+        shape: the shape of one event x; an int n means a vector, ``(n,)``.
+
+    Raises:
+        TypeError: if it is no such transform.
+        ValueError: if its events have more axes than ``shape``.
+        NotImplementedError: from a direction that the transform does not have.
+
+    Example:{example}"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Present:
+    """Initializer: the value that the host transform has when the weights are drawn, as ``copy`` takes it."""
+
+    value: Array
+    copy: Callable[[Array], Array]
+
+    def __call__(self, draws, shape):
+        return self.copy(self.value)
+
+
+def check_host(transform: Any, kind: type, name: str) -> None:
+    """Raise TypeError unless ``transform`` is one of the host's."""
+    if not isinstance(transform, kind):
+        raise TypeError(f"Wrap: expected {name}, got {type(transform).__name__}")
+
+
+def as_event_shape(transform: Any, shape) -> tuple[int, ...]:
+    """``shape`` as a tuple, checked against the number of axes of the transform's events."""
+    shape = (shape,) if isinstance(shape, numbers.Integral) else tuple(shape)
+    for size in shape:
+        check_sizes("Wrap", shape=size)
+    name, axes = type(transform).__name__, transform.domain.event_dim
+    if axes > len(shape):
+        raise ValueError(f"Wrap: {name} maps events of {axes} axes, but shape={shape} has {len(shape)}")
+    return shape
+
+
+def interval(constraint: Any) -> tuple[float, float]:
+    """The bounds that a host's constraint sets to every entry, as far as they are numbers."""
+    constraint = getattr(constraint, "base_constraint", constraint)  # of an independent one
+    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
+    return (
+        float(low) if isinstance(low, numbers.Real) else REAL_LINE[0],
+        float(high) if isinstance(high, numbers.Real) else REAL_LINE[1],
+    )
+
+
+def check_single(name: str, leaf: Array, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if a weight has batch axes in front of its shape."""
+    if leaf.ndim > len(shape):
+        raise ValueError(
+            f"Wrap: the weight {name} came with batch axes, the shape {tuple(leaf.shape)}, but a wrapped transform "
+            "takes one set of weights; use a bijection of flowppl here (as inside Conditional), or map over the sets "
+            "with the host's vmap"
+        )
+
+
+def one_way(transforms: Iterable[Any]) -> NotImplementedError:
+    """The error for a host transform, made of these transforms, that does not have the direction asked for."""
+    names = [type(part).__name__ for part in transforms if type(part).__name__ != "_InverseTransform"]
+    ours = [name for name in names if name in flowppl.__all__]
+    remedy = f"use flowppl.{ours[0]}, which has both" if ours else "use a bijection of flowppl: all have both"
+    return NotImplementedError(f"Wrap: {names[0]} does not map in this direction; {remedy}")
