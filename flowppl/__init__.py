@@ -35,6 +35,7 @@ from flowppl.recipes import (
     triangular_sylvester,
 )
 from flowppl.residual import Planar, Radial
+from flowppl.serialization import load, save
 from flowppl.splines import CircularSpline, RationalQuadraticSpline
 from flowppl.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.univariate import Affine, Scale, Shift
@@ -86,6 +87,7 @@ __all__ = [
     "householder_sylvester",
     "iaf",
     "initialize",
+    "load",
     "maf",
     "make_flow",
     "nice",
@@ -97,6 +99,7 @@ __all__ = [
     "radial",
     "realnvp",
     "register_flow",
+    "save",
     "sylvester",
     "triangular_sylvester",
 ]

@@ -6,11 +6,23 @@ are those that :mod:`flowppl` gives them.
 """
 
 from flowppl.numpyro import transforms as _transforms
+from flowppl.numpyro.density import fit_density
 from flowppl.numpyro.diagnostics import log_weights
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.transforms import FlowTransform
+from flowppl.numpyro.wrap import Wrap
 
 globals().update(_transforms.named)
 
-__all__ = ["AutoFlow", "Flow", "FlowDistribution", "FlowTransform", "flow", "log_weights", *_transforms.named]
+__all__ = [
+    "AutoFlow",
+    "Flow",
+    "FlowDistribution",
+    "FlowTransform",
+    "Wrap",
+    "flow",
+    "fit_density",
+    "log_weights",
+    *_transforms.named,
+]
