@@ -70,6 +70,14 @@ class Conditional(Bijection):
         return self.bijection.y_shape
 
     @property
+    def x_support(self) -> tuple[float, float]:
+        return self.bijection.x_support
+
+    @property
+    def y_support(self) -> tuple[float, float]:
+        return self.bijection.y_support
+
+    @property
     def forward_cost(self) -> str:
         return self.bijection.forward_cost
 

@@ -81,9 +81,9 @@ def check_single(name: str, leaf: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-def one_way(transforms: Iterable[Any]) -> NotImplementedError:
+def one_way(transforms: Iterable[Any], inverse: type) -> NotImplementedError:
     """The error for a host transform, made of these transforms, that does not have the direction asked for."""
-    names = [type(part).__name__ for part in transforms if type(part).__name__ != "_InverseTransform"]
+    names = [type(part).__name__ for part in transforms if not isinstance(part, inverse)]
     ours = [name for name in names if name in flowppl.__all__]
     remedy = f"use flowppl.{ours[0]}, which has both" if ours else "use a bijection of flowppl: all have both"
     return NotImplementedError(f"Wrap: {names[0]} does not map in this direction; {remedy}")

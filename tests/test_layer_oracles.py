@@ -250,6 +250,7 @@ def test_splines_agree_with_zuko_flowjax_and_pyro(rng):
         peer.unnormalized_widths.copy_(torch.tensor(one[:6]))
         peer.unnormalized_heights.copy_(torch.tensor(one[6:12]))
         peer.unnormalized_derivatives.copy_(torch.tensor(one[12:] + np.log(np.expm1(1 - 1e-3))))
+    x = rng.uniform(*left[0, [1, -2]], size=30)  # in the bins at the ends Pyro's outer slope is not exactly 1
     ours, log_slope = spline.forward(one[:, None], x)
     theirs = peer(torch.tensor(x)[:, None])
     np.testing.assert_allclose(theirs[:, 0].detach(), ours, rtol=1e-8)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.flows import InverseAutoregressiveTransform
-from numpyro.distributions.transforms import Transform
+from numpyro.distributions.transforms import Transform, _InverseTransform
 
 from flowppl._tree import Tree
 from flowppl.bijection import Bijection, Parameter, check_event
@@ -94,7 +94,7 @@ class Wrap(Bijection):
         try:
             return function(event)
         except NotImplementedError as error:
-            raise one_way([self.transform, self.transform.inv]) from error
+            raise one_way([self.transform, self.transform.inv], _InverseTransform) from error
 
     def _with(self, params):
         """The host transform with these weights."""

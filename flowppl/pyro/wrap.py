@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.distributions import Transform
+from torch.distributions.transforms import _InverseTransform
 
 from flowppl._tree import Tree, leaves
 from flowppl.bijection import Bijection, Parameter, assign, check_event, derived
@@ -125,7 +126,8 @@ class Wrap(Bijection):
         try:
             return transform(event)
         except (KeyError, NotImplementedError) as error:  # Pyro raises a KeyError where it lacks an inverse
-            raise one_way(part for part in self._parts if isinstance(part, Transform)) from error
+            transforms = (part for part in self._parts if isinstance(part, Transform))
+            raise one_way(transforms, _InverseTransform) from error
 
     def _log_det(self, x, y):
         """The host's log determinant, summed over the axes of an event that are batch axes to the host."""
