@@ -158,8 +158,10 @@ def _standard_namespace(xp):
 def _torch_namespace():
     import torch
     import torch.nn.functional as F
-    from array_api_compat import torch as xp
+    from array_api_compat import torch as compat
 
+    # Those of array-api-compat write in place or have no rule for torch.func.vmap.
+    xp = _extended(compat, moveaxis=torch.movedim, sign=torch.sign, unstack=lambda x, axis=0: torch.unbind(x, dim=axis))
     shared = _shared(xp)
 
     def linear(x, weight, bias):

@@ -11,7 +11,7 @@ from flowppl._array import Array, namespace
 from flowppl._tree import Tree
 from flowppl.bijection import Bijection, assign, check_event, check_sizes, derived
 from flowppl.nets import MADE, as_dims, dense_layers, hidden_units, split_raw
-from flowppl.univariate import Affine, Univariate
+from flowppl.univariate import Affine, Univariate, check_univariate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +135,7 @@ class Autoregressive(Bijection):
 
     def __post_init__(self):
         check_sizes("Autoregressive", dim=self.dim)
+        check_univariate("Autoregressive", self.univariate, at_least=1)
         network = MADE(
             self.dim,
             self.univariate.num_raw,
@@ -180,7 +181,8 @@ class Autoregressive(Bijection):
         weights, sums = dense_layers(params["network"], context)
         weights[0] = plan.arrange(weights[0], params["index"], axis=-2)
         weights[-1], sums[-1] = arrange_outputs(weights[-1]), arrange_outputs(sums[-1])
-        y = plan.arrange(y, params["index"])
+        dtype = xp.result_type(y, *sums, *weights)  # the carry of a loop must not change its own
+        y, sums = xp.astype(plan.arrange(y, params["index"]), dtype), [xp.astype(added, dtype) for added in sums]
         batch = np.broadcast_shapes(*(a.shape[:-1] for a in (y, *sums)), *(weight.shape[:-2] for weight in weights))
 
         # From here on coordinates and units are rows, and events that share their weights are columns: small products

@@ -182,6 +182,15 @@ def check_bijection(value: Any) -> None:
         )
 
 
+def check_standard_base(bijection: Bijection) -> None:
+    """Raise ValueError unless the standard normal is a base distribution for ``bijection``."""
+    if bijection.x_support != REAL_LINE:
+        raise ValueError(
+            f"this {type(bijection).__name__} takes values in {bijection.x_support} only, but the standard normal has "
+            "others; give the flow a base distribution on that interval"
+        )
+
+
 def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], context: Array | None) -> None:
     """Raise ValueError unless ``event`` ends in ``shape`` and the context is what ``bijection`` needs."""
     namespace(event)  # raises TypeError for what is not an array

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from flowppl import _tree
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
-from flowppl.bijection import COSTS, Bijection, Draws, Parameter, assign, check_event, check_sizes, derived
+from flowppl.bijection import (
+    COSTS,
+    REAL_LINE,
+    Bijection,
+    Constant,
+    Draws,
+    Normal,
+    Parameter,
+    Uniform,
+    assign,
+    check_bijection,
+    check_event,
+    check_sizes,
+    derived,
+)
+from flowppl.linear import Permute
 
 
 def _slowest(costs: Iterable[str]) -> str:
@@ -27,7 +43,7 @@ class Chain(Bijection):
             must be the next one's ``x_shape``.
 
     Raises:
-        ValueError: if the list is empty, or shapes or context sizes do not fit together.
+        ValueError: if the list is empty, or shapes, supports or context sizes do not fit together.
 
     Example:
         >>> import flowppl as fp
@@ -37,8 +53,11 @@ class Chain(Bijection):
     """
 
     bijections: Sequence[Bijection]
+    _bounding: tuple[Bijection, ...] = derived()  # without permutations, which leave supports as they are
 
     def __post_init__(self):
+        if isinstance(self.bijections, Bijection):
+            raise TypeError(f"Chain: bijections must be a list of them, got one {type(self.bijections).__name__}")
         assign(self, bijections=tuple(self.bijections))
         if not self.bijections:
             raise ValueError("Chain: bijections must not be empty")
@@ -51,6 +70,15 @@ class Chain(Bijection):
                     f"Chain: bijections[{i}] ({type(first).__name__}) gives events of shape {first.y_shape}, but "
                     f"bijections[{i + 1}] ({type(second).__name__}) takes events of shape {second.x_shape}"
                 )
+        bounding = [(i, part) for i, part in enumerate(self.bijections) if not isinstance(part, Permute)]
+        for (i, first), (j, second) in itertools.pairwise(bounding):
+            if first.y_support != second.x_support:
+                raise ValueError(
+                    f"Chain: bijections[{i}] ({type(first).__name__}) gives values in {first.y_support}, but "
+                    f"bijections[{j}] ({type(second).__name__}) takes values in {second.x_support}; a layer that "
+                    "bounds its values comes last"
+                )
+        assign(self, _bounding=tuple(part for _, part in bounding))
         sizes = {part.context_dim for part in self.bijections} - {0}
         if len(sizes) > 1:
             raise ValueError(f"Chain: all parts that take a context must take the same one, got sizes {sorted(sizes)}")
@@ -69,11 +97,11 @@ class Chain(Bijection):
 
     @property
     def x_support(self) -> tuple[float, float]:
-        return self.bijections[0].x_support
+        return self._bounding[0].x_support if self._bounding else REAL_LINE
 
     @property
     def y_support(self) -> tuple[float, float]:
-        return self.bijections[-1].y_support
+        return self._bounding[-1].y_support if self._bounding else REAL_LINE
 
     @property
     def forward_cost(self) -> str:
@@ -122,7 +150,7 @@ class Invert(Bijection):
     """A bijection with its two directions exchanged, over the same parameters.
 
     ``Invert(b).forward`` is ``b.inverse``. A masked autoregressive flow is an inverted inverse
-    autoregressive flow, for example.
+    autoregressive flow, for example. ``init_from`` sets nothing inside: its data lie on the other side.
 
     Args:
         bijection: the bijection to turn around.
@@ -134,6 +162,9 @@ class Invert(Bijection):
     """
 
     bijection: Bijection
+
+    def __post_init__(self):
+        check_bijection(self.bijection)
 
     @property
     def context_dim(self) -> int:  # type: ignore[override]
@@ -205,12 +236,18 @@ class Repeat(Bijection):
     _ranks: Tree = derived()
 
     def __post_init__(self):
+        check_bijection(self.bijection)
         check_sizes("Repeat", num=self.num)
         assign(self, _ranks=_tree.map_tree(lambda parameter: len(parameter.shape), self.bijection.parameters()))
         if self.bijection.x_shape != self.bijection.y_shape:
             raise ValueError(
                 f"Repeat: the layer must keep the shape of the event, but {type(self.bijection).__name__} "
                 f"maps {self.bijection.x_shape} to {self.bijection.y_shape}"
+            )
+        if self.bijection.x_support != self.bijection.y_support:
+            raise ValueError(
+                f"Repeat: the layer must keep the support, but {type(self.bijection).__name__} maps "
+                f"{self.bijection.x_support} to {self.bijection.y_support}"
             )
 
     @property
@@ -220,6 +257,14 @@ class Repeat(Bijection):
     @property
     def x_shape(self) -> tuple[int, ...]:
         return self.bijection.x_shape
+
+    @property
+    def x_support(self) -> tuple[float, float]:
+        return self.bijection.x_support
+
+    @property
+    def y_support(self) -> tuple[float, float]:
+        return self.bijection.y_support
 
     @property
     def forward_cost(self) -> str:
@@ -287,6 +332,8 @@ class _Stacked:
     initializer: Callable[[Draws, tuple[int, ...]], Array]
 
     def __call__(self, draws, shape):
+        if isinstance(self.initializer, (Constant, Normal, Uniform)):  # entries are independent: one draw does for all
+            return self.initializer(draws, shape)
         layers = [self.initializer(draws, shape[1:]) for _ in range(shape[0])]
         return namespace(layers[0]).stack(layers)
 

@@ -8,7 +8,7 @@ import math
 from flowppl import _tree
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
-from flowppl.bijection import Bijection, assign, check_event, check_sizes, derived, num_parameters
+from flowppl.bijection import Bijection, assign, check_bijection, check_event, check_sizes, derived, num_parameters
 from flowppl.nets import MLP, as_dims
 
 
@@ -50,6 +50,7 @@ class Conditional(Bijection):
     _shapes: Tree = derived()
 
     def __post_init__(self):
+        check_bijection(self.bijection)
         check_sizes("Conditional", context_dim=self.context_dim)
         name = type(self.bijection).__name__
         if self.bijection.context_dim:
@@ -97,6 +98,11 @@ class Conditional(Bijection):
         offsets = _cut(self._network(params["network"], context), self._shapes)
         own = params["bijection"]
         return _tree.replace(own, _tree.map_tree(lambda offset, start: start + offset, offsets, own))
+
+    def init_from(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        trained = _tree.select(self.parameters(), params)
+        return trained | {"bijection": self.bijection.init_from(params["bijection"], y)}
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)

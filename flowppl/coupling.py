@@ -11,7 +11,7 @@ from flowppl._array import namespace
 from flowppl._tree import Tree
 from flowppl.bijection import Bijection, assign, check_event, check_sizes, derived
 from flowppl.nets import MLP, Network, as_dims, split_raw
-from flowppl.univariate import Affine, Univariate
+from flowppl.univariate import Affine, Univariate, check_univariate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Coupling(Bijection):
 
     def __post_init__(self):
         check_sizes("Coupling", dim=self.dim)
+        check_univariate("Coupling", self.univariate, at_least=1)
         fixed = self._read_mask()
         num_fixed, hidden_dims = sum(fixed), as_dims("Coupling", self.hidden_dims)
         num_raw = self.univariate.num_raw * (self.dim - num_fixed)

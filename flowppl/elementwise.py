@@ -8,7 +8,7 @@ import math
 from flowppl._array import namespace
 from flowppl._tree import Tree
 from flowppl.bijection import REAL_LINE, Bijection, Parameter, check_event, check_sizes
-from flowppl.univariate import Univariate
+from flowppl.univariate import Univariate, check_univariate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Elementwise(Bijection):
 
     Raises:
         ValueError: if ``dim`` < 1.
+        TypeError: if ``univariate`` is no univariate map.
 
     Example:
         >>> import numpy as np, flowppl as fp
@@ -41,6 +42,7 @@ class Elementwise(Bijection):
 
     def __post_init__(self):
         check_sizes("Elementwise", dim=self.dim)
+        check_univariate("Elementwise", self.univariate)
 
     @property
     def y_support(self) -> tuple[float, float]:
@@ -105,18 +107,28 @@ class Bounded(_Fixed):
     def y_support(self) -> tuple[float, float]:
         return (self.low, self.high)
 
+    def _unit(self, xp, y):
+        """``y`` in the unit interval, off its ends by more than the rounding of the interval from low to high."""
+        size = max(1.0, abs(self.low), abs(self.high)) / min(1.0, self.high - self.low)
+        margin = float(xp.finfo(y.dtype).eps) * size
+        return xp.clip(y, margin, 1 - margin)
+
     def forward(self, raw, x):
-        y, log_slope = Sigmoid().forward(raw, x)
-        return self.low + (self.high - self.low) * y, log_slope + math.log(self.high - self.low)
+        xp = namespace(x)
+        y = self.low + (self.high - self.low) * self._unit(xp, xp.sigmoid(x))
+        return y, math.log(self.high - self.low) - xp.softplus(x) - xp.softplus(-x)
 
     def inverse(self, raw, y):
-        x, log_slope = Sigmoid().inverse(raw, (y - self.low) / (self.high - self.low))
-        return x, log_slope - math.log(self.high - self.low)
+        xp = namespace(y)
+        y = self._unit(xp, (y - self.low) / (self.high - self.low))
+        return xp.log(y) - xp.log1p(-y), -xp.log(y) - xp.log1p(-y) - math.log(self.high - self.low)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(_Fixed):
-    r"""The real line onto the unit interval: :math:`y = 1 / (1 + e^{-x})`; see :class:`Bounded` for its ends.
+    r"""The real line onto the unit interval: :math:`y = 1 / (1 + e^{-x})`.
+
+    As :class:`Bounded` from 0 to 1, but with all the precision of floating point near 0.
 
     Example:
         >>> import numpy as np, flowppl as fp

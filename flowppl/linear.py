@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Permute(Bijection):
     permutation: tuple[int, ...]
 
     def __post_init__(self):
-        assign(self, permutation=tuple(int(i) for i in self.permutation))
+        assign(self, permutation=tuple(operator.index(i) for i in self.permutation))
         if sorted(self.permutation) != list(range(len(self.permutation))) or not self.permutation:
             raise ValueError(f"Permute: permutation must hold each of 0, ..., D-1 exactly once, got {self.permutation}")
 
@@ -280,8 +281,10 @@ class ActNorm(ElementwiseAffine):
         check_event(self, y, self.y_shape, context)
         xp = namespace(y)
         rows = xp.reshape(y, (-1, self.dim))
-        spread = xp.std(rows, axis=0)
-        return self.parameters_for(xp.mean(rows, axis=0), xp.where(spread > 0, spread, xp.ones_like(spread)))
+        loc = xp.mean(rows, axis=0)
+        spread = xp.std(rows - loc, axis=0)  # less the mean first: its rounding is not the spread of a constant
+        varies = spread > 10 * float(xp.finfo(rows.dtype).eps) * xp.max(xp.abs(rows), axis=0)
+        return self.parameters_for(loc, xp.where(varies, spread, xp.ones_like(spread)))
 
 
 def triangle_position(dim: int, diagonal: bool = False) -> np.ndarray:

@@ -7,7 +7,7 @@ import dataclasses
 from flowppl._array import namespace
 from flowppl.bijection import check_sizes
 from flowppl.roots import bracketed_root
-from flowppl.univariate import Affine, align
+from flowppl.univariate import Affine, align, bounded, check_bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,7 @@ class LogisticMixture:
 
     def __post_init__(self):
         check_sizes("LogisticMixture", num_components=self.num_components)
-        if not self.log_scale_bound > 0:
-            raise ValueError(f"LogisticMixture: log_scale_bound must be positive, got {self.log_scale_bound!r}")
+        check_bound("LogisticMixture", self.log_scale_bound)
 
     @property
     def num_raw(self) -> int:
@@ -67,7 +66,7 @@ class LogisticMixture:
         log_weights = xp.log_softmax(raw[:num, ...])
         pace = xp.cumulative_sum(xp.ones_like(raw[:num, ...]), axis=0) * (2 / (num + 1))
         loc = pace * raw[num : 2 * num, ...]
-        log_scale = self._outer.log_scale(raw[2 * num : 3 * num, ...])
+        log_scale = bounded(raw[2 * num : 3 * num, ...], self.log_scale_bound)
         return (log_weights, loc, log_scale), raw[3 * num :, ...]
 
     @property

@@ -80,7 +80,7 @@ class Householder(Bijection):
     """
 
     dim: int
-    num_reflections: int = 1
+    num_reflections: int = 2
 
     def __post_init__(self):
         check_sizes("Householder", dim=self.dim, num_reflections=self.num_reflections)
@@ -105,11 +105,13 @@ class QR(Bijection):
     r"""A linear map in its QR factors: :math:`y = Q\, \mathrm{diag}(\sigma)\,(I + U)\, x`.
 
     Q is a product of Householder reflections, U strictly upper triangular, and :math:`\sigma > 0` as in
-    :class:`~flowppl.ElementwiseAffine`. The determinant is the product of :math:`\sigma`.
+    :class:`~flowppl.ElementwiseAffine`. The determinant is the product of :math:`\sigma`, or minus
+    it for an odd number of reflections.
 
     Args:
         dim: the number D of coordinates.
-        num_reflections: the number of reflections; ``None`` is the largest even number up to D (1 for D = 1).
+        num_reflections: the number of reflections; ``None`` is the largest even number up to D, and at
+            least 2.
 
     Raises:
         ValueError: if one of them is below 1.
@@ -129,11 +131,12 @@ class QR(Bijection):
 
     def __post_init__(self):
         check_sizes("QR", dim=self.dim)
-        check_sizes("QR", num_reflections=self._householder.num_reflections)
+        if self.num_reflections is not None:
+            check_sizes("QR", num_reflections=self.num_reflections)
 
     @property
     def _householder(self) -> Householder:
-        num = max(self.dim - self.dim % 2, 1) if self.num_reflections is None else self.num_reflections
+        num = max(self.dim - self.dim % 2, 2) if self.num_reflections is None else self.num_reflections
         return Householder(self.dim, num)
 
     def parameters(self) -> Tree:
@@ -148,13 +151,14 @@ class QR(Bijection):
         xp = namespace(x)
         scale = positive(params["scale"])
         upper = triangle(params["upper"], params["position"], self.dim).mT
-        y, log_det = self._householder.forward(params, scale * xp.linear(x, upper.mT, x))
-        return y, log_det + xp.sum(xp.log(scale), axis=-1)
+        y, _ = self._householder.forward(params, scale * xp.linear(x, upper.mT, x))
+        return y, xp.sum(xp.log(scale) + xp.zeros_like(y), axis=-1)
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         xp = namespace(y)
         scale = positive(params["scale"])
         upper = triangle(params["upper"], params["position"], self.dim).mT
-        x, log_det = self._householder.inverse(params, y)
-        return xp.solve_unit_triangular(upper, x / scale, upper=True), log_det - xp.sum(xp.log(scale), axis=-1)
+        turned, _ = self._householder.inverse(params, y)
+        x = xp.solve_unit_triangular(upper, turned / scale, upper=True)
+        return x, -xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)

@@ -84,6 +84,8 @@ class Planar(Bijection):
         xp = namespace(x)
         u, gain, products = self._constrain(xp, params)
         activation = times(xp, params["w"], x) + params["b"]
+        if products.ndim > 2:
+            activation = activation + xp.zeros_like(products[..., 0])  # the batch axes of all weights
         steps, log_det = [], None
         for k in range(self.num_flows):
             step = xp.tanh(activation[..., k])
@@ -98,6 +100,8 @@ class Planar(Bijection):
         xp = namespace(y)
         u, gain, products = self._constrain(xp, params)
         activation = times(xp, params["w"], y) + params["b"]
+        if products.ndim > 2:
+            activation = activation + xp.zeros_like(products[..., 0])  # the batch axes of all weights
         steps, log_det = [], None
         for k in reversed(range(self.num_flows)):
             target = activation[..., k]

@@ -54,7 +54,7 @@ def bracketed_root(function: Equation, args: tuple[Array, ...], lower: Array, up
     """
     xp = namespace(lower)
     held = tuple(xp.stop_gradient(arg) for arg in args)
-    width = xp.stop_gradient(upper - lower)
+    longest = xp.stop_gradient(upper - lower + 1e-3 * (1 + xp.abs(upper)))  # more than the bracket: it may be a point
 
     def halve(_, bracket):
         low, high = bracket
@@ -66,7 +66,7 @@ def bracketed_root(function: Equation, args: tuple[Array, ...], lower: Array, up
         value, slope = function(t, *args)
         step = value / xp.where(slope > 0, slope, xp.ones_like(slope))
         # No step where the function is flat to the precision of the dtype.
-        return t - xp.where((slope > 0) & (xp.abs(step) <= width), step, xp.zeros_like(step))
+        return t - xp.where((slope > 0) & (xp.abs(step) <= longest), step, xp.zeros_like(step))
 
     low, high = xp.fori_loop(num_steps, halve, (xp.stop_gradient(lower), xp.stop_gradient(upper)))
     t = xp.fori_loop(3, lambda _, t: newton(t, held), (low + high) / 2)

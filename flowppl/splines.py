@@ -69,11 +69,11 @@ class RationalQuadraticSpline:
     def _map(self, through_bin, raw, start):
         xp, bound = namespace(start), self.bound
         raw = align(raw, start)
-        inner = _slope(xp, raw[2 * self.num_bins :, ...])
         outer = xp.ones_like(raw[:1, ...])
-        slopes = xp.concat([outer, inner, outer], axis=0)
+        slopes = xp.concat([outer, _slope(xp, raw[2 * self.num_bins :, ...]), outer], axis=0)
         inside = xp.abs(start) <= bound
-        end, log_slope = _through_box(through_bin, raw, slopes, xp.clip(start, -bound, bound), self)
+        inner = xp.where(inside, start, xp.zeros_like(start))
+        end, log_slope = _through_box(through_bin, raw, slopes, inner, self)
         return xp.where(inside, end, start), xp.where(inside, log_slope, xp.zeros_like(log_slope))
 
 
@@ -86,8 +86,9 @@ class CircularSpline:
     periodically, :math:`f(x + 2B) = f(x) + 2B`, so that it is smooth everywhere and an angle may have any number of
     turns.
 
-    In a :class:`~flowppl.Coupling` the network is given the cosine and the sine of the angles it sees, so that the
-    density has no seam. In an :class:`~flowppl.Autoregressive` layer it sees the angles themselves.
+    A base distribution on the box, such as a uniform one, gives a flow on the circle. In a :class:`~flowppl.Coupling`
+    the network is given the cosine and the sine of the angles it sees, so that what it does has no seam. In an
+    :class:`~flowppl.Autoregressive` layer it sees the angles themselves.
 
     Args:
         num_bins: the number K of bins.
@@ -135,7 +136,7 @@ class CircularSpline:
         slopes = _slope(xp, raw[2 * self.num_bins :, ...])
         slopes = xp.concat([slopes, slopes[:1, ...]], axis=0)
         turns = self.period * xp.floor((start + self.bound) / self.period)
-        angle = xp.clip(start - turns, -self.bound, self.bound)  # rounding may have left it just outside
+        angle = _held(xp, start - turns, -self.bound, self.bound)
         end, log_slope = _through_box(through_bin, raw, slopes, angle, self)
         return end + turns, log_slope
 
@@ -164,14 +165,19 @@ def _through_box(through_bin, raw, slopes, start, spline):
     widths, rights = bins(raw[:num_bins, ...])
     heights, tops = bins(raw[num_bins : 2 * num_bins, ...])
     edges = rights if through_bin is _up else tops
-    index = xp.sum(xp.astype(start >= edges[:-1, ...], xp.int64), axis=0)
+    index = xp.sum(xp.astype(start >= edges[:-1, ...], xp.int32), axis=0)
     width, right, height, top = (xp.pick(table, index) for table in (widths, rights, heights, tops))
     slope_left, slope_right = xp.pick(slopes, index), xp.pick(slopes, index + 1)
     return through_bin(xp, start, right - width, width, top - height, height, slope_left, slope_right)
 
 
+def _held(xp, x, low, high):
+    """``x``, put back between the bounds that only rounding can have crossed; its derivative stays 1."""
+    return x + xp.stop_gradient(xp.clip(x, low, high) - x)
+
+
 def _up(xp, x, left, width, bottom, height, slope_left, slope_right):
-    xi = xp.clip((x - left) / width, 0.0, 1.0)  # rounding may leave x just outside its bin
+    xi = _held(xp, (x - left) / width, 0.0, 1.0)
     steepness = height / width
     both = xi * (1 - xi)
     denominator = steepness + (slope_left + slope_right - 2 * steepness) * both
@@ -180,7 +186,7 @@ def _up(xp, x, left, width, bottom, height, slope_left, slope_right):
 
 
 def _down(xp, y, left, width, bottom, height, slope_left, slope_right):
-    t = xp.clip((y - bottom) / height, 0.0, 1.0)
+    t = _held(xp, (y - bottom) / height, 0.0, 1.0)
     steepness = height / width
     # The quadratic in xi has b = difference + 2 s t and the discriminant below: sums of what is positive. Of the two
     # forms of its root each is free of cancellation for one sign of the difference.

@@ -58,7 +58,7 @@ class Sylvester(Bijection):
 
     @property
     def inverse_cost(self) -> str:
-        return "iterative"
+        return "sequential"
 
     def parameters(self) -> Tree:
         size = self.num_units
@@ -99,7 +99,7 @@ class Sylvester(Bijection):
         else:
             step = xp.tanh(times(xp, inner, self._to_frame(frame, x)) + params["b"])
             y = x + self._from_frame(frame, times(xp, outer, step))
-        return y, xp.sum(xp.log1p(gain * (1 - step * step)), axis=-1)
+        return y, xp.sum(xp.log1p(gain * (1 - step * step)), axis=-1) + xp.zeros_like(y[..., 0])
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
@@ -107,7 +107,8 @@ class Sylvester(Bijection):
         frame = self._frame(params)
         outer, inner, gain = self._matrices(params)
         t = self._to_frame(frame, y)
-        t = t + xp.zeros_like(times(xp, outer, t) + times(xp, inner, t) + params["b"])  # all batch axes
+        shapes = [t.shape[:-1], params["b"].shape[:-1], *(matrix.shape[:-2] for matrix in (outer, inner))]
+        t = xp.broadcast_to(t, (*np.broadcast_shapes(*shapes), self.num_units))
 
         def find(carry, row):
             """One component, those before it still zero: its activation a solves ``a + gain * tanh(a) = target``."""
@@ -141,7 +142,7 @@ class OrthogonalSylvester(Sylvester):
     .. math::
         y = x + Q R \tanh(\tilde R\, Q^\top x + b)
 
-    The columns of Q are those of the QR decomposition of a free matrix, exactly orthonormal for all weights. Where
+    The columns of Q are those of the QR decomposition of a free matrix, orthonormal wherever it has full rank. Where
     every event has weights of its own, :class:`HouseholderSylvester` is cheaper. See
     :mod:`flowppl.sylvester` for R and the inverse.
 
@@ -154,7 +155,7 @@ class OrthogonalSylvester(Sylvester):
 
     References:
         van den Berg, Hasenclever, Tomczak, Welling: Sylvester Normalizing Flows for Variational Inference, 2018, arXiv
-        1803.05649, section 4.1.
+        1803.05649.
 
     Example:
         >>> import flowppl as fp
@@ -201,7 +202,7 @@ class HouseholderSylvester(Sylvester):
 
     References:
         van den Berg, Hasenclever, Tomczak, Welling: Sylvester Normalizing Flows for Variational Inference, 2018, arXiv
-        1803.05649, section 4.2.
+        1803.05649.
 
     Example:
         >>> import flowppl as fp
@@ -255,7 +256,7 @@ class TriangularSylvester(Sylvester):
 
     References:
         van den Berg, Hasenclever, Tomczak, Welling: Sylvester Normalizing Flows for Variational Inference, 2018, arXiv
-        1803.05649, section 4.3.
+        1803.05649.
 
     Example:
         >>> import flowppl as fp

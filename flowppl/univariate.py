@@ -17,7 +17,8 @@ A map knows no network: :class:`flowppl.Coupling` and :class:`flowppl.Autoregres
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+import math
+from typing import Any, Protocol
 
 from flowppl._array import Array, namespace
 
@@ -26,6 +27,19 @@ def align(raw: Array, x: Array) -> Array:
     """``raw`` with axes of length 1 behind its first, for the batch axes that only ``x`` has."""
     missing = x.ndim + 1 - raw.ndim
     return namespace(raw).reshape(raw, (raw.shape[0], *(1,) * missing, *raw.shape[1:])) if missing > 0 else raw
+
+
+def bounded(raw: Array, bound: float) -> Array:
+    """A number between minus and plus ``bound`` that follows the raw one near zero."""
+    return bound * namespace(raw).tanh(raw / bound)
+
+
+def check_bound(owner: str, log_scale_bound: float) -> None:
+    """Raise ValueError unless the bound is positive and finite."""
+    if not 0 < log_scale_bound < math.inf:
+        raise ValueError(
+            f"{owner}: log_scale_bound must be positive and finite, got {log_scale_bound!r}; 10 bounds almost nothing"
+        )
 
 
 class Univariate(Protocol):
@@ -37,6 +51,19 @@ class Univariate(Protocol):
     def inverse(self, raw: Array, y: Array) -> tuple[Array, Array]: ...
 
 
+def check_univariate(owner: str, value: Any, at_least: int = 0) -> None:
+    """Raise TypeError or ValueError unless ``value`` is a univariate map of at least so many raw numbers."""
+    num_raw = getattr(value, "num_raw", None)
+    if isinstance(value, type) or not isinstance(num_raw, int):
+        what = f"the class {value.__name__}" if isinstance(value, type) else repr(value)[:80]
+        raise TypeError(
+            f"{owner}: univariate must be a univariate map, such as flowppl.Affine() or "
+            f"flowppl.RationalQuadraticSpline(8), got {what}"
+        )
+    if num_raw < at_least:
+        raise ValueError(f"{owner}: {value!r} has no parameters for a network to make; it fits into Elementwise only")
+
+
 @dataclasses.dataclass(frozen=True)
 class Affine:
     r"""A shift and a bounded scale: :math:`y = x e^{s} + t`, with :math:`s = b \tanh(r_1 / b)` and :math:`t = r_0`.
@@ -45,7 +72,7 @@ class Affine:
     An unbounded exponential is the commonest cause of overflow in deep affine flows; a clamp has no gradient.
 
     Args:
-        log_scale_bound: the bound b, positive. One layer scales by at most :math:`e^b`.
+        log_scale_bound: the bound b, positive and finite. One layer scales by at most :math:`e^b`.
 
     Example:
         >>> import numpy as np, flowppl as fp
@@ -57,24 +84,18 @@ class Affine:
     log_scale_bound: float = 3.0
 
     def __post_init__(self):
-        if not self.log_scale_bound > 0:
-            raise ValueError(f"Affine: log_scale_bound must be positive, got {self.log_scale_bound!r}")
+        check_bound("Affine", self.log_scale_bound)
 
     @property
     def num_raw(self) -> int:
         return 2
 
-    def log_scale(self, raw: Array) -> Array:
-        """The bounded log-scale s that a raw number stands for."""
-        bound = self.log_scale_bound
-        return bound * namespace(raw).tanh(raw / bound)
-
     def forward(self, raw, x):
-        log_scale = self.log_scale(raw[1, ...])
+        log_scale = bounded(raw[1, ...], self.log_scale_bound)
         return x * namespace(x).exp(log_scale) + raw[0, ...], log_scale
 
     def inverse(self, raw, y):
-        log_slope = -self.log_scale(raw[1, ...])
+        log_slope = -bounded(raw[1, ...], self.log_scale_bound)
         return (y - raw[0, ...]) * namespace(y).exp(log_slope), log_slope
 
 
@@ -117,16 +138,16 @@ class Scale:
     log_scale_bound: float = 3.0
 
     def __post_init__(self):
-        Affine(self.log_scale_bound)
+        check_bound("Scale", self.log_scale_bound)
 
     @property
     def num_raw(self) -> int:
         return 1
 
     def forward(self, raw, x):
-        log_scale = Affine(self.log_scale_bound).log_scale(raw[0, ...])
+        log_scale = bounded(raw[0, ...], self.log_scale_bound)
         return x * namespace(x).exp(log_scale), log_scale
 
     def inverse(self, raw, y):
-        log_scale = Affine(self.log_scale_bound).log_scale(raw[0, ...])
+        log_scale = bounded(raw[0, ...], self.log_scale_bound)
         return y * namespace(y).exp(-log_scale), -log_scale

@@ -290,6 +290,27 @@ def test_spline_is_continuously_differentiable_at_its_box(rng):
         np.testing.assert_allclose(log_slope[0], log_slope[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("namespace", ["torch", "jax"])
+@pytest.mark.parametrize(
+    "univariate",
+    [fp.RationalQuadraticSpline(8, 5.0), fp.CircularSpline(8), fp.LogisticMixture(8), fp.LogisticMixture(1)],
+)
+def test_derivatives_are_those_of_the_slope_at_knots_and_at_the_start(univariate, namespace, rng):
+    """At raw numbers of 0 the knots are known points and all components of a mixture equal."""
+    bound = getattr(univariate, "bound", 4.0)
+    points = np.concatenate([np.linspace(-bound, bound, 17), rng.normal(size=20)])
+    for dtype, scale in ((np.float32, 0.0), (np.float64, 1.0)):
+        raw = to(namespace, scale * rng.normal(size=(univariate.num_raw, 1)).astype(dtype))
+        for direction in (univariate.forward, univariate.inverse):
+            start = to(namespace, points.astype(dtype))
+            if namespace == "torch":
+                slope = torch.func.grad(lambda x, d=direction, raw=raw: d(raw, x)[0].sum())(start)
+            else:
+                slope = jax.jit(jax.grad(lambda x, d=direction, raw=raw: d(raw, x)[0].sum()))(start)
+            expected = np.exp(numpy(direction(raw, start)[1]))
+            np.testing.assert_allclose(numpy(slope), expected, rtol=1e-9 if dtype == np.float64 else 1e-3)
+
+
 def test_circular_coupling_has_no_seam(rng):
     layer = fp.Coupling(4, fp.CircularSpline(4), hidden_dims=8)
     tree = merged(layer, draw(layer, rng, 2.0))
@@ -341,6 +362,37 @@ def test_ends_stay_finite_where_they_saturate(end, dtype):
     assert ((y >= low) & (y <= high)).all()
     back, log_det_back = layer.inverse({}, y)
     assert all(np.isfinite(a).all() for a in (y, log_det, back, log_det_back))
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.0, 4.0), (-1000.0, -999.0), (0.0, 1.0), (0.0, 1e6)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bounded_ends_are_alike_and_what_saturates_comes_back(low, high, dtype):
+    layer = fp.Elementwise(1, fp.Bounded(low, high))
+    (x_low,), log_low = layer.inverse({}, np.array([low], dtype=dtype))
+    (x_high,), log_high = layer.inverse({}, np.array([high], dtype=dtype))
+    np.testing.assert_allclose(-x_low, x_high, rtol=1e-2)
+    np.testing.assert_allclose(log_low, log_high, rtol=1e-2)
+    x = np.array([[-1e4], [1e4]], dtype=dtype)
+    y, _ = layer.forward({}, x)
+    again, _ = layer.inverse({}, y)
+    np.testing.assert_allclose(np.abs(again), abs(float(x_low)), atol=2)
+
+
+def test_act_norm_leaves_a_constant_column_alone():
+    for constant in (0.0, 0.1, 1e-4, -1e6):
+        data = np.stack([np.full(1000, constant), np.linspace(-1, 1, 1000)], axis=-1).astype(np.float32)
+        params = fp.ActNorm(2).init_from({"loc": np.zeros(2), "scale": np.zeros(2)}, data)
+        _, log_det = fp.ActNorm(2).inverse(params, data)
+        np.testing.assert_allclose(log_det, -np.log(data[:, 1].std()), rtol=1e-3)
+
+
+def test_supports_follow_the_layers():
+    end = fp.Elementwise(2, fp.Bounded(0.0, 3.0))
+    flip = fp.Permute((1, 0))
+    assert fp.Chain([fp.Planar(2), end, flip]).y_support == (0.0, 3.0)
+    assert fp.Chain([flip, fp.Invert(end), fp.Planar(2)]).x_support == (0.0, 3.0)
+    assert fp.Conditional(fp.Chain([fp.Planar(2), end]), 1).y_support == (0.0, 3.0)
+    assert fp.Chain([flip, flip]).y_support == fp.Repeat(fp.Planar(2), 2).y_support == (-np.inf, np.inf)
 
 
 def test_conditional_householder_never_forms_a_matrix(rng):

@@ -189,3 +189,22 @@ def test_what_is_not_a_bijection_is_refused():
     for wrong in ("realnvp", fp.Planar, fnp.planar(jax.random.key(0), 2)):
         with pytest.raises(TypeError, match=r"expected a flowppl.Bijection, such as flowppl.realnvp\(3\)"):
             fnp.Flow.init(jax.random.key(0), wrong)
+
+
+def test_a_single_precision_flow_meets_the_double_precision_of_its_base():
+    flow = fnp.Flow.init(jax.random.key(0), fp.maf(3, num_flows=1))
+    flow = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), flow)
+    y = flow().sample(jax.random.key(1), (4,))  # NumPyro draws in the precision of the session
+    assert np.isfinite(flow().log_prob(y)).all()
+
+
+def test_a_flow_from_an_interval_needs_a_base_there():
+    flow = fnp.Flow.init(jax.random.key(0), fp.Invert(fp.Elementwise(2, fp.Sigmoid())))
+    with pytest.raises(ValueError, match=r"takes values in \(0.0, 1.0\) only"):
+        flow()
+
+
+def test_init_from_sets_a_flow_from_data(rng):
+    data = 5 + 2 * rng.normal(size=(100, 2))
+    flow = fnp.Flow.init(jax.random.key(0), fp.glow(2, num_flows=2)).init_from(data)
+    np.testing.assert_allclose(flow.transform.inv(data).mean(0), 0, atol=1e-9)

@@ -95,6 +95,25 @@ def test_everything_public_is_documented():
                 assert name == "Bijection" or "Example:" in doc, name
 
 
+def test_every_recipe_runs_without_a_warning_in_jax_as_it_comes():
+    """In single precision, which the other tests do not set."""
+    code = """
+import warnings
+warnings.simplefilter("ignore")
+import jax, flowppl as fp, flowppl.numpyro as fnp
+warnings.simplefilter("error")
+@jax.jit
+def one(flow):
+    y = flow().sample(jax.random.key(1), (2,))
+    return y, flow().log_prob(y)
+for name in fp.available_flows():
+    flow = fnp.Flow.init(jax.random.key(0), fp.make_flow(name, 3, num_flows=1))
+    assert {leaf.dtype.name for leaf in one(flow)} == {"float32"}, name
+"""
+    result = run("-c", code)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 def test_readme_names_every_flow_and_its_examples_run(tmp_path):
     import flowppl as fp
 
@@ -105,6 +124,5 @@ def test_readme_names_every_flow_and_its_examples_run(tmp_path):
         assert f"| {flow.forward_cost} | {flow.inverse_cost} |" in row
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(blocks) >= 3
-    for block in blocks:
-        result = run("-W", "ignore", "-c", block, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr[-2000:]
+    result = run("-W", "ignore", "-c", "\n".join(blocks), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]

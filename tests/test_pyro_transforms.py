@@ -274,3 +274,14 @@ def test_a_distribution_can_be_copied_after_sampling():
     distribution = fpp.Flow(fp.realnvp(2, num_flows=2))()
     y = distribution.rsample((3,))
     assert torch.allclose(copy.deepcopy(distribution).log_prob(y), distribution.log_prob(y))
+
+
+def test_a_flow_from_an_interval_needs_a_base_there():
+    with pytest.raises(ValueError, match=r"takes values in \(0.0, 1.0\) only"):
+        fpp.Flow(fp.Invert(fp.Elementwise(2, fp.Sigmoid())))()
+
+
+def test_init_from_sets_a_flow_from_data(rng):
+    data = torch.tensor(5 + 2 * rng.normal(size=(100, 2)))
+    flow = fpp.Flow(fp.glow(2, num_flows=2)).init_from(data)
+    np.testing.assert_allclose(flow.transform.inv(data).mean(0).detach(), 0, atol=1e-9)

@@ -48,7 +48,7 @@ def fit_density(
     convert = partial(np.asarray, dtype=jnp.result_type(*trained))
     rows, held_out = jax.tree.map(jnp.asarray, split_rows(flow.bijection, x, context, validation, convert, rng))
     if init:
-        flow = _with_params(flow, _init_from(flow, *jax.tree.map(lambda leaf: leaf[:INIT_ROWS], rows)))
+        flow = jax.jit(Flow.init_from)(flow, *jax.tree.map(lambda leaf: leaf[:INIT_ROWS], rows))
     norm = math.inf if clip_norm is None else float(clip_norm)
     carry = (flow.params, _adam(norm).init(flow.params))
     held_batches = None if held_out is None else _batches(np.arange(len(held_out[0])), batch_size)
@@ -75,11 +75,6 @@ def fit_density(
 
 def _adam(clip_norm):
     return optax.chain(optax.clip_by_global_norm(clip_norm), optax.scale_by_adam())
-
-
-@jax.jit
-def _init_from(flow, y, context):
-    return flow.bijection.init_from(flow.transform._tree, y, context)
 
 
 def _with_params(flow, params):

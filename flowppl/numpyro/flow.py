@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from numpyro.distributions.util import validate_sample
 
 from flowppl._tree import Tree
-from flowppl.bijection import Bijection
+from flowppl.bijection import Bijection, check_standard_base
 from flowppl.numpyro.transforms import FlowTransform, init_params
 
 
@@ -95,8 +95,16 @@ class Flow:
         """The transform from the base to the data side."""
         return FlowTransform(self.bijection, self.params)
 
+    def init_from(self, x, context=None) -> Flow:
+        """This flow with what starts from data, such as :class:`flowppl.ActNorm`, set from the batch ``x``."""
+        new = self.bijection.init_from(self.transform._tree, jnp.asarray(x), context)
+        return dataclasses.replace(self, params=new)
+
     def __call__(self, context=None) -> FlowDistribution:
-        base = standard_normal(self.bijection.x_shape) if self.base is None else self.base
+        base = self.base
+        if base is None:
+            check_standard_base(self.bijection)
+            base = standard_normal(self.bijection.x_shape)
         transform = self.transform if context is None else self.transform.condition(context)
         return FlowDistribution(base, transform)
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowppl._tree import map_tree
 from flowppl.density import FIT_DENSITY_DOC, INIT_ROWS, DensityFit, check_options, split_rows, train
 from flowppl.pyro.flow import Flow
 
@@ -49,7 +48,7 @@ def fit_density(
     rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
     data, held_out = split_rows(flow.bijection, x, context, validation, convert, rng)
     if init:
-        _init_from(flow, *(None if values is None else values[:INIT_ROWS] for values in data))
+        flow.init_from(*(None if values is None else values[:INIT_ROWS] for values in data))
     optimizer = torch.optim.Adam(trained, fused=True)
 
     def step(rows):
@@ -84,14 +83,6 @@ def fit_density(
         patience=patience,
         progress=progress,
     )
-
-
-@torch.no_grad()
-def _init_from(flow, y, context):
-    weights = flow.transform.weights
-    tree = weights.tree()
-    new = flow.bijection.init_from(tree, y, context)
-    weights.assign(map_tree(lambda new, old: new if old.requires_grad else old, new, tree))  # frozen ones stay
 
 
 def _log_prob(flow, data, rows):

@@ -7,7 +7,8 @@ import copy
 import pyro.distributions as dist
 import torch
 
-from flowppl.bijection import Bijection
+from flowppl._tree import map_tree
+from flowppl.bijection import Bijection, check_standard_base
 from flowppl.pyro.transforms import FlowTransform
 
 
@@ -105,11 +106,21 @@ class Flow(torch.nn.Module):
     def forward(self, context=None) -> FlowDistribution:
         base = self.base
         if base is None:
+            check_standard_base(self.bijection)
             base = standard_normal(self._zeros)
         elif isinstance(base, torch.nn.Module):
             base = base()
         transform = self.transform if context is None else self.transform.condition(context)
         return FlowDistribution(base, transform)
+
+    @torch.no_grad()
+    def init_from(self, x, context=None) -> Flow:
+        """Set what starts from data, such as :class:`flowppl.ActNorm`, from the batch ``x``; frozen weights stay."""
+        weights = self.transform.weights
+        tree = weights.tree()
+        new = self.bijection.init_from(tree, x, context)
+        weights.assign(map_tree(lambda new, old: new if old.requires_grad else old, new, tree))
+        return self
 
     def freeze(self) -> Flow:
         """Stop training: no parameter requires a gradient any more, and the module is in evaluation mode."""

@@ -107,4 +107,6 @@ def register_flow(name: str, recipe: Recipe) -> None:
     """
     if name in _RECIPES:
         raise ValueError(f"a flow named {name!r} exists already; choose another name")
+    if not callable(recipe):
+        raise TypeError(f"recipe must be a function from a dimension to a bijection, got {type(recipe).__name__}")
     _RECIPES[name] = recipe

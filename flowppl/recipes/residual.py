@@ -165,4 +165,8 @@ def householder(dim: int, num_flows: int = 2, *, context_dim: int = 0, hidden_di
 
 
 def _amortised(flow: Bijection, context_dim: int, hidden_dims) -> Bijection:
-    return Conditional(flow, context_dim, hidden_dims) if context_dim else flow
+    if context_dim:
+        return Conditional(flow, context_dim, hidden_dims)
+    if hidden_dims != ():
+        raise ValueError(f"hidden_dims={hidden_dims!r} is of the network that reads a context; give context_dim too")
+    return flow
