@@ -105,13 +105,13 @@ def splines():
         coupling = pyro_transforms.SplineCoupling(dim, half, network, BINS, BOUND, order="quadratic", identity=True)
         stack += [coupling, pyro_transforms.Permute(torch.arange(dim).roll(half), dim=-1)]
     base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(dim), torch.ones(dim)), 1)
-    flow = pyro.distributions.TransformedDistribution(base, stack)
+    pyro_flow = pyro.distributions.TransformedDistribution(base, stack)
 
     def pyro_loss(x):
-        flow.clear_cache()
+        pyro_flow.clear_cache()
         for transform in stack:
             transform.clear_cache()
-        return -flow.log_prob(x).mean()
+        return -pyro_flow.log_prob(x).mean()
 
     couplings = torch.nn.ModuleList(stack[::2])
     trained = [p for name, p in couplings.named_parameters() if "lower_spline" not in name]

@@ -13,6 +13,7 @@ What is added to the standard:
 ``softmax(x)``, ``log_softmax(x)``     over the first axis
 ``logsumexp(x)``                       over the first axis
 ``pick(table, index)``                 ``table[index]``, entry by entry, in the first axis of ``table``
+``split(x, sizes)``                    ``x`` cut into parts of these sizes along the first axis
 ``solve_unit_triangular(matrix, x)``   the z with ``(I + strict lower part of matrix) @ z = x``; or ``upper=True``
 ``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
 ``fori_loop(n, body, carry)``          ``carry = body(i, carry)`` for i = 0 .. n-1; ``n`` is static
@@ -89,6 +90,10 @@ def _shared(xp):
             carry = body(i, carry)
         return carry
 
+    def split(x, sizes):
+        ends = np.cumsum(sizes).tolist()
+        return [x[end - size : end, ...] for size, end in zip(sizes, ends, strict=True)]
+
     def scan(body, carry, layers, n, reverse=False):
         columns = map_tree(lambda leaf: xp.unstack(leaf, axis=0), layers)
         for i in reversed(range(n)) if reverse else range(n):
@@ -109,6 +114,7 @@ def _shared(xp):
         "linear": linear,
         "matmul_add": lambda x, weight, added: xp.matmul(weight, x) + added,
         "fori_loop": fori_loop,
+        "split": split,
         "scan": scan,
         "collect": collect,
         "segment": segment,
@@ -176,6 +182,14 @@ def _torch_namespace():
             return torch.addmm(added, weight, x)
         return torch.matmul(weight, x) + added
 
+    def pick(table, index):
+        if table.shape[1:] == index.shape:
+            return table.gather(0, index[None])[0]
+        return torch.take_along_dim(table, index[None], dim=0)[0]
+
+    def split(x, sizes):
+        return torch.split(x, sizes, dim=0)  # its derivative is one concatenation
+
     def solve_unit_triangular(matrix, x, upper=False):
         solve = functools.partial(torch.linalg.solve_triangular, upper=upper, unitriangular=True)
         if matrix.ndim == 2:
@@ -184,7 +198,7 @@ def _torch_namespace():
 
     return _extended(
         xp,
-        **(shared | {"linear": linear, "matmul_add": matmul_add}),
+        **(shared | {"linear": linear, "matmul_add": matmul_add, "split": split}),
         # At its default threshold torch's softplus becomes the identity and loses 1e-9 in float64.
         softplus=lambda x: F.softplus(x, threshold=40.0),
         sigmoid=torch.sigmoid,
@@ -194,7 +208,7 @@ def _torch_namespace():
         softmax=lambda x: torch.softmax(x, dim=0),
         log_softmax=lambda x: torch.log_softmax(x, dim=0),
         logsumexp=lambda x: torch.logsumexp(x, dim=0),
-        pick=lambda table, index: torch.take_along_dim(table, index[None], dim=0)[0],
+        pick=pick,
         solve_unit_triangular=solve_unit_triangular,
         stop_gradient=lambda x: x.detach(),
     )

@@ -62,12 +62,9 @@ class LogisticMixture:
     def _components(self, raw, x):
         """Log weights, locations and log-scales, and the raw numbers of the outer affine map."""
         xp, num = namespace(raw), self.num_components
-        raw = align(raw, x)
-        log_weights = xp.log_softmax(raw[:num, ...])
-        pace = xp.cumulative_sum(xp.ones_like(raw[:num, ...]), axis=0) * (2 / (num + 1))
-        loc = pace * raw[num : 2 * num, ...]
-        log_scale = bounded(raw[2 * num : 3 * num, ...], self.log_scale_bound)
-        return (log_weights, loc, log_scale), raw[3 * num :, ...]
+        weights, loc, log_scale, outer = xp.split(align(raw, x), (num, num, num, 2))
+        pace = xp.cumulative_sum(xp.ones_like(loc), axis=0) * (2 / (num + 1))
+        return (xp.log_softmax(weights), pace * loc, bounded(log_scale, self.log_scale_bound)), outer
 
     @property
     def _outer(self) -> Affine:

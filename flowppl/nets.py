@@ -108,7 +108,8 @@ def split_raw(output: Array, num_raw: int) -> Array:
     """The output of a network, ``(..., num_raw * n)``, as raw numbers for n univariate maps: ``(num_raw, ..., n)``."""
     xp = namespace(output)
     blocks = xp.reshape(output, (*output.shape[:-1], num_raw, output.shape[-1] // num_raw))
-    return xp.moveaxis(blocks, -2, 0)
+    raw = xp.moveaxis(blocks, -2, 0)
+    return xp.reshape(xp.reshape(raw, (num_raw, -1)), raw.shape)  # in one piece of memory: splines are then much faster
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,12 +68,12 @@ class RationalQuadraticSpline:
 
     def _map(self, through_bin, raw, start):
         xp, bound = namespace(start), self.bound
-        raw = align(raw, start)
-        outer = xp.ones_like(raw[:1, ...])
-        slopes = xp.concat([outer, _slope(xp, raw[2 * self.num_bins :, ...]), outer], axis=0)
+        widths, heights, slopes = xp.split(align(raw, start), (self.num_bins, self.num_bins, self.num_bins - 1))
+        outer = xp.ones_like(widths[:1, ...])
+        slopes = xp.concat([outer, _slope(xp, slopes), outer], axis=0)
         inside = xp.abs(start) <= bound
         inner = xp.where(inside, start, xp.zeros_like(start))
-        end, log_slope = _through_box(through_bin, raw, slopes, inner, self)
+        end, log_slope = _through_box(through_bin, widths, heights, slopes, inner, self.bound)
         return xp.where(inside, end, start), xp.where(inside, log_slope, xp.zeros_like(log_slope))
 
 
@@ -132,12 +132,12 @@ class CircularSpline:
 
     def _map(self, through_bin, raw, start):
         xp = namespace(start)
-        raw = align(raw, start)
-        slopes = _slope(xp, raw[2 * self.num_bins :, ...])
+        widths, heights, slopes = xp.split(align(raw, start), (self.num_bins,) * 3)
+        slopes = _slope(xp, slopes)
         slopes = xp.concat([slopes, slopes[:1, ...]], axis=0)
         turns = self.period * xp.floor((start + self.bound) / self.period)
         angle = _held(xp, start - turns, -self.bound, self.bound)
-        end, log_slope = _through_box(through_bin, raw, slopes, angle, self)
+        end, log_slope = _through_box(through_bin, widths, heights, slopes, angle, self.bound)
         return end + turns, log_slope
 
 
@@ -154,16 +154,16 @@ def _slope(xp, raw):
     return xp.softplus(raw + UNIT_SLOPE) + MIN_SLOPE
 
 
-def _through_box(through_bin, raw, slopes, start, spline):
-    """Find the bin of each entry and map the entry through it."""
-    xp, num_bins, bound = namespace(start), spline.num_bins, spline.bound
+def _through_box(through_bin, widths, heights, slopes, start, bound):
+    """Find the bin of each entry and map the entry through it; widths and heights are raw."""
+    xp, size, num_bins = namespace(start), 2 * bound, widths.shape[0]
 
     def bins(raw):
-        sizes = MIN_BIN + (1 - MIN_BIN * num_bins) * xp.softmax(raw)
-        return 2 * bound * sizes, 2 * bound * xp.cumulative_sum(sizes, axis=0) - bound
+        sizes = MIN_BIN * size + (1 - MIN_BIN * num_bins) * size * xp.softmax(raw)
+        return sizes, xp.cumulative_sum(sizes, axis=0) - bound
 
-    widths, rights = bins(raw[:num_bins, ...])
-    heights, tops = bins(raw[num_bins : 2 * num_bins, ...])
+    widths, rights = bins(widths)
+    heights, tops = bins(heights)
     edges = rights if through_bin is _up else tops
     index = xp.sum(xp.astype(start >= edges[:-1, ...], xp.int32), axis=0)
     width, right, height, top = (xp.pick(table, index) for table in (widths, rights, heights, tops))
