@@ -124,5 +124,6 @@ def test_readme_names_every_flow_and_its_examples_run(tmp_path):
         assert f"| {flow.forward_cost} | {flow.inverse_cost} |" in row
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(blocks) >= 3
-    result = run("-W", "ignore", "-c", "\n".join(blocks), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-2000:]
+    for block in blocks:
+        result = run("-W", "ignore", "-c", block, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr[-2000:]
