@@ -233,6 +233,7 @@ def test_splines_agree_with_zuko_flowjax_and_pyro(rng):
     found, log_det = peer.call_and_ladj(torch.tensor(x))
     np.testing.assert_allclose(found, y, rtol=1e-9)
     np.testing.assert_allclose(log_det, log_slope, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(peer.inv(torch.tensor(y)), x, rtol=1e-8)
 
     def flowjax_spline(left, bottom, slopes, x):
         peer = paramax.unwrap(FlowjaxSpline(knots=5, interval=3.0))
