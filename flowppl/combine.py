@@ -207,8 +207,38 @@ class Invert(Bijection):
         return self.bijection.forward(params, y, context)
 
 
+class Wrapper(Bijection):
+    """A bijection with the shapes, the supports and the costs of another, its field ``bijection``."""
+
+    bijection: Bijection
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return self.bijection.x_shape
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return self.bijection.y_shape
+
+    @property
+    def x_support(self) -> tuple[float, float]:
+        return self.bijection.x_support
+
+    @property
+    def y_support(self) -> tuple[float, float]:
+        return self.bijection.y_support
+
+    @property
+    def forward_cost(self) -> str:
+        return self.bijection.forward_cost
+
+    @property
+    def inverse_cost(self) -> str:
+        return self.bijection.inverse_cost
+
+
 @dataclasses.dataclass(frozen=True)
-class Repeat(Bijection):
+class Repeat(Wrapper):
     """``num`` layers of one kind, each with weights of its own, stacked into few large arrays.
 
     Parameters have the names of one layer and a leading axis of length ``num`` (after batch axes, if any). Optimisers,
@@ -253,26 +283,6 @@ class Repeat(Bijection):
     @property
     def context_dim(self) -> int:  # type: ignore[override]
         return self.bijection.context_dim
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        return self.bijection.x_shape
-
-    @property
-    def x_support(self) -> tuple[float, float]:
-        return self.bijection.x_support
-
-    @property
-    def y_support(self) -> tuple[float, float]:
-        return self.bijection.y_support
-
-    @property
-    def forward_cost(self) -> str:
-        return self.bijection.forward_cost
-
-    @property
-    def inverse_cost(self) -> str:
-        return self.bijection.inverse_cost
 
     def parameters(self) -> Tree:
         return _tree.map_tree(

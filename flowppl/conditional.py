@@ -9,11 +9,12 @@ from flowppl import _tree
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
 from flowppl.bijection import Bijection, assign, check_bijection, check_event, check_sizes, derived, num_parameters
+from flowppl.combine import Wrapper
 from flowppl.nets import MLP, as_dims
 
 
 @dataclasses.dataclass(frozen=True)
-class Conditional(Bijection):
+class Conditional(Wrapper):
     r"""A bijection whose parameters depend on a context: :math:`\theta(c) = \theta_0 + g(c)`.
 
     One network g makes all parameters of the bijection at once, added to parameters :math:`\theta_0` of its own.
@@ -61,30 +62,6 @@ class Conditional(Bijection):
         network = MLP(self.context_dim, num_parameters(self.bijection), hidden_dims, activation=self.activation)
         shapes = _tree.map_tree(lambda parameter: parameter.shape, self.bijection.parameters())
         assign(self, hidden_dims=hidden_dims, _network=network, _shapes=shapes)
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        return self.bijection.x_shape
-
-    @property
-    def y_shape(self) -> tuple[int, ...]:
-        return self.bijection.y_shape
-
-    @property
-    def x_support(self) -> tuple[float, float]:
-        return self.bijection.x_support
-
-    @property
-    def y_support(self) -> tuple[float, float]:
-        return self.bijection.y_support
-
-    @property
-    def forward_cost(self) -> str:
-        return self.bijection.forward_cost
-
-    @property
-    def inverse_cost(self) -> str:
-        return self.bijection.inverse_cost
 
     def parameters(self) -> Tree:
         return {"bijection": self.bijection.parameters(), "network": self._network.parameters()}
