@@ -267,8 +267,7 @@ class MADE:
             assign(self, order=tuple(int(i) for i in self.order))
         if self.adjacency is not None:
             assign(self, adjacency=tuple(tuple(bool(entry) for entry in row) for row in self.adjacency))
-        sets, _, shares = self._share_out()
-        _, level = read_dependencies("MADE", self.dim, self.order, self.adjacency)
+        sets, _, shares, level = self._share_out()
         ready = np.where(sets, level + 1, 0).max(axis=1)
         assign(self, levels=tuple(level.tolist()), unit_levels=tuple(tuple(ready[share].tolist()) for share in shares))
 
@@ -279,8 +278,8 @@ class MADE:
     def parameters(self) -> Tree:
         return dense_parameters((self.dim, *self._widths, self.num_outputs * self.dim), self.context_dim, self.residual)
 
-    def _share_out(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """All sets of coordinates that units may see; that of each coordinate; those of each hidden layer's units."""
+    def _share_out(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
+        """All sets of coordinates that units may see; that of each coordinate; those of each layer's units; levels."""
         reads, level = read_dependencies("MADE", self.dim, self.order, self.adjacency)
         sets, which = np.unique(reads, axis=0, return_inverse=True)
         by_level = np.argsort(np.where(sets, level + 1, 0).max(axis=1), stable=True)
@@ -293,10 +292,10 @@ class MADE:
                 shares.append(lowest + np.arange(width) * num // width)
             else:
                 shares.append(np.rint(np.linspace(lowest, len(sets) - 1, width)).astype(int))
-        return sets, which, shares
+        return sets, which, shares, level
 
     def constants(self) -> Tree:
-        sets, which, shares = self._share_out()
+        sets, which, shares, _ = self._share_out()
         if not shares:
             masks = [sets[which].T]
         else:
