@@ -121,7 +121,8 @@ class Bounded(_Fixed):
     def inverse(self, raw, y):
         xp = namespace(y)
         y = self._unit(xp, (y - self.low) / (self.high - self.low))
-        return xp.log(y) - xp.log1p(-y), -xp.log(y) - xp.log1p(-y) - math.log(self.high - self.low)
+        x, log_slope = _logit(xp, y)
+        return x, log_slope - math.log(self.high - self.low)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +145,7 @@ class Sigmoid(_Fixed):
 
     def inverse(self, raw, y):
         xp = namespace(y)
-        y = _inside(xp, y, 0.0)
-        return xp.log(y) - xp.log1p(-y), -xp.log(y) - xp.log1p(-y)
+        return _logit(xp, _inside(xp, y, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,9 +231,14 @@ class LeakyReLU(_Fixed):
 def _inside(xp, y, low):
     """``y`` kept off the ends of the interval from ``low``, which is -1 or 0, to 1."""
     finfo = xp.finfo(y.dtype)
-    zero, margin = xp.zeros_like(y), float(finfo.eps) / 2
-    lowest = float(finfo.smallest_normal) if low == 0 else margin - 1
-    return xp.minimum(xp.maximum(y, zero + lowest), zero + (1 - margin))
+    margin = float(finfo.eps) / 2
+    return xp.clip(y, float(finfo.smallest_normal) if low == 0 else margin - 1, 1 - margin)
+
+
+def _logit(xp, y):
+    """The inverse of the sigmoid, and the log of its derivative."""
+    below, above = xp.log(y), xp.log1p(-y)
+    return below - above, -below - above
 
 
 def _positive(xp, y):
