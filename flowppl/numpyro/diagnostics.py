@@ -1,10 +1,18 @@
-"""Importance weights of NumPyro guides."""
+"""Importance weights of NumPyro guides, what they say of a guide, and draws corrected by them."""
 
 from __future__ import annotations
 
+import math
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 from numpyro import handlers
 from numpyro.infer.util import log_density
+
+from flowppl import diagnostics
+from flowppl.bijection import check_sizes
+from flowppl.numpyro.guides import AutoFlow
 
 
 def log_weights(rng_key, model, guide, params, *args, num_samples: int = 1000, batch_size: int = 1000, **kwargs):
@@ -22,6 +30,9 @@ def log_weights(rng_key, model, guide, params, *args, num_samples: int = 1000, b
     Returns:
         An array of shape ``(num_samples,)``, for :func:`flowppl.diagnostics.k_hat` and others.
 
+    Raises:
+        ValueError: if there is nothing to draw, or the guide leaves out a latent site of the model.
+
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
         >>> from flowppl.numpyro import AutoFlow, log_weights
@@ -31,12 +42,149 @@ def log_weights(rng_key, model, guide, params, *args, num_samples: int = 1000, b
         >>> log_weights(jax.random.key(0), model, guide, guide.setup()).shape
         (1000,)
     """
+    return _draw(rng_key, model, guide, params, args, kwargs, num_samples, batch_size, keep=False)[0]
 
-    def one(key):
+
+def diagnose(
+    rng_key,
+    model,
+    guide,
+    params,
+    *args,
+    num_samples: int = 10_000,
+    num_batches: int = 10,
+    batch_size: int = 1000,
+    reference=None,
+    **kwargs,
+) -> diagnostics.Diagnosis:
+    """Say whether a guide can be trusted: :func:`flowppl.diagnostics.diagnose` of draws from it.
+
+    For an :class:`AutoFlow` that includes how badly the flow is inverted numerically.
+
+    Args:
+        rng_key: the key of the draws.
+        model: the model.
+        guide: any guide for it.
+        params: the parameters of both.
+        args: the arguments of both; so are further keyword arguments.
+        num_samples: the number of draws.
+        num_batches: the number of batches over which to take the median of k-hat.
+        batch_size: how many draws are computed at a time.
+        reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
+
+    Returns:
+        A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
+
+    Raises:
+        ValueError: if a batch has fewer than 25 draws, the guide leaves out a latent site of the model, or the
+            reference does not fit.
+        ImportError: without arviz; install ``flowppl[diagnostics]``.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import init_to_mean
+        >>> from flowppl.numpyro import AutoFlow, diagnose
+        >>> def model():
+        ...     numpyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> guide = AutoFlow(model, init_loc_fn=init_to_mean, init_scale=1.0)
+        >>> diagnose(jax.random.key(0), model, guide, guide.setup()).verdict
+        'good'
+    """
+    keep = reference is not None
+    weights, draws = _draw(rng_key, model, guide, params, args, kwargs, num_samples, batch_size, keep=keep)
+    return diagnostics.diagnose(
+        np.asarray(weights),
+        num_batches=num_batches,
+        round_trip_error=_round_trip_error(rng_key, guide, params) if isinstance(guide, AutoFlow) else None,
+        draws=draws if keep else None,
+        reference=reference,
+    )
+
+
+def resample(
+    rng_key,
+    model,
+    guide,
+    params,
+    *args,
+    num_samples: int = 1000,
+    num_proposals: int | None = None,
+    batch_size: int = 1000,
+    **kwargs,
+) -> dict[str, jax.Array]:
+    """Draws from a guide corrected by their importance weights, see :func:`flowppl.diagnostics.resample_indices`.
+
+    Args:
+        rng_key: the key of the draws.
+        model: the model.
+        guide: any guide for it.
+        params: the parameters of both.
+        args: the arguments of both; so are further keyword arguments.
+        num_samples: the number of corrected draws.
+        num_proposals: the number of draws to choose them from; ``None`` is ten times as many.
+        batch_size: how many are computed at a time.
+
+    Returns:
+        For each latent site an array of shape ``(num_samples, ...)``.
+
+    Raises:
+        ValueError: if there is nothing to draw, no weight is finite, or the guide leaves out a latent site of the
+            model.
+        ImportError: without arviz; install ``flowppl[diagnostics]``.
+
+    Warns:
+        RuntimeWarning: if the weights are too uneven for a correction; see :func:`diagnose`.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> from flowppl.numpyro import AutoFlow, resample
+        >>> def model():
+        ...     numpyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> guide = AutoFlow(model, init_scale=1.2)
+        >>> resample(jax.random.key(0), model, guide, guide.setup())["z"].shape
+        (1000,)
+    """
+    check_sizes("resample", num_samples=num_samples)
+    number = 10 * num_samples if num_proposals is None else num_proposals
+    draw_key, choice_key = jax.random.split(rng_key)
+    weights, draws = _draw(draw_key, model, guide, params, args, kwargs, number, batch_size, keep=True)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)))
+    chosen = diagnostics.resample_indices(np.asarray(weights), num_samples, rng)
+    return {name: value[chosen] for name, value in draws.items()}
+
+
+def _draw(rng_key, model, guide, params, args, kwargs, num_samples, batch_size, *, keep):
+    """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites."""
+    check_sizes("log_weights", num_samples=num_samples, batch_size=batch_size)
+
+    def one(key, params):
         guide_key, model_key = jax.random.split(key)
-        log_q, trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
-        replayed = handlers.replay(handlers.seed(model, model_key), trace)
-        return log_density(replayed, args, kwargs, params)[0] - log_q
+        log_q, guide_trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
+        replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
+        log_p, trace = log_density(replayed, args, kwargs, params)
+        latents = {
+            name: site["value"] for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]
+        }
+        diagnostics.check_covered(set(latents) - set(guide_trace))
+        return log_p - log_q, latents if keep else {}
 
-    keys = jax.random.split(rng_key, num_samples)
-    return jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=min(batch_size, num_samples)))(keys)
+    # Batches of one size, so that one program serves them all.
+    num_batches = math.ceil(num_samples / batch_size)
+    shape = (num_batches, math.ceil(num_samples / num_batches))
+
+    @jax.jit
+    def run(key, params):
+        drawn = jax.lax.map(jax.vmap(lambda key: one(key, params)), jax.random.split(key, shape))
+        return jax.tree.map(lambda value: value.reshape(-1, *value.shape[2:])[:num_samples], drawn)
+
+    return run(rng_key, params)
+
+
+def _round_trip_error(rng_key, guide, params):
+    @jax.jit
+    def largest(key, params):
+        x = guide.get_base_dist().sample(key, (1000,))
+        transform = guide.get_transform(params)
+        return jnp.max(jnp.abs(transform.inv(transform(x)) - x) / (1 + jnp.abs(x)))
+
+    return float(largest(rng_key, params))

@@ -1,13 +1,18 @@
-"""Importance weights of Pyro guides."""
+"""Importance weights of Pyro guides, what they say of a guide, and draws corrected by them."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.importance import vectorized_importance_weights
+from pyro.poutine.util import site_is_subsample
+
+from flowppl import diagnostics
+from flowppl.bijection import check_sizes
+from flowppl.pyro.guides import AutoFlow
 
 
-@torch.no_grad()
 def log_weights(model, guide, *args, num_samples: int = 1000, batch_size: int = 1000, **kwargs) -> torch.Tensor:
     """The log importance weights log p(x, z) - log q(z) of draws from a guide; their mean estimates the ELBO.
 
@@ -21,6 +26,9 @@ def log_weights(model, guide, *args, num_samples: int = 1000, batch_size: int = 
     Returns:
         A tensor of shape ``(num_samples,)``, for :func:`flowppl.diagnostics.k_hat` and others.
 
+    Raises:
+        ValueError: if there is nothing to draw, or the guide leaves out a latent site of the model.
+
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> from flowppl.pyro import AutoFlow, log_weights
@@ -30,15 +38,141 @@ def log_weights(model, guide, *args, num_samples: int = 1000, batch_size: int = 
         >>> log_weights(model, guide).shape
         torch.Size([1000])
     """
-    trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+    return _draw(model, guide, args, kwargs, num_samples, batch_size, keep=False)[0]
+
+
+def diagnose(
+    model,
+    guide,
+    *args,
+    num_samples: int = 10_000,
+    num_batches: int = 10,
+    batch_size: int = 1000,
+    reference=None,
+    **kwargs,
+) -> diagnostics.Diagnosis:
+    """Say whether a guide can be trusted: :func:`flowppl.diagnostics.diagnose` of draws from it.
+
+    For an :class:`AutoFlow` that includes how badly the flow is inverted numerically.
+
+    Args:
+        model: the model; its plates must allow an outer one, over the draws.
+        guide: any guide for it.
+        args: the arguments of both; so are further keyword arguments.
+        num_samples: the number of draws.
+        num_batches: the number of batches over which to take the median of k-hat.
+        batch_size: how many draws are computed at a time.
+        reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
+
+    Returns:
+        A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
+
+    Raises:
+        ValueError: if a batch has fewer than 25 draws, the guide leaves out a latent site of the model, or the
+            reference does not fit.
+        ImportError: without arviz; install ``flowppl[diagnostics]``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import init_to_mean
+        >>> from flowppl.pyro import AutoFlow, diagnose
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> guide = AutoFlow(model, init_loc_fn=init_to_mean, init_scale=1.0)
+        >>> diagnose(model, guide).verdict
+        'good'
+    """
+    keep = reference is not None
+    weights, draws = _draw(model, guide, args, kwargs, num_samples, batch_size, keep=keep)
+    return diagnostics.diagnose(
+        _numpy(weights),
+        num_batches=num_batches,
+        round_trip_error=_round_trip_error(guide, args, kwargs) if isinstance(guide, AutoFlow) else None,
+        draws={name: _numpy(value) for name, value in draws.items()} if keep else None,
+        reference={name: _numpy(value) for name, value in reference.items()} if keep else None,
+    )
+
+
+def resample(
+    model,
+    guide,
+    *args,
+    num_samples: int = 1000,
+    num_proposals: int | None = None,
+    batch_size: int = 1000,
+    **kwargs,
+) -> dict[str, torch.Tensor]:
+    """Draws from a guide corrected by their importance weights, see :func:`flowppl.diagnostics.resample_indices`.
+
+    Args:
+        model: the model; its plates must allow an outer one, over the draws.
+        guide: any guide for it.
+        args: the arguments of both; so are further keyword arguments.
+        num_samples: the number of corrected draws.
+        num_proposals: the number of draws to choose them from; ``None`` is ten times as many.
+        batch_size: how many are computed at a time.
+
+    Returns:
+        For each latent site a tensor of shape ``(num_samples, ...)``.
+
+    Raises:
+        ValueError: if there is nothing to draw, no weight is finite, or the guide leaves out a latent site of the
+            model.
+        ImportError: without arviz; install ``flowppl[diagnostics]``.
+
+    Warns:
+        RuntimeWarning: if the weights are too uneven for a correction; see :func:`diagnose`.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from flowppl.pyro import AutoFlow, resample
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> guide = AutoFlow(model, init_scale=1.2)
+        >>> resample(model, guide)["z"].shape
+        torch.Size([1000])
+    """
+    check_sizes("resample", num_samples=num_samples)
+    number = 10 * num_samples if num_proposals is None else num_proposals
+    weights, draws = _draw(model, guide, args, kwargs, number, batch_size, keep=True)
+    rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+    chosen = torch.as_tensor(diagnostics.resample_indices(_numpy(weights), num_samples, rng), device=weights.device)
+    return {name: value[chosen] for name, value in draws.items()}
+
+
+@torch.no_grad()
+def _draw(model, guide, args, kwargs, num_samples, batch_size, *, keep):
+    """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites."""
+    check_sizes("log_weights", num_samples=num_samples, batch_size=batch_size)
+    trace, guide_trace = (poutine.block(poutine.trace(fn).get_trace)(*args, **kwargs) for fn in (model, guide))
+    sites = {name: site for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)}
+    diagnostics.check_covered(set(sites) - set(guide_trace.nodes))
     frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
     nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
-    batches = []
+    weights: list[torch.Tensor] = []
+    draws: dict[str, list[torch.Tensor]] = {name: [] for name in sites if keep}
     for start in range(0, num_samples, batch_size):
         size = min(batch_size, num_samples - start)
         # A plate of one would be squeezed away: draw two, keep one.
-        weights, _, _ = vectorized_importance_weights(
-            model, guide, *args, num_samples=max(size, 2), max_plate_nesting=nesting, **kwargs
+        drawn = max(size, 2)
+        batch, drawn_trace, _ = vectorized_importance_weights(
+            model, guide, *args, num_samples=drawn, max_plate_nesting=nesting, **kwargs
         )
-        batches.append(weights[:size])
-    return torch.cat(batches)
+        weights.append(batch[:size])
+        for name in draws:
+            shape = sites[name]["value"].shape
+            between = (1,) * (nesting - len(sites[name]["fn"].batch_shape))
+            value = drawn_trace.nodes[name]["value"].expand(drawn, *between, *shape)
+            draws[name].append(value[:size].reshape(size, *shape))
+    return torch.cat(weights), {name: torch.cat(values) for name, values in draws.items()}
+
+
+@torch.no_grad()
+def _round_trip_error(guide, args, kwargs) -> float:
+    x = guide.get_base_dist().sample((1000,))
+    transform = guide.get_transform(*args, **kwargs)
+    return float(torch.max((transform.inv(transform(x)) - x).abs() / (1 + x.abs())))
+
+
+def _numpy(value) -> np.ndarray:
+    return torch.as_tensor(value).detach().cpu().numpy()

@@ -1,0 +1,373 @@
+"""The verdict on a guide: against arviz, against normals whose ELBO and evidence are known, and in both languages."""
+
+import subprocess
+import sys
+import warnings
+from functools import partial
+
+import jax
+import matplotlib
+import numpy as np
+import numpyro
+import numpyro.distributions
+import numpyro.infer
+import pyro
+import pyro.distributions
+import pyro.infer.autoguide
+import pytest
+import torch
+from scipy.stats import norm
+
+import flowppl.numpyro
+import flowppl.pyro
+from flowppl import plotting
+from flowppl.diagnostics import (
+    Diagnosis,
+    compare,
+    diagnose,
+    effective_sample_size,
+    k_hat,
+    k_hat_threshold,
+    resample_indices,
+)
+from flowppl.importance import smooth
+
+matplotlib.use("Agg")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import arviz
+
+
+def normal_weights(rng, loc, scale, num_draws=10_000, log_evidence=-3.0):
+    """Draws of N(loc, scale) and their log weights for the posterior N(0, 1)."""
+    z = rng.normal(loc, scale, num_draws)
+    return z, log_evidence + norm.logpdf(z) - norm.logpdf(z, loc, scale)
+
+
+def test_smooths_as_arviz(rng):
+    weights = 800 + 1.5 * rng.normal(size=2000)
+    expected, shape = arviz.psislw(weights.copy())
+    smoothed, found = smooth(weights)
+    np.testing.assert_allclose(found, shape, rtol=1e-10)
+    np.testing.assert_allclose(smoothed - np.logaddexp.reduce(smoothed), expected, atol=1e-10)
+    np.testing.assert_allclose(effective_sample_size(weights), 1 / np.sum(np.exp(2 * expected)), rtol=1e-10)
+    np.testing.assert_allclose(effective_sample_size(np.r_[weights, np.nan, -np.inf]), effective_sample_size(weights))
+
+
+def test_threshold():
+    assert k_hat_threshold(100) == 0.5
+    assert k_hat_threshold(1000) == pytest.approx(2 / 3)
+    assert k_hat_threshold(10**6) == 0.7
+    with pytest.raises(ValueError, match="at least 2 draws"):
+        k_hat_threshold(1)
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.3), (0.4, 1.1), (0.0, 2.0)])
+def test_elbo_and_evidence_of_normals(rng, loc, scale):
+    kl = (scale**2 + loc**2 - 1) / 2 - np.log(scale)
+    found = diagnose(normal_weights(rng, loc, scale)[1])
+    assert abs(found.elbo - (-3 - kl)) < 5 * found.elbo_se
+    assert abs(found.log_evidence + 3) < 5 * found.log_evidence_se
+    assert abs(found.kl_gap - kl) < 5 * (found.elbo_se + found.log_evidence_se)
+    square = scale**2 / np.sqrt(2 * scale**2 - 1) * np.exp(loc**2 / (2 * scale**2 - 1))  # of the normalised weight
+    assert abs(found.ess_fraction * square - 1) < 0.1
+    assert found.num_draws == 10_000
+
+
+@pytest.mark.parametrize(
+    ("loc", "scale", "verdict"),
+    [
+        (0.0, 1.0, "good"),
+        (0.1, 1.05, "good"),
+        (0.6, 1.1, "use with correction"),
+        (0.0, 2.0, "use with correction"),
+        (0.0, 0.1, "do not trust"),
+        (3.0, 0.5, "do not trust"),
+        (0.0, 1e4, "do not trust"),  # all tails are covered, but by few draws
+    ],
+)
+def test_verdict_on_normals(rng, loc, scale, verdict):
+    found = diagnose(normal_weights(rng, loc, scale)[1])
+    assert found.verdict == verdict, found
+    assert found.verdict in repr(found)
+    assert found.advice in str(found)
+    assert ("never visits" in found.advice) == (verdict == "good")
+
+
+def test_equal_weights_are_good_whatever_the_rounding(rng):
+    for weights in (np.zeros(1000), 1e-9 * rng.normal(size=1000), np.float32(-1234.5) + np.zeros(1000, np.float32)):
+        assert diagnose(weights).verdict == "good"
+    assert k_hat(np.zeros(100)) == 0
+
+
+def test_a_heavy_tail_with_a_small_gap(rng):
+    numbers = {"ess": 9000.0, "num_draws": 10_000, "elbo": -1.0, "elbo_se": 0.001}
+    numbers |= {"log_evidence": -0.99, "log_evidence_se": 0.01, "nonfinite": 0.0, "k_hat_threshold": 2 / 3}
+    assert Diagnosis(k_hat=0.8, **numbers).verdict == "bulk only"
+    # Weights without a mean are the sign of a mode at the edge of the draws.
+    assert Diagnosis(k_hat=2.2, **numbers).verdict == "do not trust"
+    z = rng.normal(-3, 1, 10_000)
+    lost = diagnose(np.logaddexp(norm.logpdf(z, -3), norm.logpdf(z, 3)) - norm.logpdf(z, -3))
+    assert lost.verdict == "do not trust"
+    assert lost.k_hat > 1
+
+
+def test_nothing_that_is_not_finite_raises_or_spreads(rng):
+    weights = normal_weights(rng, 0.0, 1.05)[1]
+    for bad in (np.nan, np.inf, -np.inf):
+        spoilt = weights.copy()
+        spoilt[:200] = bad
+        found = diagnose(spoilt)
+        assert found.nonfinite == pytest.approx(0.02)
+        assert found.verdict == "use with correction"
+        assert abs(found.elbo - weights.mean()) < 0.01
+        assert set(resample_indices(spoilt, 1000, rng)).isdisjoint(range(200))
+        spoilt[:2000] = bad
+        assert diagnose(spoilt).verdict == "do not trust"
+        nothing = diagnose(np.full(1000, bad))
+        assert nothing.verdict == "do not trust"
+        assert not np.isnan([nothing.k_hat, nothing.kl_gap, nothing.elbo, nothing.elbo_se, nothing.log_evidence]).any()
+        assert "nan" not in str(nothing)
+        with pytest.raises(ValueError, match="none of the 50"):
+            resample_indices(np.full(50, bad), 10, rng)
+    one = diagnose(np.r_[0.0, np.full(999, -np.inf)])
+    assert one.verdict == "do not trust"
+    assert "nan" not in str(one)
+    assert diagnose(weights, round_trip_error=np.nan).verdict == "do not trust"
+    assert diagnose(weights, round_trip_error=1e-6).verdict == "good"
+
+
+def test_says_what_it_needs(rng):
+    with pytest.raises(ValueError, match="at least 25 draws"):
+        diagnose(np.zeros(100))
+    with pytest.raises(ValueError, match="both draws and reference"):
+        diagnose(np.zeros(1000), draws={"z": np.zeros(10)})
+    with pytest.raises(ValueError, match="no site in common"):
+        compare({"a": np.zeros(10)}, {"b": np.zeros(10)})
+    with pytest.raises(ValueError, match=r"site 'a' .*\(10, 2\) in draws, \(10, 3\)"):
+        compare({"a": np.zeros((10, 2))}, {"a": np.zeros((10, 3))})
+
+
+def test_resampling_keeps_each_draw_its_share_of_times(rng):
+    weights = rng.uniform(-2, 1, size=200)
+    smoothed = np.exp(smooth(weights)[0])
+    expected = 300 * smoothed / smoothed.sum()
+    counts = [np.bincount(resample_indices(weights, 300, rng), minlength=200) for _ in range(400)]
+    assert (np.abs(counts - expected) < 1 + 1e-9).all()
+    # A count is one of two neighbours, so its variance is at most 1/4.
+    assert np.max(np.abs(np.mean(counts, axis=0) - expected)) < 6 * 0.5 / np.sqrt(400)
+
+
+def test_resampling_corrects_a_wide_guide(rng):
+    z, weights = normal_weights(rng, 0.5, 1.5, num_draws=40_000)
+    kept = z[resample_indices(weights, 4000, rng)]
+    assert abs(kept.mean()) < 5 / np.sqrt(4000)
+    assert abs(kept.std() - 1) < 5 / np.sqrt(8000)
+    with pytest.warns(RuntimeWarning, match="not to be trusted"):
+        resample_indices(normal_weights(rng, 3.0, 0.5)[1], 100, rng)
+
+
+def test_comparison_sees_lost_modes_and_scales_and_nothing_else(rng):
+    def seen(draws, reference):
+        return diagnose(np.zeros(1000), draws={"z": draws}, reference={"z": reference})
+
+    shift = 6 * rng.choice([-1, 0, 1], size=2000)
+    modes = rng.normal(size=2000) + shift
+    outer = rng.normal(size=2000) + 6 * rng.choice([-1, 1], size=2000)
+    for lost in (rng.normal(size=2000), rng.normal(size=2000) - 6, outer):
+        found = seen(lost, modes)
+        assert found.verdict == "do not trust"
+        assert found.comparison.missed > 0.2
+    assert seen(0.6 * rng.normal(size=2000), rng.normal(size=2000)).verdict == "do not trust"
+    assert seen(rng.normal(size=2000) + 0.6, rng.normal(size=2000)).verdict == "do not trust"
+    same = seen(rng.normal(size=2000), rng.normal(size=2000))
+    assert same.verdict == "good"
+    assert "reference draws tell" not in same.advice
+    heavy = compare({"z": rng.standard_cauchy(4000)}, {"z": rng.standard_cauchy(4000)})
+    assert heavy.mean_error < 0.2
+    assert abs(heavy.log_sd_ratio) < 0.2
+    assert heavy.missed == 0
+
+
+def test_comparison_of_odd_values(rng):
+    triangle = np.tril(rng.normal(size=(1000, 2, 2)))
+    assert compare({"L": triangle}, {"L": np.tril(rng.normal(size=(500, 2, 2)))}).missed == 0
+    assert compare({"L": triangle}, {"L": triangle + np.array([[0, 1], [0, 0]])}).worst == "L[0,1]"
+    assert compare({"z": np.zeros(1000)}, {"z": rng.normal(size=1000)}).log_sd_ratio == -np.inf
+    assert compare({"z": np.full(1000, np.nan)}, {"z": rng.normal(size=1000)}).mean_error == np.inf
+    reference = rng.normal(size=1000)
+    reference[:10] = np.nan
+    draws = rng.normal(size=1000)
+    draws[:50] = np.inf
+    found = diagnose(np.zeros(1000), draws={"z": draws}, reference={"z": reference})
+    assert found.comparison.nonfinite == 0.01
+    assert found.nonfinite == 0.05
+    assert "1.00% of it is not finite" in str(found)
+
+
+Y = np.array([1.0, 2.0, 0.5])
+
+
+class InPyro:
+    ppl, dist, array = pyro, pyro.distributions, staticmethod(torch.as_tensor)
+    adapter, init_to_mean = flowppl.pyro, staticmethod(pyro.infer.autoguide.init_to_mean)
+
+    @staticmethod
+    def call(function, model, guide, *args, **kwargs):
+        return function(model, guide, *args, **kwargs)
+
+
+class InNumPyro:
+    ppl, dist, array = numpyro, numpyro.distributions, staticmethod(jax.numpy.asarray)
+    adapter, init_to_mean = flowppl.numpyro, staticmethod(numpyro.infer.init_to_mean)
+
+    @staticmethod
+    def call(function, model, guide, *args, params=None, **kwargs):
+        return function(jax.random.key(0), model, guide, params or {}, *args, **kwargs)
+
+
+@pytest.fixture(params=[InPyro, InNumPyro])
+def lang(request):
+    return request.param
+
+
+def conjugate(lang, y):
+    z = lang.ppl.sample("z", lang.dist.Normal(0.0, 1.0))
+    with lang.ppl.plate("data", len(Y)):
+        lang.ppl.sample("y", lang.dist.Normal(z, 1.0), obs=y)
+
+
+def normal_guide(lang, loc, scale, *args):
+    lang.ppl.sample("z", lang.dist.Normal(loc, scale))
+
+
+def posterior(y):
+    return y.sum() / (len(y) + 1), 1 / np.sqrt(len(y) + 1)
+
+
+def test_conjugate_posterior_is_good_and_wrong_data_are_not(lang, rng):
+    model, y = partial(conjugate, lang), lang.array(Y)
+    guide = partial(normal_guide, lang, *posterior(Y))
+    loc, scale = posterior(Y)
+    reference = {"z": lang.array(rng.normal(loc, scale, 1000)), "unknown": lang.array(np.zeros(1000))}
+    good = lang.call(lang.adapter.diagnose, model, guide, y, reference=reference)
+    assert good.verdict == "good", good
+    assert abs(good.elbo - good.log_evidence) < 1e-6
+    assert good.round_trip_error is None
+    wrong = lang.call(lang.adapter.diagnose, model, guide, lang.array(Y + 4))
+    assert wrong.verdict == "do not trust", wrong
+
+
+def test_a_lost_mode_shows_only_beside_a_reference(lang, rng):
+    def model():
+        modes = lang.dist.Normal(lang.array([-8.0, 8.0]), 1.0)
+        mixing = lang.dist.Categorical(probs=lang.array([0.5, 0.5]))
+        family = getattr(lang.dist, "MixtureSameFamily", None)
+        lang.ppl.sample("z", family(mixing, modes))
+
+    guide = partial(normal_guide, lang, -8.0, 1.0)
+    alone = lang.call(lang.adapter.diagnose, model, guide)
+    assert alone.verdict == "good"
+    assert "mode" in alone.advice
+    reference = {"z": lang.array(rng.normal(size=1000) + 8 * rng.choice([-1.0, 1.0], size=1000))}
+    beside = lang.call(lang.adapter.diagnose, model, guide, reference=reference)
+    assert beside.verdict == "do not trust"
+    assert abs(beside.comparison.missed - 0.5) < 0.1
+
+
+def test_resampling_corrects_a_shifted_guide(lang):
+    loc, scale = posterior(Y)
+    guide = partial(normal_guide, lang, loc + 0.4, 1.3 * scale)
+    draws = lang.call(lang.adapter.resample, partial(conjugate, lang), guide, lang.array(Y), num_samples=2000)["z"]
+    assert draws.shape == (2000,)
+    draws = np.asarray(draws)
+    assert abs(draws.mean() - loc) < 5 * scale / np.sqrt(2000)
+    assert abs(draws.std() / scale - 1) < 5 / np.sqrt(4000)
+
+
+def test_draws_have_the_shapes_of_their_sites(lang):
+    def model():
+        lang.ppl.sample("a", lang.dist.Normal(0.0, 1.0))
+        with lang.ppl.plate("outer", 3, dim=-2), lang.ppl.plate("inner", 2, dim=-1):
+            lang.ppl.sample("b", lang.dist.Normal(lang.array(np.zeros(4)), 1.0).to_event(1))
+        with lang.ppl.plate("single", 5):
+            lang.ppl.sample("c", lang.dist.Normal(0.0, 1.0))
+
+    # In Pyro the last batch holds one draw.
+    draws = lang.call(lang.adapter.resample, model, model, num_samples=4, num_proposals=29, batch_size=7)
+    assert {name: tuple(v.shape) for name, v in draws.items()} == {"a": (4,), "b": (4, 3, 2, 4), "c": (4, 5)}
+    assert len(np.unique(np.asarray(draws["c"]))) == 20
+
+
+def test_adapters_say_what_they_need(lang):
+    def two():
+        lang.ppl.sample("z", lang.dist.Normal(0.0, 1.0))
+        lang.ppl.sample("forgotten", lang.dist.Normal(0.0, 1.0))
+
+    guide = partial(normal_guide, lang, 0.0, 1.0)
+    for function in (lang.adapter.log_weights, lang.adapter.diagnose, lang.adapter.resample):
+        with pytest.raises(ValueError, match="num_samples must be an integer of at least 1, got 0"):
+            lang.call(function, guide, guide, num_samples=0)
+    with pytest.raises(ValueError, match="does not draw these latent sites of the model: forgotten"):
+        lang.call(lang.adapter.log_weights, two, guide)
+
+
+@pytest.mark.parametrize(("loc", "verdict"), [(0.0, "good"), (1e17, "do not trust")])
+def test_inverts_the_flow_of_an_autoflow(lang, loc, verdict):
+    """Far from the origin all digits of the base draws are lost."""
+
+    def model():
+        lang.ppl.sample("z", lang.dist.Normal(lang.array(np.full(2, loc)), 1.0).to_event(1))
+
+    guide = lang.adapter.AutoFlow(model, flowppl.TriangularAffine, init_loc_fn=lang.init_to_mean, init_scale=1.0)
+    params = {"params": guide.setup()} if lang is InNumPyro else {}
+    found = lang.call(lang.adapter.diagnose, model, guide, **params)
+    assert (found.round_trip_error < 1e-12) == (verdict == "good")
+    assert found.verdict == verdict
+    assert ("inverted" in found.advice) == (verdict != "good")
+
+
+@pytest.fixture
+def _closed():
+    yield
+    matplotlib.pyplot.close("all")
+
+
+@pytest.mark.usefixtures("_closed")
+def test_plots_make_figures(rng, tmp_path):
+    draws = {"tau": np.exp(rng.normal(size=500)), "theta": rng.normal(size=(500, 2, 4))}
+    bad = {"tau": np.r_[np.full(100, np.inf), np.full(100, np.nan), np.ones(100)]}
+    figure = plotting.pairs(draws, resampled=draws, reference=bad)
+    figure.savefig(tmp_path / "pairs.png")
+    assert [figure.axes[0].get_title(), figure.axes[-1].get_xlabel()] == ["", "theta[1,0]"]
+    assert len(figure.axes) == 36
+    mine, axes = matplotlib.pyplot.subplots(2, 2)
+    assert plotting.pairs(draws, names=["theta[0,1]", "tau"], axes=axes) is mine
+    assert [axes[1, 0].get_xlabel(), axes[1, 0].get_ylabel()] == ["theta[0,1]", "tau"]
+    with pytest.raises(ValueError, match="names must be sites or coordinates"):
+        plotting.pairs(draws, names=["tau", "sigma"])
+    with pytest.raises(ValueError, match="needs 1 x 1 axes, got 4"):
+        plotting.pairs(draws, names="tau", axes=axes)
+    steps = np.r_[np.nan, 1e6, 5 + rng.normal(size=300)]
+    for ax in (
+        plotting.losses(steps, elbo=-5.0, elbo_se=0.1),
+        plotting.losses([np.nan, np.inf]),
+        plotting.k_hat_tail(np.r_[rng.normal(size=500), np.nan]),
+        plotting.k_hat_tail(np.zeros(500)),
+    ):
+        ax.figure.savefig(tmp_path / "one.png")
+    assert plotting.losses(steps, axes=axes[0, 0]) is axes[0, 0]
+
+
+def test_import_needs_neither_matplotlib_nor_arviz():
+    code = (
+        "import sys, flowppl.plotting; print([m for m in ('matplotlib', 'arviz', 'torch', 'jax') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_plots_name_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"flowppl\[plot\]"):
+        plotting.losses([1.0])
