@@ -6,7 +6,7 @@ bijections transforms, distributions and guides of the two languages.
 
 from flowppl.autoregressive import Autoregressive
 from flowppl.bijection import Bijection, Constant, Normal, Parameter, Uniform, initialize, num_parameters
-from flowppl.combine import Chain, Invert, Repeat
+from flowppl.combine import Chain, Frozen, Invert, Repeat
 from flowppl.conditional import Conditional
 from flowppl.coupling import Coupling
 from flowppl.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
@@ -59,6 +59,7 @@ __all__ = [
     "Coupling",
     "Elementwise",
     "ElementwiseAffine",
+    "Frozen",
     "Householder",
     "HouseholderSylvester",
     "Invert",

@@ -1,4 +1,4 @@
-"""Bijections made of bijections: ``Chain``, ``Invert`` and ``Repeat``."""
+"""Bijections made of bijections: ``Chain``, ``Invert``, ``Frozen`` and ``Repeat``."""
 
 from __future__ import annotations
 
@@ -235,6 +235,52 @@ class Wrapper(Bijection):
     @property
     def inverse_cost(self) -> str:
         return self.bijection.inverse_cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Wrapper):
+    """A bijection whose weights are no longer trained: to derivatives they are constants.
+
+    They stay among the parameters, so they are saved and moved with the others; an optimiser finds a gradient of zero,
+    or none. Gradients with respect to the event and the context are as before.
+
+    Args:
+        bijection: the bijection to freeze.
+
+    Example:
+        >>> import flowppl as fp
+        >>> fp.Frozen(fp.ElementwiseAffine(3)).parameters() == fp.ElementwiseAffine(3).parameters()
+        True
+    """
+
+    bijection: Bijection
+
+    def __post_init__(self):
+        check_bijection(self.bijection)
+
+    @property
+    def context_dim(self) -> int:  # type: ignore[override]
+        return self.bijection.context_dim
+
+    def parameters(self) -> Tree:
+        return self.bijection.parameters()
+
+    def constants(self) -> Tree:
+        return self.bijection.constants()
+
+    def forward(self, params, x, context=None):
+        return self.bijection.forward(held(params), x, context)
+
+    def inverse(self, params, y, context=None):
+        return self.bijection.inverse(held(params), y, context)
+
+    def init_from(self, params, y, context=None):
+        return self.bijection.init_from(params, y, context)
+
+
+def held(params: Tree) -> Tree:
+    """``params`` as constants of automatic differentiation."""
+    return _tree.map_tree(lambda leaf: namespace(leaf).stop_gradient(leaf), params)
 
 
 @dataclasses.dataclass(frozen=True)

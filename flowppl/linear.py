@@ -111,6 +111,10 @@ class ElementwiseAffine(Bijection):
         """The parameters with which ``forward`` is ``loc + scale * x``, for a positive ``scale``."""
         return {"loc": loc, "scale": raw_of_positive(scale)}
 
+    def loc_and_scale(self, params: Tree) -> tuple[Array, Array]:
+        """The location and the scales, of which ``parameters_for`` makes the parameters."""
+        return params["loc"], positive(params["scale"])
+
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
         xp = namespace(x)
@@ -166,6 +170,12 @@ class TriangularAffine(Bijection):
         scale = xp.linalg.diagonal(scale_tril)
         rows = [(scale_tril[i, :i] / scale[i]) for i in range(self.dim)]
         return {"loc": loc, "scale": raw_of_positive(scale), "lower": xp.concat(rows)}
+
+    def loc_and_scale(self, params: Tree) -> tuple[Array, Array]:
+        """The location and the triangular matrix, of which ``parameters_for`` makes the parameters."""
+        scale = positive(params["scale"])
+        lower = triangle(params["lower"], params["position"], self.dim)
+        return params["loc"], scale[..., None] * lower + diagonal(scale)
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
@@ -303,6 +313,13 @@ def triangle(entries: Array, position: Array, dim: int) -> Array:
     zero = xp.zeros_like(xp.sum(entries, axis=-1, keepdims=True))
     matrix = xp.take(xp.concat([entries, zero], axis=-1), position, axis=-1)
     return xp.reshape(matrix, (*matrix.shape[:-1], dim, dim))
+
+
+def diagonal(entries: Array) -> Array:
+    """The diagonal matrix with these entries."""
+    xp = namespace(entries)
+    full = entries[..., None] + xp.zeros_like(entries)[..., None, :]
+    return xp.tril(full) - xp.tril(full, k=-1)  # on the device of the entries
 
 
 def join(*arrays: Array) -> Array:

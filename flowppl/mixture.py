@@ -7,7 +7,7 @@ import dataclasses
 from flowppl._array import namespace
 from flowppl.bijection import check_sizes
 from flowppl.roots import bracketed_root
-from flowppl.univariate import Affine, align, bounded, check_bound
+from flowppl.univariate import Affine, Bound, align, bounded, check_bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LogisticMixture:
     """
 
     num_components: int = 8
-    log_scale_bound: float = 3.0
+    log_scale_bound: Bound = 3.0
 
     inverse_cost = "iterative"
 

@@ -29,16 +29,25 @@ def align(raw: Array, x: Array) -> Array:
     return namespace(raw).reshape(raw, (raw.shape[0], *(1,) * missing, *raw.shape[1:])) if missing > 0 else raw
 
 
-def bounded(raw: Array, bound: float) -> Array:
-    """A number between minus and plus ``bound`` that follows the raw one near zero."""
-    return bound * namespace(raw).tanh(raw / bound)
+Bound = float | tuple[float, float]
 
 
-def check_bound(owner: str, log_scale_bound: float) -> None:
-    """Raise ValueError unless the bound is positive and finite."""
-    if not 0 < log_scale_bound < math.inf:
+def bounded(raw: Array, bound: Bound) -> Array:
+    """A number that follows the raw one near zero, between minus and plus ``bound``, or between the two of a pair."""
+    xp = namespace(raw)
+    if isinstance(bound, tuple):
+        low, high = bound
+        return xp.where(raw > 0, high * xp.tanh(raw / high), low * xp.tanh(raw / low))
+    return bound * xp.tanh(raw / bound)
+
+
+def check_bound(owner: str, log_scale_bound: Bound) -> None:
+    """Raise ValueError unless the bound is positive and finite, or a pair of finite ones around zero."""
+    low, high = log_scale_bound if isinstance(log_scale_bound, tuple) else (-log_scale_bound, log_scale_bound)
+    if not -math.inf < low < 0 < high < math.inf:
         raise ValueError(
-            f"{owner}: log_scale_bound must be positive and finite, got {log_scale_bound!r}; 10 bounds almost nothing"
+            f"{owner}: log_scale_bound must be positive and finite, or a pair of finite numbers, one below and one "
+            f"above 0, got {log_scale_bound!r}; 10 bounds almost nothing"
         )
 
 
@@ -72,7 +81,8 @@ class Affine:
     An unbounded exponential is the commonest cause of overflow in deep affine flows; a clamp has no gradient.
 
     Args:
-        log_scale_bound: the bound b, positive and finite. One layer scales by at most :math:`e^b`.
+        log_scale_bound: the bound b, positive and finite. One layer scales by at most :math:`e^b`. Or a pair (low,
+            high) around 0, between which the log-scale then lies.
 
     Example:
         >>> import numpy as np, flowppl as fp
@@ -81,7 +91,7 @@ class Affine:
         (array([4.2824]), array([0.4954]))
     """
 
-    log_scale_bound: float = 3.0
+    log_scale_bound: Bound = 3.0
 
     def __post_init__(self):
         check_bound("Affine", self.log_scale_bound)
@@ -135,7 +145,7 @@ class Scale:
         (array([2.]), array([0.]))
     """
 
-    log_scale_bound: float = 3.0
+    log_scale_bound: Bound = 3.0
 
     def __post_init__(self):
         check_bound("Scale", self.log_scale_bound)

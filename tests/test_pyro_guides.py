@@ -1,6 +1,7 @@
 """The automatic guide in Pyro."""
 
 import copy
+import functools
 import pickle
 
 import pyro
@@ -8,17 +9,19 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS, SVI, JitTrace_ELBO, Predictive, Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.autoguide import AutoContinuous, AutoGuideList, AutoNormal, init_to_value
-from pyro.infer.reparam import NeuTraReparam
+from pyro.infer import SVI, JitTrace_ELBO, Predictive, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_value
 from torch.distributions import biject_to, constraints
 
 import flowppl as fp
+import flowppl.pyro
 from flowppl import _tree
 from flowppl.guides import guide_bijection, start_at
-from flowppl.pyro import AutoFlow, FlowTransform, log_weights
+from flowppl.pyro import FlowTransform, log_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+
+AutoFlow = functools.partial(flowppl.pyro.AutoFlow, init="point")  # the search of a start has tests of its own
 
 SUPPORTS = {
     "real": lambda: dist.Normal(0.0, 1.0),
@@ -248,27 +251,6 @@ def test_loads_copies_and_pickles_without_running_the_model():
     assert torch.isfinite(torch.tensor(run(schools, copy.deepcopy(guide), steps=2))).all()
 
 
-def test_neutra_keeps_the_joint_density_and_samples():
-    guide = AutoFlow(schools)
-    run(schools, guide, steps=100)
-    assert isinstance(guide, AutoContinuous)
-    neutra = NeuTraReparam(guide.requires_grad_(False))
-    model = neutra.reparam(schools)
-    trace = poutine.trace(model).get_trace()
-    trace.compute_log_prob()
-    (name,) = [name for name in trace.nodes if name.endswith("shared_latent")]
-    z = trace.nodes[name]["value"]
-    values = {name: trace.nodes[name]["value"] for name in ("mu", "tau", "theta")}
-    x, log_det = guide.get_transform().forward_and_log_det(z)
-    original = poutine.trace(poutine.condition(schools, values)).get_trace()
-    expected = original.log_prob_sum() + log_det + x[..., 1]  # log tau is the unconstrained coordinate of tau
-    assert torch.allclose(trace.log_prob_sum(), expected)
-    mcmc = MCMC(NUTS(model, jit_compile=False), num_samples=20, warmup_steps=20, disable_progbar=True)
-    mcmc.run()
-    (latent,) = mcmc.get_samples().values()
-    assert neutra.transform_sample(latent[:, None])["theta"].shape == (20, 4)
-
-
 def test_one_dimensional_guides_are_not_gaussian_by_force():
     guide = AutoFlow(one_latent)
     losses = run(one_latent, guide, steps=50)
@@ -323,7 +305,8 @@ def test_other_mistakes_say_what_to_do():
 def test_starts_on_the_device_of_the_model():
     bijection = guide_bijection("planar", 4)
     params = FlowTransform(bijection).to("meta").weights.tree()
-    started = start_at(bijection, params, torch.zeros(4, device="meta"), 0.1)
+    loc = torch.zeros(4, device="meta")
+    started = start_at(bijection, params, loc, loc + 0.1, fixed=False)
     assert {leaf.device.type for _, leaf in _tree.leaves(started)} == {"meta"}
 
 
@@ -332,9 +315,11 @@ def test_every_guide_trains_its_own_parameters():
     first, second = AutoFlow(schools), AutoFlow(schools)
     run(schools, first, steps=3)
     for guide in (second, copy.deepcopy(first), first):
-        before = [parameter.detach().clone() for parameter in guide.setup().values()]
+        before = {name: parameter.detach().clone() for name, parameter in guide.setup().items()}
         others = [p.detach().clone() for g in (first, second) if g is not guide for p in g.setup().values()]
         run(schools, guide, steps=3)
-        assert all((a != b).any() for a, b in zip(before, guide.parameters(), strict=True) if a.numel())
+        for name, parameter in guide.named_parameters():
+            is_fixed = name.startswith("flow.transform.weights.2.")  # where a search puts the start
+            assert not parameter.numel() or torch.equal(before[name], parameter) == is_fixed
         unmoved = [p for g in (first, second) if g is not guide for p in g.parameters()]
         assert all(torch.equal(a, b) for a, b in zip(others, unmoved, strict=True))

@@ -23,14 +23,19 @@ from flowppl.guides import (
     NUM_DRAWS,
     FlowChoice,
     Latent,
+    check_init,
     check_latents,
-    check_scale,
     check_supports,
+    choose_init,
     guide_bijection,
+    no_start,
+    search_start,
     start_at,
 )
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
+from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import FlowTransform, init_params
+from flowppl.starts import Gaussian
 
 
 class AutoFlow(AutoContinuous):
@@ -64,15 +69,19 @@ class AutoFlow(AutoContinuous):
         model,
         flow: FlowChoice = "auto",
         *,
-        init_loc_fn=init_to_median,
-        init_scale: float = 0.1,
+        init: str = "auto",
+        init_loc_fn=None,
+        init_scale: float | None = None,
         create_plates=None,
         prefix: str = "auto",
     ):
-        check_scale(init_scale)
-        super().__init__(model, init_loc_fn=init_loc_fn, create_plates=create_plates, prefix=prefix)
+        check_init(init, init_scale)
+        super().__init__(model, init_loc_fn=init_loc_fn or init_to_median, create_plates=create_plates, prefix=prefix)
         self.flow_choice = flow
+        self.init = init
         self.init_scale = init_scale
+        self._has_init_loc = init_loc_fn is not None
+        self._saved_params: Tree | None = None  # of a guide that was loaded from a file
 
     def setup(self, *args, **kwargs) -> dict[str, Tree]:
         """Look at the model once and create the guide's parameters; the arguments are the model's.
@@ -107,14 +116,19 @@ class AutoFlow(AutoContinuous):
                 "; if it is the data, call guide.setup(*args) once with them, outside jit and vmap"
             )
         check_supports(moved)
+        self._see(trace, needs_args=bool(args or kwargs))
+
+    def _see(self, trace, *, needs_args):
+        """Take over the latents of a model whose sites are ``trace``."""
+        latents = {name: site for name, site in trace.items() if "fn" in site}
         flat, shapes = _ravel_dict({name: np.zeros(site["unconstrained_shape"]) for name, site in latents.items()})
         self.bijection = guide_bijection(self.flow_choice, flat.size)
         self.latent_dim = flat.size
         self._unpack_latent = UnpackTransform(partial(_unravel_dict, shape_dict=shapes), _ravel_dict_with_shape_dict)
         self._postprocess_fn = self._constrain
-        self._needs_args = bool(args or kwargs)
+        self._needs_args = needs_args
         self._prototype_frames = {frame.name: frame for site in latents.values() for frame in site["cond_indep_stack"]}
-        self._prototype_frame_full_sizes = sizes
+        self._prototype_frame_full_sizes = {name: frame.size for name, frame in self._prototype_frames.items()}
         self.prototype_trace = trace
 
     @property
@@ -166,31 +180,54 @@ class AutoFlow(AutoContinuous):
         return [name for name, site in self.prototype_trace.items() if "fn" in site]
 
     def _start_params(self, rng_key, args, kwargs) -> Tree:
-        """The first parameters: a pure function of the key and the model's arguments, in one compiled program."""
+        """The first parameters: a pure function of the key and the model's arguments."""
+        if self._saved_params is not None:
+            return self._saved_params
+        start_key, flow_key = jax.random.split(rng_key)
+        params = init_params(self.bijection, flow_key)
+        start = self._search(start_key, args, kwargs)
+        if start is not None:
+            return _start_at(self.bijection, params, jnp.asarray(start.loc), jnp.asarray(start.scale), fixed=True)
+        loc, is_valid = self._start_point(start_key, args, kwargs)
+        if not _is_traced(is_valid) and not is_valid:
+            raise no_start(Target(self, args, kwargs).observed_sites())
+        return _start_at(self.bijection, params, loc, (self.init_scale or 0.1) * jnp.ones_like(loc), fixed=False)
+
+    def _search(self, key, args, kwargs) -> Gaussian | None:
+        """The best Gaussian of a search from several points; ``None`` if the guide starts at a point."""
+        init = choose_init(self.init, self.latent_dim, self.init_scale)
+        if init == "point" or _is_traced((args, kwargs)):
+            return None
+        # The search runs outside of whatever transformation this runs in; under one the key has no value to use.
+        with jax.ensure_compile_time_eval():
+            target = Target(self, args, kwargs)
+            if self.init == "auto" and target.is_random():
+                return None
+            key = jax.random.key(0) if _is_traced(key) else key
+            rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+            points = [np.asarray(self._start_point(key, args, kwargs)[0])] if self._has_init_loc else []
+            start = search_start(init, target, self.latent_dim, points, rng)
+            if start is None:
+                raise no_start(target.observed_sites())
+        return start
+
+    def _start_point(self, rng_key, args, kwargs):
+        """The point of ``init_loc_fn`` in unconstrained space, and whether the density is finite there."""
 
         @jax.jit
-        def start(key):
-            key_loc, key_flow = jax.random.split(key)
+        def find(key):
             with handlers.block():
                 (point, _, _), is_valid = find_valid_initial_params(
-                    key_loc,
+                    key,
                     self._keyed_model,
                     init_strategy=self.init_loc_fn,
                     model_args=args,
                     model_kwargs=kwargs,
                     prototype_params=self._unpack_latent(jnp.zeros(self.latent_dim)),
                 )
-            loc = jnp.concatenate([jnp.ravel(point[name]) for name in self._names])
-            params = init_params(self.bijection, key_flow)
-            return start_at(self.bijection, params, loc, self.init_scale), is_valid
+            return jnp.concatenate([jnp.ravel(point[name]) for name in self._names]), is_valid
 
-        params, is_valid = start(rng_key)
-        if not isinstance(is_valid, jax.core.Tracer) and not is_valid:
-            raise RuntimeError(
-                "AutoFlow found no start at which the model's log density and its gradient are finite; "
-                "give init_loc_fn=init_to_value(values={...}) with a point of the support"
-            )
-        return params
+        return find(rng_key)
 
     def _get_posterior(self, *args, **kwargs) -> FlowDistribution:
         params = numpyro.param(f"{self.prefix}_flow", lambda key: self._start_params(key, args, kwargs))
@@ -261,6 +298,11 @@ class AutoFlow(AutoContinuous):
     def _check_setup(self):
         if self.prototype_trace is None:
             raise RuntimeError("this AutoFlow has not seen its model yet: call guide.setup(*args) first")
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="fixed")
+def _start_at(bijection, params, loc, scale, *, fixed):
+    return start_at(bijection, params, loc, scale, fixed=fixed)
 
 
 def _is_traced(tree) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -17,14 +18,19 @@ from flowppl.guides import (
     NUM_DRAWS,
     FlowChoice,
     Latent,
+    check_init,
     check_latents,
-    check_scale,
     check_supports,
+    choose_init,
     guide_bijection,
+    no_start,
+    search_start,
     start_at,
 )
 from flowppl.pyro.flow import Flow, FlowDistribution, standard_normal
+from flowppl.pyro.target import Target
 from flowppl.pyro.transforms import FlowTransform
+from flowppl.starts import Gaussian
 
 
 class AutoFlow(AutoContinuous):
@@ -56,15 +62,19 @@ class AutoFlow(AutoContinuous):
         model,
         flow: FlowChoice = "auto",
         *,
-        init_loc_fn=init_to_median,
-        init_scale: float = 0.1,
+        init: str = "auto",
+        init_loc_fn=None,
+        init_scale: float | None = None,
         create_plates=None,
     ):
-        check_scale(init_scale)
-        super().__init__(model, init_loc_fn=_or_origin(init_loc_fn))
+        check_init(init, init_scale)
+        super().__init__(model, init_loc_fn=_or_origin(init_loc_fn or init_to_median))
+        self._model: Any = (self.model, model)  # the second is the user's own, without the host's draws of a start
         self.create_plates = create_plates
         self.flow_choice = flow
+        self.init = init
         self.init_scale = init_scale
+        self._has_init_loc = init_loc_fn is not None
 
     def setup(self, *args, **kwargs) -> dict[str, torch.Tensor]:
         """Look at the model once and create the guide's parameters; the arguments are the model's.
@@ -103,12 +113,35 @@ class AutoFlow(AutoContinuous):
             check_supports(moved)
             loc = self._init_loc()
             bijection = guide_bijection(self.flow_choice, self.latent_dim)
+            self.flow = self._started_flow(bijection, loc, args, kwargs)
         except Exception:
             self.prototype_trace = None  # the guide stays as it was before
             raise
-        self.flow = Flow(bijection).to(loc)
-        tree = start_at(bijection, self.flow.transform.weights.tree(), loc, self.init_scale)
-        self.flow.transform.weights.assign(tree)
+
+    def _started_flow(self, bijection, loc, args, kwargs) -> Flow:
+        """A flow with first weights, at its start."""
+        start = self._search(loc, args, kwargs)
+        if start is None:
+            start_loc, scale = loc, torch.full_like(loc, self.init_scale or 0.1)
+        else:
+            start_loc, scale = (torch.as_tensor(array).to(loc) for array in (start.loc, start.scale))
+        flow = Flow(bijection).to(loc)
+        weights = flow.transform.weights
+        weights.assign(start_at(bijection, weights.tree(), start_loc, scale, fixed=start is not None))
+        return flow
+
+    def _search(self, loc, args, kwargs) -> Gaussian | None:
+        """The best Gaussian of a search from several points; ``None`` if the guide starts at a point."""
+        init = choose_init(self.init, self.latent_dim, self.init_scale)
+        target = Target(self, args, kwargs, loc)
+        if init == "point" or (self.init == "auto" and target.is_random()):
+            return None
+        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        points = [loc.cpu().double().numpy()] if self._has_init_loc else []
+        start = search_start(init, target, self.latent_dim, points, rng)
+        if start is None:
+            raise no_start(target.observed_sites())
+        return start
 
     def forward(self, *args, **kwargs):
         """Draw all latent sites; the arguments are the model's."""
@@ -168,13 +201,32 @@ class AutoFlow(AutoContinuous):
 
     def _constrain(self, latent):
         """The values of all sites for unconstrained latents with any batch axes in front."""
-        values, start, prototype = {}, 0, cast(Any, self.prototype_trace)
+        return {name: transform(part) for name, transform, part in self._parts(latent)}
+
+    def _constrain_with_log_det(self, latent):
+        """The values of all sites, and the log determinant of the map to them, for one vector of latents."""
+        values, total = {}, torch.zeros_like(latent[0])
+        for name, transform, part in self._parts(latent):
+            values[name] = transform(part)
+            total = total + transform.log_abs_det_jacobian(part, values[name]).sum()
+        return values, total
+
+    def _parts(self, latent):
+        """For each site its name, the transform to its support, and its part of the latents."""
+        start, prototype = 0, cast(Any, self.prototype_trace)
         for name, shape in self._unconstrained_shapes.items():
             stop = start + shape.numel()
-            unconstrained = latent[..., start:stop].reshape(latent.shape[:-1] + shape)
-            values[name] = biject_to(prototype.nodes[name]["fn"].support)(unconstrained)
+            part = latent[..., start:stop].reshape(latent.shape[:-1] + shape)
+            yield name, biject_to(prototype.nodes[name]["fn"].support), part
             start = stop
-        return values
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.prototype_trace is None and any(name.startswith(prefix) for name in state_dict):
+            raise RuntimeError(
+                "this AutoFlow has not seen its model yet, so it has no weights to load into: call guide.setup(*args) "
+                "first, or save and load with flowppl.save and flowppl.load, which need no model"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self):
         # The host's version takes the model away from the guide that is being copied.

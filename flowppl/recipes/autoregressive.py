@@ -8,7 +8,7 @@ from flowppl.combine import Invert
 from flowppl.linear import Permute
 from flowppl.recipes.shuffle import shuffled
 from flowppl.splines import RationalQuadraticSpline
-from flowppl.univariate import Affine
+from flowppl.univariate import Affine, Bound
 
 
 def iaf(
@@ -18,7 +18,7 @@ def iaf(
     hidden_dims=(64, 64),
     context_dim: int = 0,
     activation: str = "tanh",
-    log_scale_bound: float = 3.0,
+    log_scale_bound: Bound = 3.0,
 ) -> Bijection:
     """Inverse autoregressive flow: one pass to sample; scoring a given value is sequential. For guides.
 
@@ -30,7 +30,8 @@ def iaf(
         hidden_dims: the widths of each network's hidden layers; an int means one layer.
         context_dim: the size of the context, 0 for none.
         activation: elu, relu, silu, softplus or tanh.
-        log_scale_bound: one layer scales a coordinate by at most the exponential of this.
+        log_scale_bound: one layer scales a coordinate by at most the exponential of this; or a pair of bounds, see
+            :class:`flowppl.Affine`.
 
     References:
         Kingma et al.: Improving Variational Inference with Inverse Autoregressive Flow, 2016, arXiv 1606.04934.
@@ -53,7 +54,7 @@ def maf(
     hidden_dims=(64, 64),
     context_dim: int = 0,
     activation: str = "tanh",
-    log_scale_bound: float = 3.0,
+    log_scale_bound: Bound = 3.0,
 ) -> Bijection:
     """Masked autoregressive flow: one pass to score a value; sampling is sequential. For densities and priors.
 

@@ -10,7 +10,7 @@ from flowppl.linear import LU, ActNorm, Permute
 from flowppl.mixture import LogisticMixture
 from flowppl.recipes.shuffle import shuffled
 from flowppl.splines import RationalQuadraticSpline
-from flowppl.univariate import Affine, Scale, Shift, Univariate
+from flowppl.univariate import Affine, Bound, Scale, Shift, Univariate
 
 
 def nice(
@@ -45,7 +45,7 @@ def realnvp(
     hidden_dims=(64, 64),
     context_dim: int = 0,
     activation: str = "silu",
-    log_scale_bound: float = 3.0,
+    log_scale_bound: Bound = 3.0,
 ) -> Bijection:
     """Affine coupling layers: both directions cost one pass.
 
@@ -59,7 +59,8 @@ def realnvp(
         hidden_dims: the widths of each network's hidden layers; an int means one layer.
         context_dim: the size of the context, 0 for none.
         activation: elu, relu, silu, softplus or tanh.
-        log_scale_bound: one layer scales a coordinate by at most the exponential of this.
+        log_scale_bound: one layer scales a coordinate by at most the exponential of this; or a pair of bounds, see
+            :class:`flowppl.Affine`.
 
     References:
         Dinh, Sohl-Dickstein, Bengio: Density Estimation using Real NVP, 2016, arXiv 1605.08803.
@@ -119,7 +120,7 @@ def flowpp(
     hidden_dims=(64, 64),
     context_dim: int = 0,
     activation: str = "silu",
-    log_scale_bound: float = 3.0,
+    log_scale_bound: Bound = 3.0,
 ) -> Bijection:
     """Flow++: mixture-of-logistics coupling layers; one pass to score a value, a root search to sample.
 
@@ -156,7 +157,7 @@ def glow(
     hidden_dims=(64, 64),
     context_dim: int = 0,
     activation: str = "silu",
-    log_scale_bound: float = 3.0,
+    log_scale_bound: Bound = 3.0,
 ) -> Bijection:
     """Glow for vectors: steps of an affine coupling, a linear map in its LU factors, and a normalising affine layer.
 
@@ -168,7 +169,8 @@ def glow(
         hidden_dims: the widths of each network's hidden layers; an int means one layer.
         context_dim: the size of the context, 0 for none.
         activation: elu, relu, silu, softplus or tanh.
-        log_scale_bound: one coupling layer scales a coordinate by at most the exponential of this.
+        log_scale_bound: one coupling layer scales a coordinate by at most the exponential of this; or a pair of bounds,
+            see :class:`flowppl.Affine`.
 
     References:
         Kingma, Dhariwal: Glow: Generative Flow with Invertible 1x1 Convolutions, 2018, arXiv 1807.03039.

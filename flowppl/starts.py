@@ -1,0 +1,141 @@
+r"""Where a guide starts: the best Gaussian that is met on several paths of an optimiser.
+
+A mode alone is no safe start: that of a funnel is degenerate, the Hessian there says nothing about the bulk, and a
+path may end in the lesser of two modes. So points all along the paths propose Gaussians, and the one with the highest
+ELBO is taken. With the gradient g and the Hessian :math:`H = V \Lambda V'` of minus the log density,
+
+.. math::
+    u_{k+1} = u_k - V\,(|\Lambda| + \lambda)^{-1} V' g, \qquad q_k = N\big(u_k,\; V \max(|\Lambda|, c)^{-1} V'\big)
+
+on a Newton path. A quasi-Newton path, for many dimensions, takes the steps of L-BFGS, and of the Hessian only the
+diagonal, estimated by products with random signs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+import scipy.optimize
+
+NUM_TRIALS = 32  # points in each call of the log density: the trial steps of an iteration, or the draws of a score
+MAX_NEWTON_STEPS = 60
+MAX_QUASI_NEWTON_STEPS = 500
+FLOORS = (1e-10, 1e-2, 1.0)  # of the curvature: the last keeps directions that the data leave open at the unit scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """A start: the location, a lower-triangular scale or a vector of scales, and the ELBO but for a constant."""
+
+    loc: np.ndarray
+    scale: np.ndarray
+    elbo: float
+
+
+class Target(Protocol):
+    """A log density, as the adapters make it of a model: NumPy in, NumPy out."""
+
+    def log_probs(self, points: np.ndarray) -> np.ndarray: ...
+    def value_and_gradient(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+    def derivatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+    def hessian_products(self, point: np.ndarray, vectors: np.ndarray) -> np.ndarray: ...
+
+
+def newton_start(points: list[np.ndarray], target: Target, rng: np.random.Generator) -> Gaussian | None:
+    """The best Gaussian with a full covariance on Newton paths; ``None`` if the density is finite at no point."""
+    proposals = (
+        (point, vectors / np.sqrt(np.maximum(np.abs(values), floor)))
+        for start in points
+        for point, values, vectors in _newton_path(start, target)
+        for floor in FLOORS
+    )
+    best = _best(proposals, len(points[0]), target, rng)
+    if best is None:
+        return None
+    upper = np.asarray(np.linalg.qr(best.scale.T, mode="r"))  # F F' = R' R
+    return dataclasses.replace(best, scale=(upper * np.sign(upper.diagonal())[:, None]).T)
+
+
+def quasi_newton_start(points: list[np.ndarray], target: Target, rng: np.random.Generator) -> Gaussian | None:
+    """The best Gaussian with independent coordinates on quasi-Newton paths, without a Hessian; else as above."""
+    proposals = (
+        (point, 1 / np.sqrt(np.maximum(curvature, floor)))
+        for start in points
+        for point in _quasi_newton_path(start, target)
+        for curvature in [_curvature(point, target, rng)]
+        for floor in FLOORS
+    )
+    return _best(proposals, len(points[0]), target, rng)
+
+
+def _curvature(point, target, rng):
+    """The size of the Hessian's diagonal. Its noise comes from the rest, which a scale from the last estimate evens."""
+    scale = np.ones_like(point)
+    for _ in range(3):
+        probes = scale * rng.choice((-1.0, 1.0), (NUM_TRIALS, len(point)))
+        diagonal = np.abs(np.mean(probes * target.hessian_products(point, probes), axis=0)) / scale**2
+        scale = 1 / np.sqrt(np.maximum(diagonal, FLOORS[0]))
+    return diagonal
+
+
+def _best(proposals, dim, target, rng):
+    half = rng.standard_normal((NUM_TRIALS // 2, dim))
+    noise = np.concatenate([half, -half])
+    gaussians = (Gaussian(loc, scale, _elbo(loc, scale, noise, target)) for loc, scale in proposals)
+    return max((each for each in gaussians if np.isfinite(each.elbo)), key=lambda each: each.elbo, default=None)
+
+
+def _elbo(loc, scale, noise, target):
+    """The ELBO but for a constant. What one draw deep in a tail can take away is bounded."""
+    full = scale.ndim == 2
+    log_p = target.log_probs(loc + (noise @ scale.T if full else noise * scale))
+    if not np.isfinite(log_p).any():
+        return -np.inf
+    log_w = np.where(np.isfinite(log_p), log_p, -np.finfo(float).max) + 0.5 * np.sum(noise**2, axis=1)
+    log_w = np.maximum(log_w, np.median(log_w) - 10 - 2 * len(loc))
+    return np.mean(log_w) + (np.linalg.slogdet(scale)[1] if full else np.sum(np.log(scale)))
+
+
+def _newton_path(point, target):
+    """Yield each point of the path with the eigenvalues and the eigenvectors of the Hessian there."""
+    value = -target.log_probs(np.tile(point, (NUM_TRIALS, 1)))[0]
+    for _ in range(MAX_NEWTON_STEPS):
+        gradient, hessian = target.derivatives(point)
+        if not (np.isfinite(value) and np.isfinite(gradient).all() and np.isfinite(hessian).all()):
+            return
+        values, vectors = np.linalg.eigh(-hessian)
+        yield point, values, vectors
+        sizes, slopes = np.maximum(np.abs(values), 1e-12), -gradient @ vectors
+        if values[0] > 0 and 0.5 * np.sum(slopes**2 / sizes) < 1e-7:
+            return
+        # Newton steps that go down along every eigenvector, cut back in two ways.
+        halvings = np.arange(NUM_TRIALS // 2)[:, None]
+        steps = np.concatenate([2.0**-halvings / sizes, 1 / (sizes + sizes.max() * 10.0**-halvings)])
+        trials = point - (steps * slopes) @ vectors.T
+        trial_values = -target.log_probs(trials)
+        trial_values = np.where(np.isfinite(trial_values), trial_values, np.inf)
+        best = np.argmin(trial_values)
+        if not trial_values[best] < value:
+            return
+        point, value = trials[best], trial_values[best]
+
+
+def _quasi_newton_path(point, target):
+    """The points of an L-BFGS path, more and more thinly."""
+
+    def loss(u):
+        value, gradient = target.value_and_gradient(u)
+        finite = np.isfinite(value) and np.isfinite(gradient).all()
+        return (-value, -gradient) if finite else (np.inf, np.zeros_like(u))
+
+    path = [point]
+    if not np.isfinite(loss(point)[0]):
+        return []
+    options = {"maxiter": MAX_QUASI_NEWTON_STEPS}
+    result = scipy.optimize.minimize(
+        loss, point, jac=True, method="L-BFGS-B", callback=lambda u: path.append(u.copy()), options=options
+    )
+    spread = {0, len(path) // 8, len(path) // 4, len(path) // 2, 3 * len(path) // 4}
+    return [path[i] for i in sorted(spread)] + [result.x]

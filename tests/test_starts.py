@@ -1,0 +1,180 @@
+"""The search for the start of a guide, in NumPy and through both languages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as ndist
+import pyro
+import pyro.distributions as pdist
+import pytest
+import torch
+from numpyro import handlers
+from pyro import poutine
+
+import flowppl.numpyro as fnp
+import flowppl.pyro as fpp
+from flowppl.guides import MAX_TRIANGULAR
+from flowppl.starts import newton_start, quasi_newton_start
+
+DIM = 6
+
+
+class Normal:
+    """A normal target with its derivatives; NaN beyond a wall, if there is one."""
+
+    def __init__(self, loc, scale, wall=np.inf):
+        self.loc, self.precision, self.wall = loc, np.linalg.inv(scale @ scale.T), wall
+        self.log_scale = np.linalg.slogdet(scale)[1]
+
+    def log_probs(self, points):
+        centred = points - self.loc
+        values = -0.5 * np.sum(centred @ self.precision * centred, axis=1)
+        return np.where(np.abs(points).max(axis=1) < self.wall, values, np.nan)
+
+    def value_and_gradient(self, point):
+        return self.log_probs(point[None])[0], -self.precision @ (point - self.loc)
+
+    def derivatives(self, point):
+        return self.value_and_gradient(point)[1], -self.precision
+
+    def hessian_products(self, point, vectors):
+        return -vectors @ self.precision
+
+
+def test_newton_finds_a_normal_exactly_in_one_step(rng):
+    scale = np.tril(rng.normal(size=(DIM, DIM))) + np.diag(np.logspace(-3, 3, DIM))
+    target = Normal(1e3 * rng.normal(size=DIM), scale)
+    start = newton_start([rng.normal(size=DIM)], target, rng)
+    np.testing.assert_allclose(start.loc, target.loc, rtol=1e-8)
+    np.testing.assert_allclose(start.scale @ start.scale.T, scale @ scale.T, rtol=1e-6, atol=1e-9)
+    assert np.array_equal(start.scale, np.tril(start.scale))
+    assert (start.scale.diagonal() > 0).all()
+    np.testing.assert_allclose(start.elbo, target.log_scale, atol=1e-6)
+
+
+def test_quasi_newton_finds_independent_coordinates(rng):
+    scales = np.logspace(-2, 2, DIM)
+    target = Normal(rng.normal(size=DIM), np.diag(scales))
+    start = quasi_newton_start([rng.normal(size=DIM)], target, rng)
+    np.testing.assert_allclose(start.scale, scales, rtol=1e-6)
+    assert (abs(start.loc - target.loc) < 0.1 * scales).all()
+
+
+@pytest.mark.parametrize("search", [newton_start, quasi_newton_start])
+def test_a_density_that_is_finite_nowhere_has_no_start(search, rng):
+    assert search([np.ones(2)], Normal(np.zeros(2), np.eye(2), wall=0.5), rng) is None
+
+
+@pytest.mark.parametrize("search", [newton_start, quasi_newton_start])
+def test_points_where_the_density_is_not_finite_are_passed_over(search, rng):
+    target = Normal(np.zeros(2), np.eye(2), wall=5.0)
+    start = search([np.array([9.0, 9.0]), np.array([1.0, 2.0])], target, rng)
+    np.testing.assert_allclose(start.loc, 0.0, atol=0.01)
+
+
+X = np.random.default_rng(0).normal(size=(40, 3)) * [1.0, 100.0, 0.01]
+Y = X @ [1.0, -0.5, 30.0] + 0.5
+
+
+def numpyro_regression(y=Y):
+    beta = numpyro.sample("beta", ndist.ImproperUniform(ndist.constraints.real_vector, (), (3,)))
+    numpyro.sample("y", ndist.Normal(X @ beta, 0.3).to_event(1), obs=jnp.asarray(y))
+
+
+def pyro_regression(y=Y):
+    beta = pyro.sample("beta", pdist.ImproperUniform(pdist.constraints.real_vector, (), (3,)))
+    pyro.sample("y", pdist.Normal(torch.tensor(X) @ beta, 0.3).to_event(1), obs=torch.as_tensor(y))
+
+
+def moments(language, init, model_args=()):
+    """The mean and the covariance of a guide's start."""
+    if language == "numpyro":
+        guide = fnp.AutoFlow(numpyro_regression, init=init)
+        params = guide.setup(*model_args)["auto_flow"]
+        loc, scale = guide.bijection.bijections[1].loc_and_scale(params["2"] | guide.bijection.constants()["2"])
+    else:
+        guide = fpp.AutoFlow(pyro_regression, init=init)
+        guide.setup(*model_args)
+        loc, scale = guide.flow.bijection.bijections[1].loc_and_scale(guide.flow.transform.weights.tree()["2"])
+        loc, scale = loc.detach().numpy(), scale.detach().numpy()
+    return np.asarray(loc), np.asarray(scale @ scale.T)
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_guides_start_at_the_posterior_of_a_regression(language):
+    """Which is far from the unit scale, in an improper prior."""
+    loc, covariance = moments(language, "auto")
+    expected = 0.09 * np.linalg.inv(X.T @ X)
+    np.testing.assert_allclose(loc, np.linalg.solve(X.T @ X, X.T @ Y), rtol=1e-6)
+    np.testing.assert_allclose(covariance, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_the_diagonal_start_has_the_curvature_of_each_coordinate(language):
+    _, covariance = moments(language, "diagonal")
+    conditional = 0.09 / np.sum(X**2, axis=0)
+    ratio = covariance.diagonal() / conditional
+    assert (ratio > 0.25).all()
+    assert (ratio < 4).all()
+
+
+def test_the_start_is_the_same_under_vmap_and_needs_no_key():
+    guide = fnp.AutoFlow(numpyro_regression)
+    svi = numpyro.infer.SVI(numpyro_regression, guide, numpyro.optim.Adam(1e-3), numpyro.infer.Trace_ELBO())
+    params = jax.vmap(lambda key: svi.get_params(svi.init(key))["auto_flow"])(jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_allclose(params["2"]["loc"][1], np.linalg.solve(X.T @ X, X.T @ Y), rtol=1e-6)
+
+
+def numpyro_random():
+    z = numpyro.sample("z", ndist.Normal(0, 1))
+    with numpyro.plate("data", 10, subsample_size=3):
+        numpyro.sample("y", ndist.Normal(z, 1), obs=jnp.ones(3) * numpyro.subsample(jnp.arange(10.0), 0))
+
+
+def pyro_random():
+    z = pyro.sample("z", pdist.Normal(torch.zeros(()), 1))
+    with pyro.plate("data", 10, subsample_size=3) as index:
+        pyro.sample("y", pdist.Normal(z, 1), obs=1.0 * index)
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_a_random_density_is_not_searched(language):
+    """One subsample, or one draw of what another guide covers, would be taken for the posterior."""
+    if language == "numpyro":
+        params = fnp.AutoFlow(numpyro_random).setup()["auto_flow"]
+        hidden = handlers.block(
+            lambda: numpyro.sample("y", ndist.Normal(numpyro.sample("z", ndist.Normal()))), hide=["z"]
+        )
+        others = fnp.AutoFlow(hidden).setup()["auto_flow"]
+    else:
+        hidden = poutine.block(
+            lambda: pyro.sample("y", pdist.Normal(pyro.sample("z", pdist.Normal(0.0, 1.0)), 1.0)), hide=["z"]
+        )
+        guide, other = fpp.AutoFlow(pyro_random), fpp.AutoFlow(hidden)
+        guide.setup()
+        other.setup()
+        params, others = guide.flow.transform.weights.tree(), other.flow.transform.weights.tree()
+    for each in (params, others):
+        assert abs(np.asarray(each["2"]["scale"].tolist())).max() < 1e-12
+        assert np.asarray(each["1"]["scale"].tolist()).max() < 0
+
+
+@pytest.mark.filterwarnings("ignore:Out-of-support")  # says the host
+@pytest.mark.parametrize(("adapter", "model"), [(fnp, numpyro_regression), (fpp, pyro_regression)])
+def test_bad_data_and_bad_options_are_told(adapter, model):
+    with pytest.raises(RuntimeError, match=r"'y'.*1 of its 40 values.*nan"):
+        adapter.AutoFlow(model).setup(np.where(np.arange(40) == 3, np.nan, Y))
+    with pytest.raises(ValueError, match="init must be one of auto, newton"):
+        adapter.AutoFlow(model, init="laplace")
+    with pytest.raises(ValueError, match="leave init_scale out"):
+        adapter.AutoFlow(model, init="newton", init_scale=1.0)
+
+
+def test_many_dimensions_take_the_diagonal_start():
+    def model():
+        numpyro.sample("z", ndist.Normal(jnp.arange(300.0), 0.1).to_event(1))
+
+    assert MAX_TRIANGULAR < 300
+    params = fnp.AutoFlow(model, flow="planar").setup()["auto_flow"]
+    np.testing.assert_allclose(params["2"]["loc"], jnp.arange(300.0), atol=0.05)
