@@ -1,0 +1,349 @@
+"""Objectives for the SVI of Pyro, with the names of :mod:`flowppl.numpyro.objectives`."""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import sum_rightmost
+from pyro.infer import Trace_ELBO
+from pyro.infer.elbo import ELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import is_validation_enabled, torch_item
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.util import warn_if_nan
+
+from flowppl._objective_docs import (
+    ANNEALED_DOC,
+    FORWARD_KL_DOC,
+    IMPORTANCE_WEIGHTED_ELBO_DOC,
+    LINEAR_ANNEALING_DOC,
+    PATH_ELBO_DOC,
+    check_reparameterised,
+    check_simulated,
+    common_plates,
+    importance_weighted,
+    solves,
+    sum_outside,
+)
+from flowppl.pyro.flow import FlowDistribution
+
+VECTORIZED = """
+        max_plate_nesting: as for the host's ELBOs.
+        vectorize_particles: as for the host's ELBOs."""
+
+
+class PathELBO(Trace_ELBO):
+    __doc__ = PATH_ELBO_DOC.format(
+        cost="""For D = 10 and 50, and 1 or 10
+    draws, a step then takes 2 to 3 times as long as with ``Trace_ELBO``. The guide runs twice, so randomness other than
+    its sample sites, such as dropout, is refused.""",
+        raises=""", or a guide that scores
+            its draws differently in a second run""",
+        example="""
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from flowppl.pyro import AutoFlow, PathELBO
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> svi = SVI(model, AutoFlow(model, flow="iaf"), pyro.optim.ClippedAdam({"lr": 5e-3}), PathELBO())
+        >>> losses = [svi.step(torch.ones(10)) for _ in range(3)]
+""",
+    )
+
+    def _get_trace(self, model, guide, args, kwargs):
+        with _Draws() as draws:
+            model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        latents = _latents("PathELBO", _samples(guide_trace))
+        if latents and torch.is_grad_enabled():
+            replay = _Replay(draws.sites, latents)
+            again = poutine.block(poutine.trace(replay(guide)).get_trace)(*args, **kwargs)
+            again.compute_log_prob(lambda name, _: name in latents)
+            log_q = sum(again.nodes[name]["log_prob_sum"] for name in latents)
+            _check_same(sum(guide_trace.nodes[name]["log_prob_sum"] for name in latents), log_q)
+            for name, slope in replay.slopes(log_q).items():
+                # The host takes the value of its loss from log_prob, and its gradient from minus the last part.
+                site = guide_trace.nodes[name]
+                site["score_parts"] = site["score_parts"]._replace(entropy_term=slope * site["value"])
+        return model_trace, guide_trace
+
+
+class _Differentiable(ELBO):
+    """An objective given by ``differentiable_loss``."""
+
+    @abc.abstractmethod
+    def differentiable_loss(self, model, guide, *args, **kwargs) -> torch.Tensor:
+        """The loss, a tensor with the gradient of this objective."""
+
+    def loss(self, model, guide, *args, **kwargs):
+        """The loss, a number."""
+        with torch.no_grad():
+            return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model, guide, *args, **kwargs):
+        """The loss, a number; its gradient is added to that of the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return torch_item(loss)
+
+
+class ImportanceWeightedELBO(_Differentiable):
+    __doc__ = IMPORTANCE_WEIGHTED_ELBO_DOC.format(
+        arguments=VECTORIZED,
+        example="""
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from flowppl.pyro import ImportanceWeightedELBO
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> loss = ImportanceWeightedELBO(vectorize_particles=True)
+        >>> svi = SVI(model, AutoNormal(model), pyro.optim.ClippedAdam({"lr": 5e-3}), loss)
+        >>> losses = [svi.step(torch.ones(10)) for _ in range(3)]
+""",
+    )
+
+    def __init__(self, num_particles: int = 16, max_plate_nesting=math.inf, vectorize_particles: bool = False):
+        super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
+
+    def _get_trace(self, model, guide, args, kwargs):
+        draws = _Draws()
+        poutine.block(draws(guide))(*args, **kwargs)
+        latents = _latents("ImportanceWeightedELBO", draws.sites.values())
+        replay = _Replay(draws.sites, latents)
+        traces = get_importance_trace("flat", self.max_plate_nesting, model, replay(guide), args, kwargs)
+        if latents and torch.is_grad_enabled():
+            log_p, log_q = (trace.log_prob_sum() for trace in traces)
+            for name, slope in replay.slopes(log_p - log_q).items():
+                site = traces[1].nodes[name]
+                site["path"] = sum_rightmost(slope * draws.sites[name]["value"], site["fn"].event_dim)
+        return traces
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        vectorized = self.vectorize_particles and self.num_particles > 1
+
+        def terms(model_trace, guide_trace):
+            all_sites, latent = _samples(model_trace), _samples(guide_trace)
+            axes, scale = _common_plates([*all_sites, *latent])
+
+            def total(sites, part, start=0.0):
+                return sum((sum_outside(site[part], axes) for site in sites if part in site), start=start)
+
+            log_p = total(all_sites, "log_prob")
+            log_w = log_p - total(latent, "log_prob")
+            return log_p, log_w, total(latent, "path", torch.zeros_like(log_w)), scale
+
+        once = _SameSubsample()
+        particles = [terms(*traces) for traces in self._get_traces(once(model), once(guide), args, kwargs)]
+        *columns, scales = zip(*particles, strict=True)
+        if vectorized:
+            log_p, log_w, path = (column[0].movedim(-self.max_plate_nesting, 0) for column in columns)
+        else:
+            log_p, log_w, path = map(torch.stack, columns)
+        bound, surrogate = importance_weighted(log_p, log_w, path, scales[0])
+        warn_if_nan(bound, "loss")
+        return -(bound.detach() - surrogate.detach() + surrogate)
+
+
+class ForwardKL(_Differentiable):
+    __doc__ = FORWARD_KL_DOC.format(
+        arguments=VECTORIZED,
+        example="""
+        >>> import torch, pyro, pyro.distributions as dist, flowppl as fp
+        >>> from pyro.infer import SVI
+        >>> from flowppl.pyro import Flow, ForwardKL
+        >>> flow = Flow(fp.iaf(2, num_flows=1, context_dim=2))
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...     pyro.sample("x_site", dist.Normal(z, 0.5).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     pyro.module("posterior", flow)
+        ...     pyro.sample("z", flow(x))
+        >>> loss = ForwardKL({"x": "x_site"}, num_particles=16, vectorize_particles=True)
+        >>> svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 5e-3}), loss)
+        >>> losses = [svi.step(x=torch.zeros(2)) for _ in range(3)]
+""",
+    )
+
+    def __init__(
+        self,
+        data: dict[str, str],
+        num_particles: int = 1,
+        max_plate_nesting=math.inf,
+        vectorize_particles: bool = False,
+    ):
+        super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
+        self.data = dict(data)
+
+    def _get_trace(self, model, guide, args, kwargs):
+        simulator = poutine.block(poutine.trace(poutine.uncondition(model)).get_trace)
+        with torch.no_grad():
+            drawn = simulator(*args, **kwargs)
+        names = [site["name"] for site in _samples(drawn)]
+        check_simulated(self.data, [], names)
+        data = {argument: drawn.nodes[site]["value"] for argument, site in self.data.items()}
+        guide_trace = poutine.trace(poutine.replay(guide, drawn)).get_trace(*args, **kwargs | data)
+        check_simulated({}, [site["name"] for site in _samples(guide_trace)], names)
+        return drawn, prune_subsample_sites(guide_trace)
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        traces = self._get_traces(model, guide, args, kwargs)
+        loss = -sum(guide_trace.log_prob_sum() for _, guide_trace in traces) / self.num_particles
+        warn_if_nan(loss, "loss")
+        return loss
+
+
+def annealed(fn):
+    def weighted(*args, kl_weight=1.0, **kwargs):
+        with _KLWeight(kl_weight):
+            return fn(*args, **kwargs)
+
+    return weighted
+
+
+annealed.__doc__ = ANNEALED_DOC.format(
+    step="svi.step",
+    example="""
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from flowppl.pyro import annealed, linear_annealing
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> svi = SVI(annealed(model), annealed(AutoNormal(model)), pyro.optim.ClippedAdam({"lr": 5e-3}), Trace_ELBO())
+        >>> for step in range(3):
+        ...     loss = svi.step(torch.ones(10), kl_weight=linear_annealing(step, 1000))
+""",
+)
+
+
+def linear_annealing(step, num_steps: int, start: float = 0.0):
+    return start + (1 - start) * min(step / num_steps, 1.0)
+
+
+linear_annealing.__doc__ = LINEAR_ANNEALING_DOC.format(step="", package="pyro")
+
+
+class _KLWeight(Messenger):
+    """Scales the log densities of latent sites."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg):
+        if not msg["is_observed"]:
+            msg["scale"] = self.weight * msg["scale"]
+
+
+class _SameSubsample(Messenger):
+    """Gives functions the same subsamples whenever they run."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = {}
+
+    def _pyro_sample(self, msg):
+        if site_is_subsample(msg) and msg["name"] in self.values:
+            msg["done"] = True
+            msg["value"] = self.values[msg["name"]]
+
+    def _pyro_post_sample(self, msg):
+        if site_is_subsample(msg):
+            self.values[msg["name"]] = msg["value"]
+
+
+class _Draws(Messenger):
+    """Keeps the sites that a guide draws, those of flows with their base draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.sites = {}
+
+    def _pyro_post_sample(self, msg):
+        if msg["name"] not in self.sites:  # the guide is run first, the model after it
+            self.sites[msg["name"]] = msg.copy()
+            if isinstance(msg["fn"], FlowDistribution) and msg["fn"]._last is not None:
+                self.sites[msg["name"]]["base_draw"] = msg["fn"]._last[3]
+
+
+class _Replay(Messenger):
+    """Replays draws, those of latents as fresh leaves: so gradients with respect to single draws can be asked for.
+
+    This holds constant all that the draws depend on, in whatever way parameters reach the guide.
+    """
+
+    def __init__(self, sites, latents):
+        super().__init__()
+        self.sites = sites
+        self.leaves = {name: sites[name]["value"].detach().requires_grad_() for name in latents}
+
+    def _pyro_sample(self, msg):
+        name = msg["name"]
+        if name in self.sites and not msg["is_observed"]:
+            msg["done"] = True
+            msg["value"] = self.leaves.get(name, self.sites[name]["value"])
+
+    def _pyro_post_sample(self, msg):
+        base_draw = self.sites.get(msg["name"], {}).get("base_draw")
+        if base_draw is not None and solves(msg["fn"].transforms[0].bijection):
+            _solve_inverse(msg["fn"], msg["value"], base_draw)
+
+    def slopes(self, total):
+        """The derivatives of ``total`` in each latent draw."""
+        if not total.requires_grad:  # a guide of point masses
+            return {name: torch.zeros_like(leaf) for name, leaf in self.leaves.items()}
+        slopes = torch.autograd.grad(total, list(self.leaves.values()), retain_graph=True, materialize_grads=True)
+        return dict(zip(self.leaves, slopes, strict=True))
+
+
+def _solve_inverse(flow, y, x):
+    """Let ``flow`` know the inverse of y for its next ``log_prob``, x being its value without its gradient."""
+    transform, size = flow.transforms[0], y.shape[-1]
+    x = x.detach()
+    rows = x.expand(size, *x.shape).clone().requires_grad_()
+    unit = torch.eye(size).to(y).reshape(size, *(1,) * (y.ndim - 1), size).expand_as(rows)
+    with torch.enable_grad():
+        (jacobian,) = torch.autograd.grad(transform(rows), rows, unit)
+    # A step of Newton's: it has no size, but the gradient of the inverse.
+    step = torch.linalg.solve(jacobian.movedim(0, -2), (y - transform(x))[..., None])[..., 0]
+    x = x + step
+    flow._last = (y, y._version, torch.is_grad_enabled(), x, transform.forward_and_log_det(x)[1])
+
+
+def _samples(trace):
+    return [site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)]
+
+
+def _latents(objective, sites):
+    """The names of the latent sites among these; all must be reparameterised."""
+    latents = [site for site in sites if not (site["is_observed"] or site_is_subsample(site))]
+    for site in latents:
+        check_reparameterised(objective, site["name"], site["fn"])
+    return [site["name"] for site in latents]
+
+
+def _common_plates(sites):
+    frames = [[frame for frame in site["cond_indep_stack"] if frame.vectorized] for site in sites]
+    sizes = {frame.name: frame.full_size or frame.size for stack in frames for frame in stack}
+    return common_plates([[(frame.name, frame.dim, frame.size) for frame in stack] for stack in frames], sizes)
+
+
+def _check_same(first, second):
+    """Raise ValueError if the same draws had different densities in two runs of a guide."""
+    if is_validation_enabled() and not torch.allclose(first, second, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise ValueError(
+            f"PathELBO: the guide scored the same draws by {first.item():.6g} and then by {second.item():.6g}. Either "
+            "it uses randomness other than its sample sites, such as dropout: switch that off, or use Trace_ELBO. Or "
+            "its inverse lost precision: use float64"
+        )
