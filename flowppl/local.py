@@ -1,0 +1,274 @@
+"""What the guides for local latents share: which latents are local, their flow, its context and its start."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from flowppl import _tree
+from flowppl._array import Array, namespace
+from flowppl._tree import Tree
+from flowppl.bijection import REAL_LINE, Bijection
+from flowppl.combine import Chain
+from flowppl.conditional import Conditional
+from flowppl.linear import ElementwiseAffine
+from flowppl.recipes import iaf, make_flow, nsf
+
+LocalFlowChoice = str | Callable[..., Bijection]
+
+AUTO_LOCAL_FLOW_DOC = """A guide for local latents: a flow over the globals, amortised flows over the locals.
+
+    A latent is *local* if it stands inside a plate whose members come in batches; all others are *global*. With
+    globals g, and all latents of member i in unconstrained space as one vector :math:`z_i`, the guide is
+
+    .. math::
+        q(g) \\prod_i q(z_i \\mid c_i), \\qquad
+        c_i = 5\\, \\mathrm{{asinh}}\\big((\\mathrm{{features}}_i,\\ g - g_0) / 5\\big),
+
+    and :math:`q(z_i \\mid c)` a flow whose networks, and outside it an affine layer whose location and scale, depend on
+    the context c; :math:`g_0` is the first draw of the globals. At the first step all members have the
+    same normal: its location is the point of ``init_loc_fn``, averaged over the members, its scale ``init_scale``.
+    No parameter belongs to a member: batches may have any size, members may be new, and the model may be run on all
+    of them. The model is run once more in each step, to look at its plates{cost}.
+
+    Args:
+        model: the model.
+        features: a function of the model's arguments that gives what is known of each member: an array with the
+            members along its first axis, or a dict from names of plates to arrays. As long as the plate, it is indexed
+            by the plate's subsample; as long as the batch, it is used as it is. Features of size one train best.
+        flow: ``"auto"``, a name of :func:`flowppl.available_flows`, or a recipe, called as
+            ``flow(dim, context_dim=...)``. ``"auto"`` is {auto}.
+        plates: the names of the plates with local latents. ``None`` means all that are subsampled when the guide first
+            sees the model; name them where that may be a run on all members.
+        global_guide: a guide for the global latents. ``None`` is an :class:`AutoFlow`.
+        hidden_dims: the hidden layers of the networks of the affine layer and of the ``"auto"`` flow.
+        init_loc_fn: where the locals start, site by site; ``{loc_default}`` unless given.
+        init_scale: the standard deviation that they start with, in unconstrained space.{prefix}
+
+    Raises:
+        ValueError: when it sees the model, if that has no local latents, no plate of a given name, discrete latents
+            that are not enumerated, or latents in two plates of locals; if the flow does not fit; or if the features
+            have the wrong length or are not finite (under ``jax.jit`` their values cannot be looked at).
+
+    Example:{example}"""
+
+MAX_LINEAR = 5.0  # a context is left as it is well below this, and grows like its logarithm above
+AUTO = "a spline for one latent per member, and :func:`flowppl.iaf` with two layers for more"
+NUM_MEDIAN_DRAWS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Plate:
+    """A plate around a latent: its dimension, the number of members in the batch, and of all members."""
+
+    name: str
+    dim: int
+    size: int
+    full_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSite:
+    """A latent: the plates around it, its shape in unconstrained space, and how many of the axes are batch axes."""
+
+    name: str
+    plates: tuple[Plate, ...]
+    shape: tuple[int, ...]
+    batch_dim: int
+
+    def axis(self, plate: Plate) -> int:
+        """The axis along which the members of a plate lie."""
+        return self.batch_dim + plate.dim
+
+    def member_shape(self, plate: Plate) -> tuple[int, ...]:
+        """The shape of one member's part; other plates around the site are in it."""
+        axis = self.axis(plate)
+        return self.shape[:axis] + self.shape[axis + 1 :]
+
+
+def check_arguments(features, plates, init_scale: float) -> tuple[str, ...] | None:
+    """The names of the plates as a tuple; raise for what can be told to be wrong without the model."""
+    if not callable(features):
+        raise TypeError(
+            "AutoLocalFlow: features must be a function of the model's arguments, such as lambda x, y: x, "
+            f"got {type(features).__name__}"
+        )
+    if not init_scale > 0:
+        raise ValueError(f"AutoLocalFlow: init_scale must be positive, got {init_scale!r}")
+    return (plates,) if isinstance(plates, str) else None if plates is None else tuple(plates)
+
+
+def check_continuous(discrete: Iterable[str]) -> None:
+    """Raise ValueError if there are discrete latents that nobody sums out."""
+    names = ", ".join(discrete)
+    if names:
+        raise ValueError(
+            f"AutoLocalFlow covers continuous latents only, but these sites are discrete: {names}. Sum them out: mark "
+            'them with infer={"enumerate": "parallel"} and use TraceEnum_ELBO'
+        )
+
+
+def local_plates(sites: Iterable[LatentSite], plates: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of the plates with local latents.
+
+    Raises:
+        ValueError: if there are none, or a given name is that of no plate around a latent.
+    """
+    around = {plate.name: plate for site in sites for plate in site.plates}
+    if plates is None:
+        plates = tuple(name for name, plate in around.items() if plate.size != plate.full_size)
+        if not plates:
+            raise ValueError(
+                "AutoLocalFlow found no local latents: no latent stands in a subsampled plate. Name the plates, "
+                f"plates=({next(iter(around), 'data')!r},), if this run has all members; otherwise use AutoFlow"
+            )
+    for name in plates:
+        if name not in around:
+            raise ValueError(
+                f"AutoLocalFlow: no latent of the model stands in a plate {name!r}; "
+                f"the plates with latents are: {', '.join(around) or 'none'}"
+            )
+    return plates
+
+
+def split_sites(
+    sites: Iterable[LatentSite], plates: tuple[str, ...]
+) -> tuple[list[LatentSite], list[tuple[Plate, list[LatentSite]]]]:
+    """The global latents, and each plate of locals with the latents in it.
+
+    Raises:
+        ValueError: if a latent stands in two of the plates.
+    """
+    shared: list[LatentSite] = []
+    local: dict[str, tuple[Plate, list[LatentSite]]] = {}
+    for site in sites:
+        own = [plate for plate in site.plates if plate.name in plates]
+        if len(own) > 1:
+            names = " and ".join(repr(plate.name) for plate in own)
+            raise ValueError(
+                f"site {site.name!r} is local to the plates {names}; a latent may be local to one. Subsample one of "
+                "them only, and leave the other out of plates: its members are then latents of a member of the first"
+            )
+        if own:
+            local.setdefault(own[0].name, (own[0], []))[1].append(site)
+        else:
+            shared.append(site)
+    return shared, list(local.values())
+
+
+def local_bijection(flow: LocalFlowChoice, dim: int, context_dim: int, hidden_dims) -> Bijection:
+    """A conditional flow for the ``dim`` latents of a member, and outside it the affine layer with the start.
+
+    Raises:
+        ValueError: for an unknown name, or a flow that does not map vectors of length ``dim``.
+        TypeError: if ``flow`` is neither a name nor a recipe.
+    """
+    if flow == "auto":
+        recipe, num_flows = (nsf, 1) if dim == 1 else (iaf, 2)
+        inner = recipe(dim, num_flows, hidden_dims=hidden_dims, context_dim=context_dim)
+    elif isinstance(flow, str):
+        inner = make_flow(flow, dim, context_dim=context_dim)
+    elif callable(flow):
+        inner = flow(dim, context_dim=context_dim)
+    else:
+        raise TypeError(
+            f"flow must be a name or a recipe, called as flow(dim, context_dim=...), got {type(flow).__name__}"
+        )
+    if inner.x_shape != (dim,) or inner.y_shape != (dim,) or inner.y_support != REAL_LINE:
+        raise ValueError(
+            f"a member has {dim} unconstrained latent dimensions, but the flow maps events of shape {inner.x_shape} to "
+            f"{inner.y_shape}, in the interval {inner.y_support}; pass a recipe such as flowppl.realnvp"
+        )
+    return Chain([inner, Conditional(ElementwiseAffine(dim), context_dim, hidden_dims)])
+
+
+def start_local_at(bijection: Bijection, params: Tree, loc: Array, scale: float) -> Tree:
+    """``params`` with the outer layer set so that all members start as the same normal."""
+    outer: Conditional = bijection.bijections[-1]  # type: ignore[attr-defined]
+    start = outer.bijection.parameters_for(loc, scale * namespace(loc).ones_like(loc))  # type: ignore[attr-defined]
+    return _tree.replace(params, {"1": {"bijection": start}})
+
+
+def member_features(features: Array, plate: Plate, indices: Array) -> Array:
+    """The features of the members in the batch, as vectors along the plate's dimension.
+
+    Raises:
+        ValueError: if there are as many neither as members of the plate nor as members in the batch.
+    """
+    xp = namespace(features)
+    length = features.shape[0] if features.ndim else 0
+    if length == plate.full_size != plate.size:
+        features = xp.take(features, indices, axis=0)
+    elif length != plate.size:
+        lengths = f"{plate.size}" if plate.size == plate.full_size else f"{plate.size} (batch) or {plate.full_size}"
+        raise ValueError(
+            f"the features for the plate {plate.name!r} must have the members along their first axis, {lengths} of "
+            f"them, got shape {tuple(features.shape)}"
+        )
+    width = math.prod(features.shape[1:])
+    return xp.reshape(features, (plate.size, *(1,) * (-plate.dim - 1), width))
+
+
+def check_finite(plate: Plate, is_finite: bool) -> None:
+    """Raise ValueError unless all features of the plate's members are finite."""
+    if not is_finite:
+        raise ValueError(
+            f"the features for the plate {plate.name!r} have entries that are not finite; fill missing values in, and "
+            "give an indicator of them as a further feature"
+        )
+
+
+def pick_features(features, plate: Plate):
+    """What ``features`` gave for one plate."""
+    if not isinstance(features, dict):
+        return features
+    if plate.name not in features:
+        raise ValueError(f"features gave nothing for the plate {plate.name!r}, only for: {', '.join(features)}")
+    return features[plate.name]
+
+
+def make_context(parts: list[Array]) -> Array:
+    """The context of a flow: the parts side by side, large entries squashed."""
+    joined = _join_vectors(parts)
+    return MAX_LINEAR * namespace(joined).asinh(joined / MAX_LINEAR)
+
+
+def _join_vectors(parts: list[Array]) -> Array:
+    """Vectors joined to longer ones; their batch axes broadcast."""
+    xp = namespace(parts[0])
+    batch = np.broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts))
+    return xp.concat([xp.broadcast_to(part, (*batch, part.shape[-1])) for part in parts], axis=-1)
+
+
+def global_vector(values: list[tuple[LatentSite, Array]]) -> Array:
+    """Unconstrained values of global latents as one vector; further batch axes, of particles, stay in front."""
+    parts = []
+    for site, value in values:
+        lead = tuple(value.shape)[: value.ndim - len(site.shape)]
+        parts.append(namespace(value).reshape(value, (*lead, *(1,) * site.batch_dim, math.prod(site.shape))))
+    return _join_vectors(parts)
+
+
+def mean_member(plate: Plate, values: list[tuple[LatentSite, Array]]) -> Array:
+    """The mean over the members of their vectors of latents."""
+    xp = namespace(values[0][1])
+    means = [xp.mean(value, axis=site.axis(plate)) for site, value in values]
+    return xp.concat([xp.reshape(mean, (-1,)) for mean in means])
+
+
+def split_members(latent: Array, plate: Plate, sites: list[LatentSite]) -> list[Array]:
+    """The unconstrained values of the sites for vectors that lie along the plate's dimension."""
+    xp, position, values = namespace(latent), 0, []
+    count = latent.shape[plate.dim - 1]
+    lead = tuple(latent.shape)[: latent.ndim + plate.dim - 1]
+    for site in sites:
+        own, axis = site.member_shape(plate), site.axis(plate)
+        part = latent[..., position : position + math.prod(own)]
+        position += math.prod(own)
+        # The site's own axes take the places of as many axes in front of the members.
+        part = xp.reshape(part, (*lead[: max(len(lead) - axis, 0)], count, *own))
+        values.append(xp.moveaxis(part, -1 - len(own), axis - len(site.shape)))
+    return values
