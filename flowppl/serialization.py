@@ -1,16 +1,26 @@
-"""Trained flows as files: one format, whichever language trained the flow and whichever is to use it.
+"""Trained flows, guides and fits as files: one format, whichever language trained them and whichever is to use them.
 
-The file is in the safetensors format: arrays by name and one text, no code. The names are ``weights.`` or ``base.``
-followed by the path in the tree, those of a ``state_dict`` in Pyro. The text, the metadata entry ``flowppl``, is JSON:
+The file is in the safetensors format: arrays by name and one text, no code. The names are ``weights.``, ``base.``,
+``guide.`` or ``fit.`` followed by the path in the tree; those of weights are those of a ``state_dict`` in Pyro. The
+text, the metadata entry ``flowppl``, is JSON:
 
 ==============  ====================================================================================
 ``format``      the version of this layout, an integer
 ``flowppl``     the version of the package that wrote the file
-``backend``     "pyro" or "numpyro", the language that the flow was saved from
-``kind``        "flow" or "transform"
-``bijection``   the bijection: the name of its class as ``type``, and its fields, some of them such objects again
+``backend``     "pyro" or "numpyro", the language that it was saved from
+``kind``        "flow", "transform", "guide" or "fit"
+``bijection``   the bijection: the name of its class as ``type``, and its fields, some of them such objects again;
+                of a guide its flow, without the affine layers, whose weights are there under 1 and 2
 ``base``        the base distribution: its name as ``type``, and its arguments, null for each array; or null
+``guide``       of a guide or fit, else null: its ``latents``, from "0" on as they lie in the unconstrained vector, each
+                with its name, shape in unconstrained space, support, event_dim and plates (name, dim, size); the
+                types of ``other_sites`` of the model, whether it ``needs_args``, the ``prefix`` of parameters
+``fit``         of a fit, else null: its ``losses``, the ``checks`` (the first is that of the result), why it
+                ``stopped``, the ``params`` of the model and, from NumPyro, its ``rng_key`` and ``rng_impl``
 ==============  ====================================================================================
+
+A support is written like a base distribution, under a name that both languages have if both map to it, from the same
+unconstrained numbers to the same values.
 """
 
 from __future__ import annotations
@@ -30,11 +40,14 @@ import safetensors
 import safetensors.numpy
 
 import flowppl
-from flowppl._tree import leaves, map_tree, merge, select
+from flowppl._tree import Tree, leaves, map_tree, merge, select
 from flowppl.bijection import check_bijection
+from flowppl.diagnostics import Diagnosis
 
 FORMAT = 1
 BACKENDS = ("pyro", "numpyro")
+KINDS = {"fit": "Fit", "guide": "AutoFlow", "flow": "Flow", "transform": "FlowTransform"}
+PARTS = ("base", "guide", "fit")
 
 # Base distributions that both languages have, and the names of their arguments in the file.
 BASES = {
@@ -50,20 +63,60 @@ BASES = {
     "ExpandedDistribution": ("base_dist", "batch_shape"),
 }
 
+# Supports of latents, and the names of their arguments in the file. From lower_cholesky on only NumPyro maps to them.
+SUPPORTS = {
+    "real": (),
+    "interval": ("lower_bound", "upper_bound"),
+    "greater_than": ("lower_bound",),
+    "less_than": ("upper_bound",),
+    "independent": ("base_constraint", "reinterpreted_batch_ndims"),
+    "simplex": (),
+    "ordered_vector": (),
+    "positive_ordered_vector": (),
+    "corr_cholesky": (),
+    "corr_matrix": (),
+    "softplus_positive": (),
+    "lower_cholesky": (),
+    "softplus_lower_cholesky": (),
+    "scaled_unit_lower_cholesky": (),
+    "positive_definite": (),
+    "l1_ball": (),
+    "zero_sum": ("event_dim",),
+}
+# The classes of both languages with those names, and others with the same map from unconstrained space.
+SUPPORT_CLASSES = {"_" + name.title().replace("_", ""): name for name in SUPPORTS} | {
+    "_IndependentConstraint": "independent",
+    "_RealVector": "independent",
+    "_RealMatrix": "independent",
+    "_UnitInterval": "interval",
+    "_HalfOpenInterval": "interval",
+    "_OpenInterval": "interval",
+    "_Circular": "interval",
+    "_Positive": "greater_than",
+    "_Nonnegative": "greater_than",
+    "_GreaterThanEq": "greater_than",
+    "_LessThanEq": "less_than",
+    "_PositiveSemiDefinite": "positive_definite",
+}
 
-def save(path: str | os.PathLike, trained: Any) -> None:
-    """Write a flow to one file, from which :func:`load` makes it again in either language.
 
-    The file appears whole or not at all: if writing fails, one that was there before is as it was.
+def save(path: str | os.PathLike, trained: Any, params: Tree | None = None) -> None:
+    """Write a flow, a guide or a fit to one file, from which :func:`load` makes it again in either language.
+
+    Neither the model nor its data are in the file. It appears whole or not at all: if writing fails, one that was
+    there before is as it was.
 
     Args:
         path: the file, by custom with the ending ``.safetensors``. One that exists is replaced.
-        trained: a ``Flow`` or ``FlowTransform`` of :mod:`flowppl.pyro` or :mod:`flowppl.numpyro`.
+        trained: a ``Flow``, ``FlowTransform``, ``AutoFlow`` or ``Fit`` of either language.
+        params: for an ``AutoFlow`` of NumPyro its parameters, as ``svi.get_params`` gives them.
 
     Raises:
         TypeError: for another object, or one with a part that is no plain data, such as a network of your own that is
-            not a dataclass, a wrapped transform, or a base distribution that not both languages have.
-        ValueError: for a transform at a context.
+            not a dataclass, a wrapped transform, or a base distribution or support that cannot be named in the file.
+        ValueError: for a transform at a context, or if ``params`` are missing or not asked for.
+        RuntimeError: for a guide that has not seen its model.
+        FileNotFoundError: if there is no such folder.
 
     Example:
         >>> import os, tempfile, jax.numpy as jnp, torch, flowppl as fp
@@ -78,64 +131,125 @@ def save(path: str | os.PathLike, trained: Any) -> None:
         >>> bool(jnp.allclose(same().log_prob(jnp.ones(2)), flow().log_prob(torch.ones(2)).item()))
         True
     """
-    backend = _backend_of(trained)
+    backend, kind = _kind_of(trained)
     adapter = _adapter(backend)
-    is_flow = isinstance(trained, adapter.Flow)
-    transform = trained.transform if is_flow else trained
+    if params is not None and (backend, kind) != ("numpyro", "guide"):
+        raise ValueError(f"save: params go with an AutoFlow of NumPyro only; this {KINDS[kind]} has its own")
+    parts: Tree = dict.fromkeys(PARTS)
+    if kind == "fit":
+        parts["fit"] = _read_fit(trained, adapter)
+        trained, params = trained.guide, trained.params
+    if kind in ("fit", "guide"):
+        transform, parts["guide"] = adapter.read_guide(trained, params)
+        bijection = transform.bijection.bijections[0]
+    else:
+        transform = trained.transform if kind == "flow" else trained
+        bijection = transform.bijection
     if transform.context is not None:
         raise ValueError(
             "cannot save a transform at a context: save the one without, and call condition(context) later"
         )
-    base = adapter.read_base(trained.base) if is_flow and trained.base is not None else None
+    if kind == "flow" and trained.base is not None:
+        parts["base"] = adapter.read_base(trained.base)
     config = {
         "format": FORMAT,
         "flowppl": flowppl.__version__,
         "backend": backend,
-        "kind": "flow" if is_flow else "transform",
-        "bijection": _encode(transform.bijection, "bijection"),
-        "base": map_tree(lambda leaf: None if isinstance(leaf, np.ndarray) else leaf, base),
-    }
+        "kind": kind,
+        "bijection": _encode(bijection, "bijection"),
+    } | map_tree(lambda leaf: None if isinstance(leaf, np.ndarray) else leaf, parts)
     arrays = {
         ".".join(path): np.asarray(leaf, order="C")  # safetensors writes memory as it lies
-        for path, leaf in leaves({"weights": adapter.read_weights(transform), "base": base})
+        for path, leaf in leaves({"weights": adapter.read_weights(transform)} | parts)
         if isinstance(leaf, np.ndarray)
     }
     _write(pathlib.Path(path), safetensors.numpy.save(arrays, {"flowppl": json.dumps(config)}))
 
 
-def load(path: str | os.PathLike, backend: str | None = None, *, classes: Iterable[type] = ()) -> Any:
-    """The flow that :func:`save` wrote, in either language.
+def load(
+    path: str | os.PathLike,
+    backend: str | None = None,
+    *,
+    model: Any = None,
+    args: tuple = (),
+    kwargs: dict[str, Any] | None = None,
+    classes: Iterable[type] = (),
+) -> Any:
+    """What :func:`save` wrote, in either language.
 
-    The dtype is that of the file, the device is the default one. All weights are trainable.
+    The dtype is that of the file, the device is the default one. All weights are trainable. No model is called: a
+    guide draws, scores and transforms without one, and the host's ``SVI`` goes on training it. In NumPyro its
+    parameters are ``guide.setup()``, and those that ``svi.init`` starts from.
 
     Args:
         path: the file.
-        backend: "pyro" or "numpyro"; ``None`` is the one that the flow was saved from.
+        backend: "pyro" or "numpyro"; ``None`` is the one that it was saved from.
+        model: the model of a guide or fit. Only ``fit(model, guide=...)``, the ``diagnose`` and ``resample`` of a fit,
+            and in NumPyro deterministic sites need it.
+        args: of a fit, the arguments of its model, for the same.
+        kwargs: of a fit, the keyword arguments of its model.
         classes: your own dataclasses that the flow is made of, if it is not made of flowppl's alone.
 
     Returns:
-        A ``Flow``, or a ``FlowTransform`` if one was saved (of the named subclasses too).
+        A ``Flow``, a ``FlowTransform`` (for the named subclasses too), an ``AutoFlow`` or a ``Fit``. Parameters of the
+        model itself are in the fit's ``params``; Pyro's own store of them is left as it is.
 
     Raises:
         ValueError: if the file is not whole, not one of :func:`save` or of a newer format, if its arrays are not those
-            that its bijection declares, or if a class is unknown.
+            that its bijection declares, if a class is unknown, or if Pyro does not map to the support of a latent.
         FileNotFoundError: if there is none.
 
     Warns:
         UserWarning: if the file holds float64 and JAX is not set to keep it.
+
+    Example:
+        >>> import os, tempfile, torch, pyro, pyro.distributions as dist, flowppl as fp
+        >>> from flowppl.pyro import AutoFlow
+        >>> def model():
+        ...     pyro.sample("sigma", dist.HalfNormal(1.0))
+        >>> guide = AutoFlow(model)
+        >>> _ = guide.setup()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "guide.safetensors")
+        ...     fp.save(path, guide)
+        ...     same = fp.load(path)
+        >>> z = torch.ones(1)
+        >>> bool(same.get_posterior().log_prob(z) == guide.get_posterior().log_prob(z))
+        True
     """
     config, arrays = _read(path)
     adapter = _adapter(config["backend"] if backend is None else backend)
     bijection = _decode(config["bijection"], path, {kind.__name__: kind for kind in classes})
     check_bijection(bijection)
+    if config["guide"]:
+        from flowppl.guides import guide_bijection  # needs what only the adapters need
+
+        bijection = guide_bijection(bijection, *bijection.x_shape)
     parameters, constants = bijection.parameters(), bijection.constants()
-    outline = {"weights": map_tree(lambda _: None, merge(parameters, constants)), "base": config["base"] or {}}
+    outline = {"weights": map_tree(lambda _: None, merge(parameters, constants))}
+    outline |= {part: config[part] or {} for part in PARTS}
     _check_arrays(path, outline, parameters, constants, arrays)
     tree = _fill(outline, arrays)
     params = select(parameters, tree["weights"])
     if config["kind"] == "transform":
         return adapter.make_transform(bijection, params)
-    return adapter.make_flow(bijection, params, adapter.make_base(tree["base"]) if tree["base"] else None)
+    if config["kind"] == "flow":
+        return adapter.make_flow(bijection, params, adapter.make_base(tree["base"]) if tree["base"] else None)
+    guide = adapter.make_guide(bijection, params, tree["guide"], absent_model if model is None else model)
+    if config["kind"] == "guide":
+        return guide
+    fit = tree["fit"]
+    check, *checks = (Diagnosis(**check) for check in fit["checks"])
+    history = (fit["losses"], tuple(checks), check, fit["stopped"])
+    return adapter.make_fit(guide, history, (tuple(args), kwargs or {}), fit)
+
+
+def absent_model(*args, **kwargs):
+    """In the place of the model of a guide that was loaded without one."""
+    raise RuntimeError(
+        "this needs the model, and the guide was loaded without it: load(path, model=model), and of a fit with "
+        "args=... if the model takes arguments"
+    )
 
 
 def check_base(distribution: Any, kind: str, hosts: tuple[str, ...]) -> None:
@@ -147,14 +261,35 @@ def check_base(distribution: Any, kind: str, hosts: tuple[str, ...]) -> None:
         )
 
 
-def _backend_of(trained):
+def check_support(site: str, support: Any) -> str:
+    """The name in the file of a latent's support; raise TypeError if there is none."""
+    kind, own = type(support), ("torch", "pyro", "numpyro")
+    if kind.__name__ not in SUPPORT_CLASSES or kind.__module__.partition(".")[0] not in own:
+        raise TypeError(
+            f"cannot save a guide of site {site!r}, whose support is {support}; those that can be saved are "
+            f"{', '.join(SUPPORTS)}. Pickle the guide (and its params) instead"
+        )
+    return SUPPORT_CLASSES[kind.__name__]
+
+
+def _read_fit(fit, adapter):
+    """What is known of a fit, and the parameters that are not its guide's, as a tree."""
+    if not isinstance(fit.guide, adapter.AutoFlow):
+        raise TypeError(f"cannot save a fit of {type(fit.guide).__name__}, only of AutoFlow; save fit.params instead")
+    history = fit.history
+    checks = [dataclasses.asdict(check) for check in (history.check, *history.checks)]
+    return {"losses": history.losses, "checks": checks, "stopped": history.stopped} | adapter.read_fit(fit)
+
+
+def _kind_of(trained):
     for backend in BACKENDS:
         adapter = sys.modules.get(f"flowppl.{backend}")  # there is an object of it only where it was imported
-        if adapter is not None and isinstance(trained, (adapter.Flow, adapter.FlowTransform)):
-            return backend
+        for kind, name in KINDS.items():
+            if adapter is not None and isinstance(trained, getattr(adapter, name)):
+                return backend, kind
     raise TypeError(
-        f"expected a Flow or FlowTransform of flowppl.pyro or flowppl.numpyro, got {type(trained).__name__}; "
-        "of a guide, save guide.get_transform(...)"
+        "expected a Flow or FlowTransform, an AutoFlow or a Fit of flowppl.pyro or flowppl.numpyro, got "
+        f"{type(trained).__name__}; of a guide, save the state_dict or params, or pickle it"
     )
 
 
@@ -249,6 +384,8 @@ def _read(path):
 
 def _write(path, content):
     """Write all of a file or nothing."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot save to {path}: there is no folder {path.parent}; make it first")
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:

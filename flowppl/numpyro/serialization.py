@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from numpyro.primitives import CondIndepStackFrame
 
 from flowppl._tree import Tree, map_tree
 from flowppl.bijection import Bijection
+from flowppl.combine import Chain
+from flowppl.fitting import History
+from flowppl.numpyro.fit import Fit
 from flowppl.numpyro.flow import Flow
+from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.transforms import FlowTransform
-from flowppl.serialization import BASES, check_base
+from flowppl.serialization import BASES, SUPPORTS, absent_model, check_base, check_support
 
 CONSTRUCTORS = {kind: getattr(dist, kind) for kind in BASES} | {
     "MultivariateNormal": lambda loc, scale_tril: dist.MultivariateNormal(loc, scale_tril=scale_tril),
@@ -52,6 +59,90 @@ def read_base(base) -> Tree:
 def make_base(tree: Tree):
     """The distribution of such a tree."""
     return CONSTRUCTORS[tree["type"]](*(_make_argument(tree[name]) for name in BASES[tree["type"]]))
+
+
+def read_guide(guide: AutoFlow, params: Tree | None) -> tuple[FlowTransform, Tree]:
+    """The transform of a guide, and the rest of it as a tree."""
+    if params is None:
+        raise ValueError("save: in NumPyro a guide is saved with its parameters: save(path, guide, params)")
+    transform = guide.get_transform(params)
+    sites = guide.prototype_trace
+    latents = {
+        str(i): {
+            "name": name,
+            "shape": list(sites[name]["unconstrained_shape"]),
+            "event_dim": sites[name]["fn"].event_dim,
+            "support": _read_support(name, sites[name]["fn"].support),
+            "plates": [list(frame) for frame in sites[name]["cond_indep_stack"]],
+        }
+        for i, name in enumerate(guide._names)
+    }
+    kinds = ("deterministic", "param", "mutable")
+    others = {name: site["type"] for name, site in sites.items() if site["type"] in kinds}
+    return transform, {
+        "latents": latents,
+        "other_sites": others,
+        "needs_args": guide._needs_args,
+        "prefix": guide.prefix,
+    }
+
+
+def make_guide(bijection: Chain, params: Tree, tree: Tree, model) -> AutoFlow:
+    """A guide that starts from these weights, as if it had seen a model with these latents."""
+    guide = AutoFlow(model, bijection.bijections[0], prefix=tree["prefix"])
+    trace: dict[str, dict] = {}
+    for latent in tree["latents"].values():
+        name = latent["name"]
+        support = _make_support(latent["support"])
+        trace[name] = {
+            "name": name,
+            "type": "sample",
+            "is_observed": False,
+            "cond_indep_stack": [CondIndepStackFrame(*plate) for plate in latent["plates"]],
+            "fn": SimpleNamespace(support=support, event_dim=latent["event_dim"]),
+            "unconstrained_shape": tuple(latent["shape"]),
+        }
+    trace |= {name: {"name": name, "type": kind} for name, kind in tree["other_sites"].items()}
+    guide._see(trace, needs_args=tree["needs_args"] or model is absent_model)
+    guide._saved_params = map_tree(_to_jax, params)
+    return guide
+
+
+def read_fit(fit: Fit) -> Tree:
+    """The parameters of a fit's model, and its key."""
+    others = {name: value for name, value in fit.params.items() if name != f"{fit.guide.prefix}_flow"}
+    return {
+        "params": map_tree(np.asarray, others),
+        "rng_key": np.asarray(jax.random.key_data(fit.rng_key)),
+        "rng_impl": str(jax.random.key_impl(fit.rng_key)),
+    }
+
+
+def make_fit(guide: AutoFlow, history: tuple, arguments: tuple, tree: Tree) -> Fit:
+    """A fit with these properties."""
+    params = guide.setup() | map_tree(_to_jax, tree["params"])
+    key = jax.random.wrap_key_data(tree["rng_key"], impl=tree["rng_impl"]) if "rng_key" in tree else jax.random.key(0)
+    return Fit(guide, params, History(*history), guide.model, arguments, key)
+
+
+def _read_support(site, support):
+    kind = check_support(site, support)
+    if kind == "independent":
+        base = _read_support(site, support.base_constraint)
+        return {"type": kind, "base_constraint": base, "reinterpreted_batch_ndims": support.reinterpreted_batch_ndims}
+    arguments = {name: getattr(support, name) for name in SUPPORTS[kind]}
+    return {"type": kind} | {
+        name: value if isinstance(value, (int, float)) else np.asarray(jnp.asarray(value))
+        for name, value in arguments.items()
+    }
+
+
+def _make_support(tree):
+    kind = tree["type"]
+    if kind == "independent":
+        return dist.constraints.independent(_make_support(tree["base_constraint"]), tree["reinterpreted_batch_ndims"])
+    support = getattr(dist.constraints, kind)
+    return support(*(_make_argument(tree[name]) for name in SUPPORTS[kind])) if SUPPORTS[kind] else support
 
 
 def _read_argument(value):

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch.distributions import biject_to
 
 from flowppl._tree import Tree, leaves, map_tree
 from flowppl.bijection import Bijection
+from flowppl.combine import Chain
+from flowppl.fitting import History
+from flowppl.pyro.fit import Fit
 from flowppl.pyro.flow import Flow
+from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.transforms import FlowTransform, Weights
-from flowppl.serialization import BASES, check_base
+from flowppl.serialization import BASES, SUPPORTS, check_base, check_support
 
 CONSTRUCTORS = {kind: getattr(dist, kind) for kind in BASES if kind != "ExpandedDistribution"} | {
     "MultivariateNormal": lambda loc, scale_tril: dist.MultivariateNormal(loc, scale_tril=scale_tril),
@@ -55,6 +65,96 @@ def read_base(base) -> Tree:
 def make_base(tree: Tree):
     """The distribution of such a tree."""
     return CONSTRUCTORS[tree["type"]](*(_make_argument(tree[name]) for name in BASES[tree["type"]]))
+
+
+def read_guide(guide: AutoFlow, params: None) -> tuple[FlowTransform, Tree]:
+    """The transform of a guide, and the rest of it as a tree."""
+    transform = guide.get_transform()
+    sites = cast(Any, guide.prototype_trace).nodes
+    latents = {
+        str(i): {
+            "name": name,
+            "shape": list(shape),
+            "event_dim": sites[name]["fn"].event_dim,
+            "support": _read_support(name, sites[name]["fn"].support),
+            "plates": [[frame.name, frame.dim, frame.size] for frame in guide._cond_indep_stacks[name]],
+        }
+        for i, (name, shape) in enumerate(guide._unconstrained_shapes.items())
+    }
+    return transform, {"latents": latents, "other_sites": {}, "needs_args": True, "prefix": "auto"}
+
+
+def make_guide(bijection: Chain, params: Tree, tree: Tree, model) -> AutoFlow:
+    """A guide with these weights, as if it had seen a model with these latents."""
+    flow = make_flow(bijection, params, None)
+    weight = next(flow.parameters())
+    guide = AutoFlow(model, bijection.bijections[0])
+    guide.prototype_trace = poutine.Trace()
+    guide._unconstrained_shapes, guide._cond_indep_stacks = {}, {}
+    for latent in tree["latents"].values():
+        name, shape = latent["name"], torch.Size(latent["shape"])
+        support = _make_support(name, latent["support"])
+        frames = tuple(CondIndepStackFrame(plate, dim, size, 0) for plate, dim, size in latent["plates"])
+        guide.prototype_trace.add_node(
+            name,
+            name=name,
+            type="sample",
+            is_observed=False,
+            fn=SimpleNamespace(support=support, event_dim=latent["event_dim"]),
+            value=biject_to(support)(weight.new_zeros(shape)),
+            cond_indep_stack=frames,
+        )
+        guide._unconstrained_shapes[name] = shape
+        guide._cond_indep_stacks[name] = frames
+        guide._prototype_frames |= {frame.name: frame for frame in frames}
+    (guide.latent_dim,) = bijection.x_shape
+    guide.flow = flow
+    guide._create_plates()
+    return guide
+
+
+def read_fit(fit: Fit) -> Tree:
+    """The parameters of a fit's model."""
+    own, prefix = fit.guide.setup(), f"{fit.guide._pyro_name}."  # which Pyro's store puts before a guide's names
+    others = {
+        name: _to_numpy(value)
+        for name, value in fit.params.items()
+        if name.removeprefix(prefix).replace("$$$", ".") not in own
+    }
+    return {"params": others}
+
+
+def make_fit(guide: AutoFlow, history: tuple, arguments: tuple, tree: Tree) -> Fit:
+    """A fit with these properties."""
+    own = {name: parameter.detach() for name, parameter in guide.setup().items()}
+    params = own | map_tree(torch.tensor, tree["params"])
+    (*_, model) = guide._model
+    return Fit(guide, params, History(*history), model, arguments)
+
+
+def _read_support(site, support):
+    kind = check_support(site, support)
+    if kind == "independent":
+        base = _read_support(site, support.base_constraint)
+        return {"type": kind, "base_constraint": base, "reinterpreted_batch_ndims": support.reinterpreted_batch_ndims}
+    return {"type": kind} | {name: _read_argument(getattr(support, name)) for name in SUPPORTS[kind]}
+
+
+def _make_support(site, tree):
+    kind = tree["type"]
+    if kind == "independent":
+        base = _make_support(site, tree["base_constraint"])
+        return dist.constraints.independent(base, tree["reinterpreted_batch_ndims"])
+    arguments = [_make_argument(tree[name]) for name in SUPPORTS[kind]]
+    try:
+        support = getattr(dist.constraints, kind)
+        support = support(*arguments) if arguments else support
+        biject_to(support)
+    except (AttributeError, NotImplementedError) as error:
+        raise ValueError(
+            f"site {site!r} has the support {kind}, to which Pyro does not map; load the file with backend='numpyro'"
+        ) from error
+    return support
 
 
 def _read_argument(value):
