@@ -7,22 +7,35 @@ are those that :mod:`flowppl` gives them.
 
 from flowppl.numpyro import transforms as _transforms
 from flowppl.numpyro.density import fit_density
-from flowppl.numpyro.diagnostics import log_weights
+from flowppl.numpyro.diagnostics import diagnose, log_weights, resample
+from flowppl.numpyro.fit import Fit, fit
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
+from flowppl.numpyro.local import AutoLocalFlow
+from flowppl.numpyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
 from flowppl.numpyro.transforms import FlowTransform
 from flowppl.numpyro.wrap import Wrap
 
 globals().update(_transforms.named)
 
 __all__ = [
+    "Fit",
+    "fit",
     "AutoFlow",
+    "AutoLocalFlow",
     "Flow",
     "FlowDistribution",
     "FlowTransform",
+    "ForwardKL",
+    "ImportanceWeightedELBO",
+    "PathELBO",
     "Wrap",
+    "annealed",
     "flow",
+    "diagnose",
     "fit_density",
+    "linear_annealing",
     "log_weights",
+    "resample",
     *_transforms.named,
 ]

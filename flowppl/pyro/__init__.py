@@ -6,21 +6,34 @@ Each bijection is here as a transform (``Planar``, ``Coupling``, ...), and each 
 
 from flowppl.pyro import transforms as _transforms
 from flowppl.pyro.density import fit_density
-from flowppl.pyro.diagnostics import log_weights
+from flowppl.pyro.diagnostics import diagnose, log_weights, resample
+from flowppl.pyro.fit import Fit, fit
 from flowppl.pyro.flow import Flow, FlowDistribution
 from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.local import AutoLocalFlow
+from flowppl.pyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
 from flowppl.pyro.transforms import FlowTransform
 from flowppl.pyro.wrap import Wrap
 
 globals().update(_transforms.named)
 
 __all__ = [
+    "Fit",
+    "fit",
     "AutoFlow",
+    "AutoLocalFlow",
     "Flow",
     "FlowDistribution",
     "FlowTransform",
+    "ForwardKL",
+    "ImportanceWeightedELBO",
+    "PathELBO",
     "Wrap",
+    "annealed",
+    "diagnose",
     "fit_density",
+    "linear_annealing",
     "log_weights",
+    "resample",
     *_transforms.named,
 ]

@@ -1,0 +1,329 @@
+r"""How ``fit`` trains a guide: rounds of stochastic gradient steps, each followed by a judgement, and the result.
+
+An ``AutoFlow`` guide begins with rounds for its affine layers alone, each ending with the trained layer being taken
+into the fixed one: the flow is then trained where the posterior looks like a standard normal, and one learning rate
+suits all models. The rounds of the flow follow, each longer than the one before, until the importance weights say
+that the guide is good, or the rounds or the time end.
+
+The gradient is that of :func:`flowppl.objectives.path_loss`. Within a round the power of its weights goes up from 0
+to 1/2, and half of the noise is stretched by up to 1.5 in random directions: the guide practises its tails, which it
+would see too rarely otherwise. Where the guide is the posterior the gradient is zero for any noise and any power.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+import time
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import flowppl
+from flowppl.bijection import check_sizes
+from flowppl.diagnostics import Diagnosis, diagnose
+
+FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
+
+    With no more than a model and its arguments this fits an :class:`AutoFlow` from a searched start, in rounds, until
+    its importance weights say that it is good or the last round ends: see :mod:`flowppl.fitting`. Such a guide is
+    trained on the log density of the model itself, along the path of its draws, at the scale of the posterior.
+    Any other guide, or any guide of a model with parameters of its own, is trained by the host's means, by
+    :class:`PathELBO` unless ``loss`` is given.
+
+    Args:{key}
+        model: the model.
+        args: its arguments; so are further keyword arguments.
+        guide: the guide; ``None`` is an :class:`AutoFlow`, with a flow of wider bounds than its default.
+        loss: an objective of the host for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
+        num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 1,000 to 4,000,
+            as many as are needed.
+        num_particles: draws for each step, a multiple of 64; ``None`` means 64 in the first round and 256 in the others
+            (16 for guides trained by the host's means).
+        learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 3e-3 to 1e-3.
+        clip_norm: the largest norm of a gradient; ``None`` for no limit.
+        num_restarts: so many guides with starts of their own are trained in the first round, {restarts}; the one
+            of the highest ELBO goes on.
+        max_seconds: the time that the training may take, without that of searching the start. The learning rate comes
+            down in time.
+        progress: whether to show a progress bar.
+
+    Returns:
+        A :class:`Fit`, with ``.guide``, ``.params``, ``.losses``, ``.elbo``, ``.k_hat``, ``.sample(n)``,
+        ``.resample(n)``, ``.diagnose()``, ``.to_arviz()`` and ``.save(path)``.
+
+    Raises:
+        ValueError: for an option that cannot be meant, or a model that the guide cannot serve.
+        RuntimeError: if the model's log density is finite at no start, or no step has a finite gradient.
+
+    Warns:
+        RuntimeWarning: if more than a twentieth of the steps had to be skipped, as they were not finite.
+
+    Example:{example}"""
+
+BLOCK = 64  # particles at a time: a compiler then needs one program for rounds of any number of particles
+CHUNK = 100  # steps between two looks at the clock
+NUM_CHECKS = 16_384  # draws by which a round is judged
+CHECK_BATCHES = 4
+MAX_POWER = 0.5
+MAX_STRETCH = 1.5
+WARM_UP = 50
+MAX_AFFINE_ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """So many steps with so many particles each, from this learning rate down to a hundredth of it."""
+
+    num_steps: int
+    num_particles: int
+    learning_rate: float
+    affine: bool = False
+
+
+AFFINE_ROUND = Round(400, BLOCK, 0.05, affine=True)
+FLOW_ROUNDS: tuple[Round, ...] = (
+    Round(1000, BLOCK, 3e-3),
+    Round(1000, 4 * BLOCK, 2e-3),
+    Round(2000, 4 * BLOCK, 2e-3),
+    Round(4000, 4 * BLOCK, 1e-3),
+)
+OTHER_ROUNDS: tuple[Round, ...] = (Round(2000, 16, 1e-2), Round(2000, 16, 3e-3), Round(4000, 16, 1e-3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """``CHUNK`` steps: for each its learning rate, the power of its weights and the stretch of its noise."""
+
+    rates: np.ndarray
+    powers: np.ndarray
+    stretches: np.ndarray
+    num_particles: int
+    affine: bool
+
+
+class Trainer(Protocol):
+    """What an adapter does for :func:`train`: the arrays, the steps and the draws, for one or more restarts."""
+
+    has_affine: bool  # whether there are affine layers, with rounds of their own
+    num_restarts: int
+
+    def begin(self) -> None:
+        """Start a round: forget what the optimiser remembers."""
+
+    def run(self, chunk: Chunk) -> np.ndarray:
+        """Take the steps. Return their losses, a row for each restart: NaN for a step that was skipped, not finite."""
+
+    def fold(self) -> float:
+        """Take the trained affine layer into the fixed one. Return how far it was from the identity."""
+
+    def log_weights(self) -> np.ndarray:
+        """``NUM_CHECKS`` log weights of the guide, a row for each restart."""
+
+    def select(self, index: int) -> None:
+        """Go on with one of the restarts."""
+
+    def get(self) -> Any:
+        """The parameters, as they will stay."""
+
+    def set(self, params: Any) -> None:
+        """Go back to such parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What happened in a training: the losses, the judgements after its rounds, that of the result, why it ended."""
+
+    losses: np.ndarray
+    checks: tuple[Diagnosis, ...]
+    check: Diagnosis
+    stopped: str
+
+
+def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float | None, progress: bool) -> History:
+    """Train until the guide is good, or the rounds or the time end. The trainer keeps the parameters to be used."""
+    end = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
+    todo = [AFFINE_ROUND] * (MAX_AFFINE_ROUNDS * trainer.has_affine) + list(rounds)
+    losses: list[np.ndarray] = []
+    kept, stopped = trainer.get(), ""
+    checks = [_judge(trainer)[0]]
+    check = checks[0]
+    if trainer.has_affine and _is_exact(check):  # otherwise the model may have parameters to train
+        todo, stopped = [], "converged"
+    with tqdm(total=sum(each.num_steps for each in todo), desc="fit", unit="step", disable=not progress) as bar:
+        try:
+            while todo and not stopped:
+                this = todo.pop(0)
+                losses += _run_round(trainer, this, end, bar)
+                if this.affine and trainer.fold() < 0.5:
+                    todo = [each for each in todo if not each.affine]
+                now, index = _judge(trainer)
+                if not this.affine and trainer.num_restarts > 1:
+                    trainer.select(index)
+                    losses = [rows[index : index + 1] for rows in losses]
+                checks.append(now)
+                bar.set_postfix({"ELBO": f"{now.elbo:.2f}", "k-hat": f"{now.k_hat:.2f}"})
+                # Later rounds have the better tails: a small loss of ELBO may be noise, and does not count.
+                if not now.elbo < check.elbo - max(0.01, 2 * now.elbo_se):
+                    kept, check = trainer.get(), now
+                # What looks good after one round may look otherwise in other draws.
+                is_first = this.affine or this == rounds[0]
+                is_good = now.k_hat < 0.5 and now.kl_gap < 0.01
+                if is_good and (not is_first or (trainer.has_affine and _is_exact(now))):
+                    stopped = "converged"
+                elif time.monotonic() >= end:
+                    stopped = "max_seconds"
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+    trainer.set(kept)
+    if trainer.num_restarts > 1:
+        trainer.select(_judge(trainer)[1])
+    all_losses = np.concatenate(losses, axis=1)[0] if losses else np.zeros(0)
+    _check_losses(all_losses)
+    return History(all_losses, tuple(checks), check, stopped or "rounds")
+
+
+def _judge(trainer) -> tuple[Diagnosis, int]:
+    """The judgement on the best of the restarts, and its index."""
+    checks = [diagnose(row, num_batches=CHECK_BATCHES) for row in trainer.log_weights()]
+    index = max(range(len(checks)), key=lambda i: checks[i].elbo if checks[i].nonfinite < 0.1 else -math.inf)
+    return checks[index], index
+
+
+def _is_exact(check: Diagnosis) -> bool:
+    return check.k_hat < 0.5 and check.kl_gap < 1e-3 and not check.nonfinite
+
+
+def _check_losses(losses):
+    skipped = np.isnan(losses).mean() if len(losses) else 0.0
+    if skipped == 1:
+        raise RuntimeError(
+            "fit: no step had a finite gradient; look at the model's log density where the guide starts "
+            "(log_weights of the untrained guide), or use float64"
+        )
+    if skipped > 0.05:
+        warnings.warn(
+            f"fit: {skipped:.0%} of the steps were skipped, as their gradients were not finite; a smaller "
+            "learning_rate or float64 may help",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _run_round(trainer, this, end, bar):
+    trainer.begin()
+    begin, done, losses = time.monotonic(), 0, []
+    while done < this.num_steps:
+        # The budget that ends first sets the pace, so that the learning rate has come down when it does.
+        spent = (time.monotonic() - begin) / (end - begin) if done else 0.0
+        if spent >= 1:
+            break
+        steps = done + np.arange(CHUNK)
+        position = np.minimum(steps * max(1 / this.num_steps, spent / max(done, 1)), 1.0)
+        ramp = np.clip((position - 0.2) / 0.3, 0.0, 1.0) * (not this.affine)
+        decay = 0.01 + 0.99 * (1 + np.cos(np.pi * position)) / 2
+        chunk = Chunk(
+            rates=this.learning_rate * decay * np.minimum(1.0, (steps + 1) / WARM_UP),
+            powers=MAX_POWER * ramp,
+            stretches=1 + (MAX_STRETCH - 1) * ramp,
+            num_particles=this.num_particles,
+            affine=this.affine,
+        )
+        losses.append(trainer.run(chunk))
+        done += CHUNK
+        bar.update(CHUNK)
+    return losses
+
+
+def choose_rounds(
+    default: tuple[Round, ...], num_steps: int | None, num_particles: int | None, learning_rate: float | None
+) -> tuple[Round, ...]:
+    """The default rounds, or one of ``num_steps``; with so many particles and this learning rate, if given."""
+    rounds = default if num_steps is None else (dataclasses.replace(default[1], num_steps=num_steps),)
+    changes: dict[str, Any] = {"num_particles": num_particles, "learning_rate": learning_rate}
+    return tuple(dataclasses.replace(each, **{k: v for k, v in changes.items() if v is not None}) for each in rounds)
+
+
+def check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds) -> None:
+    """Raise ValueError for an option of ``fit`` that cannot be meant."""
+    sizes = {"num_steps": num_steps, "num_particles": num_particles, "num_restarts": num_restarts}
+    check_sizes("fit", **{name: size for name, size in sizes.items() if size is not None})
+    positive = {"learning_rate": learning_rate, "clip_norm": clip_norm, "max_seconds": max_seconds}
+    for name, value in positive.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"fit: {name} must be positive and finite, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitBase(abc.ABC):
+    """A fitted guide, with what is known of it."""
+
+    guide: Any
+    params: Any
+    history: History
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Minus the ELBO's estimate in each step; NaN for a step that was skipped as it was not finite."""
+        return self.history.losses
+
+    @property
+    def num_skipped(self) -> int:
+        """The number of skipped steps."""
+        return int(np.isnan(self.losses).sum())
+
+    @property
+    def stopped(self) -> str:
+        """Why the training ended: "converged", "rounds", "max_seconds" or "interrupted"."""
+        return self.history.stopped
+
+    @property
+    def elbo(self) -> float:
+        """The ELBO of the guide."""
+        return self.history.check.elbo
+
+    @property
+    def elbo_se(self) -> float:
+        """The standard error of :attr:`elbo`."""
+        return self.history.check.elbo_se
+
+    @property
+    def k_hat(self) -> float:
+        """The k-hat of the guide: see :func:`flowppl.diagnostics.k_hat`."""
+        return self.history.check.k_hat
+
+    @property
+    def checks(self) -> tuple[Diagnosis, ...]:
+        """What the importance weights said at the start and after each round."""
+        return self.history.checks
+
+    @abc.abstractmethod
+    def sample(self, *args, **kwargs) -> dict[str, Any]:
+        """Draws of all latent sites from the guide."""
+
+    @abc.abstractmethod
+    def resample(self, *args, **kwargs) -> dict[str, Any]:
+        """Draws corrected by Pareto-smoothed importance resampling."""
+
+    @abc.abstractmethod
+    def diagnose(self, *args, **kwargs) -> Diagnosis:
+        """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.diagnostics.diagnose`."""
+
+    def to_arviz(self, num_samples: int = 1000, *, resample: bool = False, **options):
+        """Draws as ``arviz.InferenceData``, in one chain; ``resample=True`` corrects them."""
+        import arviz
+
+        draws = (self.resample if resample else self.sample)(num_samples, **options)
+        return arviz.from_dict(posterior={name: np.asarray(value)[None] for name, value in draws.items()})
+
+    def save(self, path) -> None:
+        """Write the fitted guide to a file: see :func:`flowppl.save`."""
+        flowppl.save(path, self)
+
+    def __repr__(self):
+        kind = type(self.guide).__name__
+        numbers = f"elbo={self.elbo:.3f}, k_hat={self.k_hat:.2f}, num_skipped={self.num_skipped}"
+        return f"Fit({kind}, {numbers}, {len(self.losses)} steps, stopped={self.stopped!r})"

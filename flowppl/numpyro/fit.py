@@ -1,0 +1,292 @@
+"""Fit a guide to a NumPyro model in one call."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import optax
+from jax.flatten_util import ravel_pytree
+from numpyro.infer import SVI
+
+from flowppl._tree import merge
+from flowppl.fitting import (
+    BLOCK,
+    CHUNK,
+    FIT_DOC,
+    FLOW_ROUNDS,
+    NUM_CHECKS,
+    OTHER_ROUNDS,
+    Chunk,
+    FitBase,
+    check_options,
+    choose_rounds,
+    train,
+)
+from flowppl.guides import distance_from_identity, fold, path_flow
+from flowppl.numpyro.diagnostics import _draw, diagnose, resample
+from flowppl.numpyro.guides import AutoFlow
+from flowppl.numpyro.objectives import PathELBO
+from flowppl.numpyro.target import Target
+from flowppl.numpyro.transforms import _constants
+from flowppl.objectives import guide_loss, standard_log_prob
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Fit(FitBase):
+    """A fitted guide, its parameters and what is known of it; :func:`fit` makes it."""
+
+    model: Any
+    arguments: tuple
+    rng_key: Any
+
+    def sample(self, num_samples: int = 1000, *, rng_key=None) -> dict[str, jax.Array]:
+        """Draws of all latent sites from the guide; without a key always the same."""
+        args, kwargs = self.arguments
+        key = self._key(0, rng_key)
+        return self.guide.sample_posterior(key, self.params, *args, sample_shape=(num_samples,), **kwargs)
+
+    def resample(self, num_samples: int = 1000, *, rng_key=None, **options) -> dict[str, jax.Array]:
+        """Draws corrected by Pareto-smoothed importance resampling: see :func:`flowppl.numpyro.resample`."""
+        args, kwargs = self.arguments
+        known: tuple = (self._key(1, rng_key), self.model, self.guide, self.params, *args)
+        return resample(*known, num_samples=num_samples, **options, **kwargs)  # type: ignore[misc]
+
+    def diagnose(self, num_samples: int = 10_000, *, reference=None, rng_key=None, **options):
+        """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.numpyro.diagnose`."""
+        args, kwargs = self.arguments
+        known: tuple = (self._key(2, rng_key), self.model, self.guide, self.params, *args)
+        return diagnose(*known, num_samples=num_samples, reference=reference, **options, **kwargs)  # type: ignore[misc]
+
+    def _key(self, index, given):
+        return jax.random.fold_in(self.rng_key, index) if given is None else given
+
+
+def fit(
+    rng_key,
+    model,
+    *args,
+    guide=None,
+    loss=None,
+    num_steps: int | None = None,
+    num_particles: int | None = None,
+    learning_rate: float | None = None,
+    clip_norm: float | None = None,
+    num_restarts: int = 1,
+    max_seconds: float | None = None,
+    progress: bool = True,
+    **kwargs,
+) -> Fit:
+    check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds)
+    guide = AutoFlow(model, path_flow) if guide is None else guide
+    start_key, train_key, fit_key = jax.random.split(rng_key, 3)
+    start_keys = jax.random.split(start_key, num_restarts)
+    norm = math.inf if clip_norm is None else float(clip_norm)
+    if isinstance(guide, AutoFlow) and guide.prototype_trace is None:
+        guide._setup_prototype(*args, **kwargs)
+    trainer: _Trainer
+    if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(guide):
+        starts = [guide._start_params(key, args, kwargs) for key in start_keys]
+        trainer = PathTrainer(guide, Target(guide, args, kwargs), starts, train_key, norm)
+        default = FLOW_ROUNDS
+    else:
+        trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, train_key, norm)
+        default = OTHER_ROUNDS
+    history = train(trainer, choose_rounds(default, num_steps, num_particles, learning_rate), max_seconds, progress)
+    params = trainer.constrained(jax.tree.map(lambda leaf: leaf[0], trainer.get()))
+    return Fit(guide, params, history, model, (args, kwargs), fit_key)
+
+
+def _has_parameters(guide) -> bool:
+    return any(site["type"] in ("param", "mutable") for site in guide.prototype_trace.values())
+
+
+class _Trainer(abc.ABC):
+    """The steps that all guides share; parameters have a leading axis for the restarts."""
+
+    has_affine = False
+    block: int  # the particles of one gradient
+    params: Any
+
+    def __init__(self, starts, key, clip_norm):
+        self.set(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))
+        self.key = key
+        self.optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.scale_by_adam(eps=1e-4))
+        self._run = jax.jit(_over_restarts(self._steps, 2))
+        self._weigh = jax.jit(_over_restarts(self._log_weights, 2))
+
+    @abc.abstractmethod
+    def _loss(self, params, key, power, stretch):
+        """A number with the gradient to go along, and the estimate of minus the ELBO."""
+
+    @abc.abstractmethod
+    def _log_weights(self, params, key):
+        """``NUM_CHECKS`` log weights."""
+
+    def constrained(self, params):
+        """The parameters as the host's ``get_params`` gives them."""
+        return params
+
+    def begin(self):
+        self.state = jax.vmap(self.optimizer.init)(self.params)
+
+    def run(self, chunk: Chunk):
+        schedule = (chunk.rates, chunk.powers, chunk.stretches)
+        num_blocks = max(1, chunk.num_particles // self.block)
+        carry = (self.params, self.state)
+        (self.params, self.state), losses = self._run(carry, self._keys(), schedule, num_blocks, chunk.affine)
+        return np.asarray(losses)
+
+    def fold(self):
+        return 0.0  # no affine layer, nothing to take in
+
+    def log_weights(self):
+        return np.asarray(self._weigh(self.params, self._keys()))
+
+    def select(self, index):
+        self.set(jax.tree.map(lambda leaf: leaf[index : index + 1], self.params))
+
+    def get(self):
+        return self.params
+
+    def set(self, params):
+        self.params = params
+        self.num_restarts = len(jax.tree.leaves(params)[0])
+
+    def _keys(self):
+        self.key, key = jax.random.split(self.key)
+        return jax.random.split(key, self.num_restarts)
+
+    def _steps(self, carry, key, schedule, num_blocks, affine):
+        def step(carry, now):
+            (params, state), (key, rate, power, stretch) = carry, now
+
+            def add_block(i, sums):
+                block_key = jax.random.fold_in(key, i)
+                found = jax.grad(self._loss, has_aux=True)(params, block_key, power, stretch)
+                return jax.tree.map(jnp.add, sums, found)
+
+            zeros = jax.tree.map(jnp.zeros_like, (params, jnp.zeros(())))
+            sums = jax.lax.fori_loop(0, num_blocks, add_block, zeros)
+            gradient, loss = jax.tree.map(lambda leaf: leaf / num_blocks, sums)
+            gradient = self._of_stage(gradient, affine)
+            updates, new_state = self.optimizer.update(gradient, state)
+            new = jax.tree.map(lambda leaf, update: leaf - rate * update, params, updates), new_state
+            taken = jnp.isfinite(ravel_pytree((gradient, loss))[0]).all()
+            return jax.tree.map(partial(jnp.where, taken), new, carry), jnp.where(taken, loss, jnp.nan)
+
+        return jax.lax.scan(step, carry, (jax.random.split(key, CHUNK), *schedule))
+
+    def _of_stage(self, gradient, affine):
+        return gradient
+
+
+class PathTrainer(_Trainer):
+    """Trains an ``AutoFlow`` on the log density of the model; nothing else of model and guide is run."""
+
+    has_affine = True
+    block = BLOCK
+
+    def __init__(self, guide, target, starts, key, clip_norm):
+        self.guide, self.bijection, self.target = guide, guide.bijection, target
+        super().__init__(starts, key, clip_norm)
+        self._fold = jax.jit(_over_restarts(self._folded, 1))
+
+    def constrained(self, params):
+        return {f"{self.guide.prefix}_flow": params}
+
+    def fold(self):
+        self.params, distances = self._fold(self.params)
+        return float(distances.max())
+
+    def _tree(self, params):
+        return merge(params, _constants(self.bijection))
+
+    def _loss(self, params, key, power, stretch):
+        noise_key, direction_key, model_key = jax.random.split(key, 3)
+        shape = self.bijection.x_shape
+        noise = jax.random.normal(noise_key, (self.block, *shape))
+        directions = jax.random.normal(direction_key, (self.block // 2, *shape))
+        log_density = jax.vmap(jax.value_and_grad(partial(self.target.log_prob, key=model_key)))
+        return guide_loss(self.bijection, self._tree(params), noise, directions, log_density, power, stretch)
+
+    def _of_stage(self, gradient, affine):
+        held = jax.tree.map(lambda leaf: jnp.where(affine, jnp.zeros_like(leaf), leaf), gradient["0"])
+        return gradient | {"0": held}
+
+    def _log_weights(self, params, key):
+        def draw(key):
+            noise_key, model_key = jax.random.split(key)
+            noise = jax.random.normal(noise_key, (8 * BLOCK, *self.bijection.x_shape))
+            z, log_det = self.bijection.forward(self._tree(params), noise)
+            return jax.vmap(partial(self.target.log_prob, key=model_key))(z) - standard_log_prob(noise) + log_det
+
+        return jax.lax.map(draw, jax.random.split(key, NUM_CHECKS // (8 * BLOCK))).ravel()
+
+    def _folded(self, params):
+        tree = self._tree(params)
+        return fold(self.bijection, tree), distance_from_identity(self.bijection, tree)
+
+
+class ElboTrainer(_Trainer):
+    """Trains any guide, and the parameters of its model, by an objective of the host."""
+
+    def __init__(self, model, guide, loss, num_particles, args, kwargs, start_keys, key, clip_norm):
+        self.block = OTHER_ROUNDS[0].num_particles if num_particles is None else num_particles
+        loss = PathELBO(num_particles=self.block) if loss is None else loss
+        self.svi = SVI(model, guide, numpyro.optim.Adam(1.0), loss)
+        self.args, self.kwargs = args, kwargs
+        states = [self.svi.init(start_key, *args, **kwargs) for start_key in start_keys]
+        if states[0].mutable_state is not None:
+            raise ValueError("fit: models with mutable state are not supported; train them with SVI")
+        super().__init__([self.svi.optim.get_params(state.optim_state) for state in states], key, clip_norm)
+
+    def constrained(self, params):
+        return self.svi.constrain_fn(params)
+
+    def _loss(self, params, key, power, stretch):
+        svi = self.svi
+        loss = svi.loss.loss(key, svi.constrain_fn(params), svi.model, svi.guide, *self.args, **self.kwargs)
+        return loss, jax.lax.stop_gradient(loss)
+
+    def _log_weights(self, params, key):
+        svi = self.svi
+        known = (key, svi.model, svi.guide, svi.constrain_fn(params), self.args, self.kwargs)
+        return _draw(*known, NUM_CHECKS // 4, 8 * BLOCK, keep=False)[0]
+
+
+def _over_restarts(function, num_mapped):
+    """``function`` over the leading axis of its first arguments; that of one restart is taken off, for speed."""
+
+    def mapped(*args):
+        own, shared = args[:num_mapped], args[num_mapped:]
+        if len(jax.tree.leaves(own)[0]) > 1:
+            return jax.vmap(lambda *own: function(*own, *shared))(*own)
+        result = function(*jax.tree.map(lambda leaf: leaf[0], own), *shared)
+        return jax.tree.map(lambda leaf: leaf[None], result)
+
+    return mapped
+
+
+fit.__doc__ = FIT_DOC.format(
+    key="\n        rng_key: determines the start, the training and the draws of the result.",
+    restarts="all at once",
+    example="""
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from flowppl.numpyro import fit
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with numpyro.plate("data", len(y)):
+        ...         numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> result = fit(jax.random.key(0), model, jnp.ones(10), progress=False)
+        >>> result.sample(100)["mu"].shape, result.k_hat < 0.5
+        ((100,), True)
+""",
+)

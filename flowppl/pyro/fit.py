@@ -1,0 +1,255 @@
+"""Fit a guide to a Pyro model in one call."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+
+from flowppl.combine import held
+from flowppl.fitting import (
+    BLOCK,
+    CHUNK,
+    FIT_DOC,
+    FLOW_ROUNDS,
+    NUM_CHECKS,
+    OTHER_ROUNDS,
+    Chunk,
+    FitBase,
+    check_options,
+    choose_rounds,
+    train,
+)
+from flowppl.guides import distance_from_identity, fold, path_flow
+from flowppl.objectives import guide_loss, standard_log_prob
+from flowppl.pyro.diagnostics import diagnose, log_weights, resample
+from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.objectives import PathELBO
+from flowppl.pyro.target import Target
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Fit(FitBase):
+    """A fitted guide, its parameters and what is known of it; :func:`fit` makes it."""
+
+    model: Any
+    arguments: tuple
+
+    def sample(self, num_samples: int = 1000) -> dict[str, torch.Tensor]:
+        """Draws of all latent sites from the guide."""
+        args, kwargs = self.arguments
+        return self.guide.sample_posterior(*args, sample_shape=(num_samples,), **kwargs)
+
+    def resample(self, num_samples: int = 1000, **options) -> dict[str, torch.Tensor]:
+        """Draws corrected by Pareto-smoothed importance resampling: see :func:`flowppl.pyro.resample`."""
+        args, kwargs = self.arguments
+        return resample(self.model, self.guide, *args, num_samples=num_samples, **options, **kwargs)
+
+    def diagnose(self, num_samples: int = 10_000, *, reference=None, **options):
+        """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.pyro.diagnose`."""
+        args, kwargs = self.arguments
+        known: tuple = (self.model, self.guide, *args)
+        return diagnose(*known, num_samples=num_samples, reference=reference, **options, **kwargs)  # type: ignore[misc]
+
+
+def fit(
+    model,
+    *args,
+    guide=None,
+    loss=None,
+    num_steps: int | None = None,
+    num_particles: int | None = None,
+    learning_rate: float | None = None,
+    clip_norm: float | None = None,
+    num_restarts: int = 1,
+    max_seconds: float | None = None,
+    progress: bool = True,
+    **kwargs,
+) -> Fit:
+    check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds)
+    guide = AutoFlow(model, path_flow) if guide is None else guide
+    norm = math.inf if clip_norm is None else float(clip_norm)
+    if isinstance(guide, AutoFlow):
+        guide.setup(*args, **kwargs)
+    trainer: Any
+    if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(guide, args, kwargs):
+        trainer = PathTrainer(guide, args, kwargs, num_restarts, norm)
+        default = FLOW_ROUNDS
+    else:
+        trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, num_restarts, norm)
+        default = OTHER_ROUNDS
+    history = train(trainer, choose_rounds(default, num_steps, num_particles, learning_rate), max_seconds, progress)
+    return Fit(guide, trainer.parameters(), history, model, (args, kwargs))
+
+
+def _has_parameters(guide, args, kwargs) -> bool:
+    with torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as capture:
+        guide.model(*args, **kwargs)
+    return bool(capture.trace.nodes)
+
+
+class _Trainer(abc.ABC):
+    """The steps that all guides share."""
+
+    has_affine = False
+
+    def __init__(self, parameters: list[list[torch.Tensor]], clip_norm):
+        self.all_parameters, self.clip_norm = parameters, clip_norm  # a list for each restart
+
+    @property
+    def num_restarts(self) -> int:
+        return len(self.all_parameters)
+
+    @abc.abstractmethod
+    def _take_gradient(self, index, chunk: Chunk, step) -> float:
+        """Put into the parameters of a restart the gradient to go along; return the estimate of minus the ELBO."""
+
+    def begin(self):
+        # Fused: one call for all parameters.
+        self.optimizers = [torch.optim.Adam(each, lr=1.0, eps=1e-4, fused=True) for each in self.all_parameters]
+
+    def run(self, chunk: Chunk):
+        return np.array([[self._step(i, chunk, step) for step in range(CHUNK)] for i in range(self.num_restarts)])
+
+    def _step(self, index, chunk, step) -> float:
+        optimizer, parameters = self.optimizers[index], self.all_parameters[index]
+        optimizer.param_groups[0]["lr"] = chunk.rates[step]
+        loss = self._take_gradient(index, chunk, step)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        taken = math.isfinite(loss) and bool(norm.isfinite())
+        if taken:
+            optimizer.step()
+        optimizer.zero_grad()
+        return loss if taken else math.nan
+
+    def fold(self):
+        return 0.0  # no affine layer, nothing to take in
+
+    @abc.abstractmethod
+    def log_weights(self) -> np.ndarray: ...
+
+    @abc.abstractmethod
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The parameters by name."""
+
+    def select(self, index):
+        self.all_parameters = self.all_parameters[index : index + 1]
+
+    def get(self):
+        return [[parameter.detach().clone() for parameter in each] for each in self.all_parameters]
+
+    @torch.no_grad()
+    def set(self, params):
+        for mine, values in zip(self.all_parameters, params, strict=True):
+            for parameter, value in zip(mine, values, strict=True):
+                parameter.copy_(value)
+
+
+class PathTrainer(_Trainer):
+    """Trains an ``AutoFlow`` on the log density of the model; nothing else of model and guide is run."""
+
+    has_affine = True
+
+    def __init__(self, guide, args, kwargs, num_restarts, clip_norm):
+        self.guide, self.bijection = guide, guide.flow.bijection
+        self.like = guide.flow._zeros
+        self.target = Target(guide, args, kwargs, self.like)
+        others = [guide._started_flow(self.bijection, guide._init_loc(), args, kwargs) for _ in range(num_restarts - 1)]
+        self.flows = [guide.flow, *others]
+        super().__init__([list(flow.parameters()) for flow in self.flows], clip_norm)
+
+    def _noise(self, num):
+        return torch.randn((num, len(self.like)), dtype=self.like.dtype, device=self.like.device)
+
+    def _take_gradient(self, index, chunk, step):
+        params = self.flows[index].transform.weights.tree()
+        if chunk.affine:
+            params |= {"0": held(params["0"])}
+        noise, directions = self._noise(chunk.num_particles), self._noise(chunk.num_particles // 2)
+        settings = (self.target.values_and_slopes, chunk.powers[step], chunk.stretches[step])
+        loss, minus_elbo = guide_loss(self.bijection, params, noise, directions, *settings)
+        loss.backward()
+        return minus_elbo.item()
+
+    @torch.no_grad()
+    def fold(self):
+        distances = []
+        for flow in self.flows:
+            weights = flow.transform.weights
+            distances.append(float(distance_from_identity(self.bijection, weights.tree())))
+            weights.assign(fold(self.bijection, weights.tree()))
+        return max(distances)
+
+    @torch.no_grad()
+    def log_weights(self):
+        return np.stack([self._log_weights(flow) for flow in self.flows])
+
+    def _log_weights(self, flow):
+        batches = []
+        for _ in range(NUM_CHECKS // (16 * BLOCK)):
+            noise = self._noise(16 * BLOCK)
+            z, log_det = flow.transform.forward_and_log_det(noise)
+            batches.append(self.target.batched(z) - standard_log_prob(noise) + log_det)
+        return torch.cat(batches).cpu().double().numpy()
+
+    def select(self, index):
+        super().select(index)
+        self.flows = self.flows[index : index + 1]
+
+    def parameters(self):
+        """Put the flow into the guide; return the guide's parameters by name."""
+        self.guide.flow.load_state_dict(self.flows[0].state_dict())
+        return {name: parameter.detach() for name, parameter in self.guide.named_parameters()}
+
+
+class ElboTrainer(_Trainer):
+    """Trains any guide, and the parameters of its model, by an objective of the host."""
+
+    def __init__(self, model, guide, loss, num_particles, args, kwargs, num_restarts, clip_norm):
+        if num_restarts > 1:
+            raise ValueError(
+                f"fit: num_restarts={num_restarts} needs an AutoFlow guide of a model without parameters; "
+                "for others call fit several times, with new guides"
+            )
+        particles = OTHER_ROUNDS[0].num_particles if num_particles is None else num_particles
+        self.loss = PathELBO(num_particles=particles) if loss is None else loss
+        self.programs, self.args, self.kwargs = (model, guide), args, kwargs
+        with poutine.trace(param_only=True) as capture:
+            self.loss.loss(model, guide, *args, **kwargs)
+        self.names = list(capture.trace.nodes)
+        sites: Any = capture.trace.nodes
+        super().__init__([[site["value"].unconstrained() for site in sites.values()]], clip_norm)
+
+    def _take_gradient(self, index, chunk, step):
+        return float(self.loss.loss_and_grads(*self.programs, *self.args, **self.kwargs))
+
+    def log_weights(self):
+        known = (*self.programs, *self.args)
+        return log_weights(*known, num_samples=NUM_CHECKS // 4, **self.kwargs).cpu().double().numpy()[None]
+
+    def parameters(self):
+        """The parameters by name."""
+        return {name: pyro.param(name).detach() for name in self.names}
+
+
+fit.__doc__ = FIT_DOC.format(
+    key="",
+    restarts="one after the other",
+    example="""
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from flowppl.pyro import fit
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> result = fit(model, torch.ones(10), progress=False)
+        >>> result.sample(100)["mu"].shape, result.k_hat < 0.5
+        (torch.Size([100]), True)
+""",
+)
