@@ -91,8 +91,8 @@ def check_latents(latents: Iterable[Latent]) -> None:
             if size != full_size:
                 raise ValueError(
                     f"site {latent.name!r} is local to the plate {plate!r}, subsampled ({size} of {full_size}), "
-                    "so that the guide's coordinates would mean other members in every step. Hide the site with "
-                    f"block(model, hide=[{latent.name!r}]) and give it an amortised guide, or do not subsample"
+                    "so that the guide's coordinates would mean other members in every step. Use "
+                    "AutoLocalFlow(model, features), or do not subsample"
                 )
 
 
@@ -102,6 +102,18 @@ def check_supports(moved: list[str]) -> None:
         raise ValueError(
             f"the supports of these sites depend on other latents: {', '.join(moved)}. A guide needs fixed supports: "
             "sample a standardised site, for example Uniform(0, 1), and scale it inside the model"
+        )
+
+
+def check_shapes(before: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless the latents have the unconstrained shapes that a guide was made for."""
+    changed = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    if changed:
+        name = min(changed)
+        raise ValueError(
+            f"the model's latents are not those that this guide was made for: site {name!r} had the unconstrained "
+            f"shape {before.get(name)} and now has {now.get(name)}. Make a new guide for data of another size, or use "
+            "AutoLocalFlow for latents whose number varies"
         )
 
 

@@ -15,7 +15,7 @@ from flowppl.bijection import REAL_LINE, Bijection
 from flowppl.combine import Chain
 from flowppl.conditional import Conditional
 from flowppl.linear import ElementwiseAffine
-from flowppl.recipes import iaf, make_flow, nsf
+from flowppl.recipes import make_flow, nsf
 
 LocalFlowChoice = str | Callable[..., Bijection]
 
@@ -40,11 +40,12 @@ AUTO_LOCAL_FLOW_DOC = """A guide for local latents: a flow over the globals, amo
             members along its first axis, or a dict from names of plates to arrays. As long as the plate, it is indexed
             by the plate's subsample; as long as the batch, it is used as it is. Features of size one train best.
         flow: ``"auto"``, a name of :func:`flowppl.available_flows`, or a recipe, called as
-            ``flow(dim, context_dim=...)``. ``"auto"`` is {auto}.
+            ``flow(dim, context_dim=...)``. ``"auto"`` is :func:`flowppl.nsf` with two layers, or one for one latent
+            per member: splines move nothing out of their box, whatever the noise of small batches does to them.
         plates: the names of the plates with local latents. ``None`` means all that are subsampled when the guide first
             sees the model; name them where that may be a run on all members.
-        global_guide: a guide for the global latents. ``None`` is an :class:`AutoFlow`.
-        hidden_dims: the hidden layers of the networks of the affine layer and of the ``"auto"`` flow.
+        global_guide: a guide for the global latents. ``None`` is an :class:`AutoFlow` with the flow of ``"auto"``.
+        hidden_dims: the hidden layers of the networks of the affine layer and of the ``"auto"`` flows.
         init_loc_fn: where the locals start, site by site; ``{loc_default}`` unless given.
         init_scale: the standard deviation that they start with, in unconstrained space.{prefix}
 
@@ -56,7 +57,6 @@ AUTO_LOCAL_FLOW_DOC = """A guide for local latents: a flow over the globals, amo
     Example:{example}"""
 
 MAX_LINEAR = 5.0  # a context is left as it is well below this, and grows like its logarithm above
-AUTO = "a spline for one latent per member, and :func:`flowppl.iaf` with two layers for more"
 NUM_MEDIAN_DRAWS = 1000
 
 
@@ -159,6 +159,12 @@ def split_sites(
     return shared, list(local.values())
 
 
+def small_flow(dim: int, hidden_dims, context_dim: int = 0) -> Bijection:
+    """The flow of ``"auto"``, for the locals of a member or for the globals."""
+    # Affine layers, each with a scale and a shift of its own, run away within a few noisy steps; a spline cannot.
+    return nsf(dim, min(dim, 2), hidden_dims=hidden_dims, context_dim=context_dim)
+
+
 def local_bijection(flow: LocalFlowChoice, dim: int, context_dim: int, hidden_dims) -> Bijection:
     """A conditional flow for the ``dim`` latents of a member, and outside it the affine layer with the start.
 
@@ -167,8 +173,7 @@ def local_bijection(flow: LocalFlowChoice, dim: int, context_dim: int, hidden_di
         TypeError: if ``flow`` is neither a name nor a recipe.
     """
     if flow == "auto":
-        recipe, num_flows = (nsf, 1) if dim == 1 else (iaf, 2)
-        inner = recipe(dim, num_flows, hidden_dims=hidden_dims, context_dim=context_dim)
+        inner = small_flow(dim, hidden_dims, context_dim)
     elif isinstance(flow, str):
         inner = make_flow(flow, dim, context_dim=context_dim)
     elif callable(flow):

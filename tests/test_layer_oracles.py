@@ -15,6 +15,7 @@ from pyro.distributions import transforms as pyro_transforms
 
 import flowppl as fp
 from flowppl import _tree
+from flowppl.univariate import bounded
 
 
 def softplus(x):
@@ -404,3 +405,37 @@ def test_conditional_householder_never_forms_a_matrix(rng):
     x, context = rng.normal(size=(256, dim)), context_for(flow, rng, (256,))
     y, _ = flow.forward(params, x, context)
     np.testing.assert_allclose(np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-10)
+
+
+def test_a_pair_bounds_log_scales_from_both_sides():
+    raw = np.linspace(-50, 50, 2001)
+    found = bounded(raw, (-3.0, 0.5))
+    assert (np.diff(found) >= 0).all()
+    np.testing.assert_allclose((found[0], found[-1]), (-3.0, 0.5))
+    small = np.array([-1e-4, 1e-4])
+    np.testing.assert_allclose(bounded(small, (-3.0, 0.5)), small, rtol=1e-6)
+    for bad in ((1.0, 2.0), (-1.0, np.inf), (0.0, 1.0), -1.0):
+        with pytest.raises(ValueError, match="log_scale_bound must be positive and finite, or a pair"):
+            fp.Affine(bad)
+
+
+def test_frozen_weights_get_no_gradient(rng):
+    """But the event does."""
+    layer = fp.ElementwiseAffine(3)
+    params = {"loc": rng.normal(size=3), "scale": rng.normal(size=3)}
+    x = rng.normal(size=(4, 3))
+    for frozen, plain in zip(fp.Frozen(layer).inverse(params, x), layer.inverse(params, x), strict=True):
+        np.testing.assert_array_equal(frozen, plain)
+
+    def loss(params, x):
+        y, log_det = fp.Frozen(layer).forward(params, x)
+        return (y**2).sum() + log_det.sum()
+
+    by_params, by_event = jax.grad(loss, argnums=(0, 1))(params, x)
+    assert all((leaf == 0).all() for leaf in by_params.values())
+    assert (by_event != 0).all()
+    params = {name: torch.tensor(leaf, requires_grad=True) for name, leaf in params.items()}
+    x = torch.tensor(x, requires_grad=True)
+    loss(params, x).backward()
+    assert all(leaf.grad is None for leaf in params.values())
+    assert (x.grad != 0).all()

@@ -25,6 +25,7 @@ from flowppl.guides import (
     Latent,
     check_init,
     check_latents,
+    check_shapes,
     check_supports,
     choose_init,
     guide_bijection,
@@ -81,6 +82,7 @@ class AutoFlow(AutoContinuous):
         self.init = init
         self.init_scale = init_scale
         self._has_init_loc = init_loc_fn is not None
+        self._known_shapes: list = []
         self._saved_params: Tree | None = None  # of a guide that was loaded from a file
 
     def setup(self, *args, **kwargs) -> dict[str, Tree]:
@@ -117,6 +119,7 @@ class AutoFlow(AutoContinuous):
             )
         check_supports(moved)
         self._see(trace, needs_args=bool(args or kwargs))
+        self._known_shapes.append(jax.tree.map(np.shape, (args, kwargs)))
 
     def _see(self, trace, *, needs_args):
         """Take over the latents of a model whose sites are ``trace``."""
@@ -130,6 +133,14 @@ class AutoFlow(AutoContinuous):
         self._prototype_frames = {frame.name: frame for site in latents.values() for frame in site["cond_indep_stack"]}
         self._prototype_frame_full_sizes = {name: frame.size for name, frame in self._prototype_frames.items()}
         self.prototype_trace = trace
+
+    def _check_arguments(self, args, kwargs):
+        """Raise ValueError if the latents have changed; the model is traced for arguments of new shapes only."""
+        shapes = jax.tree.map(np.shape, (args, kwargs))
+        if self.model is not None and shapes not in self._known_shapes:
+            now = {n: s["unconstrained_shape"] for n, s in self._outline_model(args, kwargs).items() if "fn" in s}
+            check_shapes({name: self.prototype_trace[name]["unconstrained_shape"] for name in self._names}, now)
+            self._known_shapes.append(shapes)
 
     @property
     def _keyed_model(self):
@@ -234,6 +245,7 @@ class AutoFlow(AutoContinuous):
         return FlowDistribution(self.get_base_dist(), FlowTransform(self.bijection, params))
 
     def _sample_latent(self, *args, sample_shape=(), **kwargs):
+        self._check_arguments(args, kwargs)
         posterior = self._get_posterior(*args, **kwargs)
         return numpyro.sample(f"_{self.prefix}_latent", posterior.expand_by(sample_shape), infer={"is_auxiliary": True})
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,6 @@ from numpyro.infer.initialization import init_to_median
 
 from flowppl._tree import Tree
 from flowppl.local import (
-    AUTO,
     AUTO_LOCAL_FLOW_DOC,
     NUM_MEDIAN_DRAWS,
     LatentSite,
@@ -37,6 +37,7 @@ from flowppl.local import (
     mean_member,
     member_features,
     pick_features,
+    small_flow,
     split_members,
     split_sites,
     start_local_at,
@@ -49,7 +50,6 @@ from flowppl.numpyro.transforms import FlowTransform, init_params
 class AutoLocalFlow(AutoGuide):
     __doc__ = AUTO_LOCAL_FLOW_DOC.format(
         cost=" (under ``jax.jit`` this costs nothing)",
-        auto=AUTO,
         loc_default="numpyro.infer.init_to_median",
         prefix="""
         prefix: the guide's parameters are the sites ``{prefix}_{plate}_flow``, ``{prefix}_origin`` and those of the
@@ -183,7 +183,8 @@ class AutoLocalFlow(AutoGuide):
             return {}
         names = tuple(site.name for site in shared)
         if self.global_guide is None:
-            self.global_guide = AutoFlow(_Exposing(self.model, names), prefix=self.prefix)
+            flow = partial(small_flow, hidden_dims=self.hidden_dims)
+            self.global_guide = AutoFlow(_Exposing(self.model, names), flow, init="point", prefix=self.prefix)
         trace = handlers.trace(self.global_guide).get_trace(*args, **kwargs)
         missing = [name for name in names if name not in trace]
         if missing:

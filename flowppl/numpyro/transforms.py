@@ -54,6 +54,12 @@ def _constants(bijection: Bijection) -> _tree.Tree:
     return bijection.constants()
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(bijection, direction, params, event, context):
+    """One direction of a bijection, as one program: outside of jit each little operation would be compiled apart."""
+    return getattr(bijection, direction)(_tree.merge(params, _constants(bijection)), event, context)
+
+
 class FlowTransform(Transform):
     """A bijection with its weights, as a NumPyro transform.
 
@@ -123,11 +129,11 @@ class FlowTransform(Transform):
 
     def forward_and_log_det(self, x):
         """``(y, log_det)`` in one pass, the log determinant being that of x -> y."""
-        return self.bijection.forward(self._tree, jnp.asarray(x), self.context)
+        return _apply(self.bijection, "forward", self.params, jnp.asarray(x), self.context)
 
     def inverse_and_log_det(self, y):
         """``(x, log_det)`` in one pass, the log determinant being that of y -> x."""
-        return self.bijection.inverse(self._tree, jnp.asarray(y), self.context)
+        return _apply(self.bijection, "inverse", self.params, jnp.asarray(y), self.context)
 
     @property
     def _tree(self):

@@ -11,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from flowppl import diagnostics
 from flowppl.bijection import check_sizes
 from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.target import Target
 
 
 def log_weights(model, guide, *args, num_samples: int = 1000, batch_size: int = 1000, **kwargs) -> torch.Tensor:
@@ -147,6 +148,11 @@ def _draw(model, guide, args, kwargs, num_samples, batch_size, *, keep):
     trace, guide_trace = (poutine.block(poutine.trace(fn).get_trace)(*args, **kwargs) for fn in (model, guide))
     sites = {name: site for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)}
     diagnostics.check_covered(set(sites) - set(guide_trace.nodes))
+    if isinstance(guide, AutoFlow):
+        like = guide.get_base_dist().mean
+        target = Target(guide, args, kwargs, like, model)
+        if not target.is_random():  # then all points share what is drawn once
+            return _draw_flow(guide, target, num_samples, batch_size, keep)
     frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
     nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
     weights: list[torch.Tensor] = []
@@ -165,6 +171,17 @@ def _draw(model, guide, args, kwargs, num_samples, batch_size, *, keep):
             value = drawn_trace.nodes[name]["value"].expand(drawn, *between, *shape)
             draws[name].append(value[:size].reshape(size, *shape))
     return torch.cat(weights), {name: torch.cat(values) for name, values in draws.items()}
+
+
+def _draw_flow(guide, target, num_samples, batch_size, keep):
+    """As above, but of a model that need not allow an outer plate over the draws."""
+    weights, draws = [], []
+    for start in range(0, num_samples, batch_size):
+        posterior = guide.get_posterior()
+        z = posterior.rsample((min(batch_size, num_samples - start),))
+        weights.append(target.batched(z) - posterior.log_prob(z))
+        draws.append(guide._constrain(z) if keep else {})
+    return torch.cat(weights), {name: torch.cat([each[name] for each in draws]) for name in draws[0]}
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.params import param_with_module_name
 from torch.distributions import biject_to
+from torch.utils._pytree import tree_map
 
 from flowppl.guides import (
     AUTO_FLOW_DOC,
@@ -20,6 +21,7 @@ from flowppl.guides import (
     Latent,
     check_init,
     check_latents,
+    check_shapes,
     check_supports,
     choose_init,
     guide_bijection,
@@ -75,6 +77,7 @@ class AutoFlow(AutoContinuous):
         self.init = init
         self.init_scale = init_scale
         self._has_init_loc = init_loc_fn is not None
+        self._known_shapes: list = []
 
     def setup(self, *args, **kwargs) -> dict[str, torch.Tensor]:
         """Look at the model once and create the guide's parameters; the arguments are the model's.
@@ -114,6 +117,7 @@ class AutoFlow(AutoContinuous):
             loc = self._init_loc()
             bijection = guide_bijection(self.flow_choice, self.latent_dim)
             self.flow = self._started_flow(bijection, loc, args, kwargs)
+            self._known_shapes.append(_shapes(args, kwargs))
         except Exception:
             self.prototype_trace = None  # the guide stays as it was before
             raise
@@ -147,6 +151,7 @@ class AutoFlow(AutoContinuous):
         """Draw all latent sites; the arguments are the model's."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        self._check_arguments(args, kwargs)
         # Pyro keeps parameters by name, and all guides of a class share their names: without this a second guide would
         # be given the tensors of the first, and never train its own.
         store = pyro.get_param_store()
@@ -155,6 +160,21 @@ class AutoFlow(AutoContinuous):
             if name in store and store[name] is not parameter:
                 store[name] = parameter
         return super().forward(*args, **kwargs)
+
+    def _check_arguments(self, args, kwargs):
+        """Raise ValueError if the latents have changed; the model is run for arguments of new shapes only."""
+        shapes = _shapes(args, kwargs)
+        if self._model is not None and shapes not in self._known_shapes:
+            model = poutine.block(self.model, self._prototype_hide_fn)
+            with torch.no_grad(), torch.random.fork_rng(), poutine.block():
+                trace = poutine.trace(model).get_trace(*args, **kwargs)
+            sites = dict(trace.iter_stochastic_nodes())
+            now = {n: biject_to(s["fn"].support).inverse_shape(s["value"].shape) for n, s in sites.items()}
+            check_shapes(
+                {name: tuple(shape) for name, shape in self._unconstrained_shapes.items()},
+                {n: tuple(s) for n, s in now.items()},
+            )
+            self._known_shapes.append(shapes)
 
     def _trained_flow(self, *args, **kwargs) -> Flow:
         if self.prototype_trace is None:
@@ -238,6 +258,10 @@ class AutoFlow(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model = self._model
         return new
+
+
+def _shapes(args, kwargs):
+    return tree_map(lambda leaf: getattr(leaf, "shape", None), (args, kwargs))
 
 
 def _or_origin(init_loc_fn):

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -21,7 +22,6 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
 from flowppl.local import (
-    AUTO,
     AUTO_LOCAL_FLOW_DOC,
     NUM_MEDIAN_DRAWS,
     LatentSite,
@@ -37,6 +37,7 @@ from flowppl.local import (
     mean_member,
     member_features,
     pick_features,
+    small_flow,
     split_members,
     split_sites,
     start_local_at,
@@ -48,7 +49,6 @@ from flowppl.pyro.guides import AutoFlow
 class AutoLocalFlow(AutoGuide):
     __doc__ = AUTO_LOCAL_FLOW_DOC.format(
         cost=", as far as its last latent and without gradients",
-        auto=AUTO,
         loc_default="pyro.infer.autoguide.init_to_median",
         prefix="",
         example="""
@@ -157,7 +157,9 @@ class AutoLocalFlow(AutoGuide):
             self._make_plates(trace, sites)
             if shared and self.global_guide is None:
                 kept = {site.name for site in shared}
-                self.global_guide = AutoFlow(poutine.block(self.model, hide_fn=lambda s: _is_latent_outside(s, kept)))
+                flow = partial(small_flow, hidden_dims=self.hidden_dims)
+                others_hidden = poutine.block(self.model, hide_fn=lambda s: _is_latent_outside(s, kept))
+                self.global_guide = AutoFlow(others_hidden, flow, init="point")
             values = self._draw_global(shared, args, kwargs)
             vector = self._global_vector(trace, shared, values)
             features = self.features(*args, **kwargs)

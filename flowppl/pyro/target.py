@@ -21,10 +21,13 @@ class Target:
         args: the model's arguments.
         kwargs: its keyword arguments.
         like: a tensor of the dtype and on the device of the guide.
+        model: the model, if it is not the one that the guide was made for.
     """
 
-    def __init__(self, guide, args, kwargs, like: torch.Tensor):
+    def __init__(self, guide, args, kwargs, like: torch.Tensor, model=None):
         self._guide, self._args, self._kwargs, self._like = guide, args, kwargs, like
+        # Not the host's version of it, which draws a start for each latent.
+        self._model = guide._model[1] if model is None else model
 
     def log_prob(self, z):
         """The log density at one point."""
@@ -32,8 +35,7 @@ class Target:
         return self._trace(values).log_prob_sum() + log_det
 
     def _trace(self, values):
-        """A trace of the user's model: the host's version of it would draw a start for each latent."""
-        model = poutine.condition(self._guide._model[1], data=values)
+        model = poutine.condition(self._model, data=values)
         with poutine.block():
             return poutine.trace(model).get_trace(*self._args, **self._kwargs)
 

@@ -1,0 +1,286 @@
+"""Fitting guides in one call: the driver with a trainer of its own, and both languages."""
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as ndist
+import pyro
+import pyro.distributions as pdist
+import pytest
+import torch
+from numpyro.infer.autoguide import AutoNormal as NumPyroAutoNormal
+from pyro.infer.autoguide import AutoNormal as PyroAutoNormal
+
+import flowppl as fp
+import flowppl.numpyro as fnp
+import flowppl.pyro as fpp
+from flowppl._tree import map_tree
+from flowppl.fitting import CHUNK, NUM_CHECKS, Round, train
+from flowppl.guides import distance_from_identity, fold, guide_bijection, start_at
+from flowppl.objectives import elbo_loss, log_prob, path_loss
+
+ROUNDS = (Round(200, 64, 0.1), Round(300, 64, 0.01), Round(100, 64, 0.01))
+
+
+class Walker:
+    """Fits the mean of a normal by going along a list of positions, one for each round."""
+
+    has_affine, num_restarts = False, 1
+
+    def __init__(self, positions, losses=0.0, seconds=0.0):
+        self.positions, self.losses, self.seconds = list(positions), losses, seconds
+        self.position, self.chunks = 3.0, []
+        self.noise = np.random.default_rng(0).normal(size=NUM_CHECKS)
+
+    def begin(self):
+        self.position = self.positions.pop(0)
+
+    def run(self, chunk):
+        self.chunks.append(chunk)
+        time.sleep(self.seconds)
+        return np.full((1, CHUNK), self.losses)
+
+    def log_weights(self):
+        draws = self.noise + self.position
+        return (-0.5 * draws**2 + 0.5 * self.noise**2)[None]
+
+    def get(self):
+        return self.position
+
+    def set(self, params):
+        self.position = params
+
+
+def test_training_ends_when_the_guide_is_good():
+    walker = Walker([1.0, 0.0, 2.0])
+    history = train(walker, ROUNDS, None, False)
+    assert (history.stopped, walker.position, len(history.losses)) == ("converged", 0.0, 500)
+    assert [round(check.elbo, 1) for check in history.checks] == [-4.5, -0.5, 0.0]
+    rates = np.concatenate([chunk.rates for chunk in walker.chunks[:2]])
+    assert rates.argmax() in range(40, 60)
+    assert 0.001 < rates[-1] < 0.0012
+
+
+def test_the_best_round_is_kept():
+    walker = Walker([2.0, 0.5, 1.0])
+    history = train(walker, ROUNDS, None, False)
+    assert (history.stopped, walker.position) == ("rounds", 0.5)
+    assert abs(history.check.elbo + 0.125) < 0.02
+
+
+def test_a_budget_in_seconds_ends_a_round_with_its_rate_brought_down():
+    walker = Walker([1.0], seconds=0.05)
+    history = train(walker, (Round(100_000, 64, 1.0),), 0.5, False)
+    assert history.stopped == "max_seconds"
+    assert 4 <= len(walker.chunks) <= 12
+    assert walker.chunks[-1].rates[-1] < 0.3
+
+
+def test_steps_that_are_not_finite_are_told():
+    with pytest.raises(RuntimeError, match="no step had a finite gradient"):
+        train(Walker([1.0, 0.5, 0.5], losses=math.nan), ROUNDS, None, False)
+    walker = Walker([1.0, 0.5, 0.5])
+    walker.run = lambda chunk: np.where(np.arange(CHUNK) < 10, np.nan, 1.0)[None]
+    with pytest.warns(RuntimeWarning, match="10% of the steps were skipped"):
+        history = train(walker, ROUNDS, None, False)
+    assert np.isnan(history.losses).sum() == 60
+
+
+def both(function):
+    """The value and the gradient of a function of a dict of arrays and a noise, in both languages."""
+
+    def in_torch(params, *arrays):
+        params = map_tree(lambda leaf: torch.tensor(leaf, requires_grad=leaf.dtype.kind == "f"), params)
+        value, other = function(params, *map(torch.tensor, arrays))
+        value.backward()
+        return other.numpy(), {k: v.grad.numpy() for k, v in params["0"].items() if v.grad is not None}
+
+    def in_jax(params, *arrays):
+        def loss(floats):
+            return function(params | {"0": params["0"] | floats}, *map(jnp.asarray, arrays))
+
+        floats = {k: jnp.asarray(v) for k, v in params["0"].items() if v.dtype.kind == "f"}
+        gradient, other = jax.grad(loss, has_aux=True)(floats)
+        return np.asarray(other), map_tree(np.asarray, gradient)
+
+    return in_torch, in_jax
+
+
+FLOW = fp.Chain([fp.TriangularAffine(3)])
+LOC, SCALE = np.array([1.0, -2.0, 0.5]), np.array([[2.0, 0, 0], [0.3, 0.5, 0], [-1.0, 0.2, 1.5]])
+TARGET_LOC, TARGET_PRECISION = np.array([1.5, -2.0, 0.0]), np.diag([1.0, 2.0, 0.5])
+
+
+def weights(loc=LOC, scale=SCALE):
+    return {"0": fp.TriangularAffine(3).parameters_for(loc, scale) | FLOW.constants()["0"]}
+
+
+def normal(loc, precision):
+    """The log density of a normal but for a constant, and its gradient, for arrays of either library."""
+
+    def log_density(z):
+        like = torch.tensor if isinstance(z, torch.Tensor) else jnp.asarray
+        slope = -(z - like(loc)) @ like(precision)
+        return 0.5 * ((z - like(loc)) * slope).sum(-1), slope
+
+    return log_density
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_the_path_gradient_is_the_formula(rng, power):
+    noise = rng.normal(size=(50, 3))
+    log_density = normal(TARGET_LOC, TARGET_PRECISION)
+    z = LOC + noise @ SCALE.T
+    inverse = np.linalg.inv(SCALE)
+    slope = -(z - TARGET_LOC) @ TARGET_PRECISION + (z - LOC) @ (inverse.T @ inverse)
+    log_w = -0.5 * ((z - TARGET_LOC) @ TARGET_PRECISION * (z - TARGET_LOC)).sum(1) + 0.5 * (noise**2).sum(1)
+    w = np.exp(np.clip(log_w - np.log(np.mean(np.exp(log_w))), -10, np.log(5))) ** power
+    for compute in both(lambda params, noise: path_loss(FLOW, params, noise, log_density, power)):
+        found, gradient = compute(weights(), noise)
+        np.testing.assert_allclose(found - found[0], log_w - log_w[0], atol=1e-10)
+        np.testing.assert_allclose(gradient["loc"], -np.mean(w[:, None] * slope, axis=0), atol=1e-10)
+
+
+def test_the_path_gradient_vanishes_at_the_target_whatever_the_noise(rng):
+    log_density = normal(LOC, np.linalg.inv(SCALE @ SCALE.T))
+    for compute in both(lambda params, noise: path_loss(FLOW, params, noise, log_density, 0.5)):
+        _, gradient = compute(weights(), 3 * rng.normal(size=(4, 3)))
+        assert max(abs(leaf).max() for leaf in gradient.values()) < 1e-12
+
+
+def test_draws_that_are_not_finite_count_nothing(rng):
+    noise = rng.normal(size=(6, 3))
+
+    def log_density(z):
+        value, slope = normal(TARGET_LOC, TARGET_PRECISION)(z)
+        first = (torch if isinstance(z, torch.Tensor) else jnp).arange(len(z)) == 0
+        where = torch.where if isinstance(z, torch.Tensor) else jnp.where
+        return where(first, math.nan, value), slope
+
+    for compute in both(lambda params, noise: path_loss(FLOW, params, noise, log_density)):
+        without = both(lambda params, noise: path_loss(FLOW, params, noise, normal(TARGET_LOC, TARGET_PRECISION)))[0]
+        expected = without(weights(), noise[1:])[1]["loc"] * 5 / 6
+        np.testing.assert_allclose(compute(weights(), noise)[1]["loc"], expected, atol=1e-10)
+
+
+def test_the_gradient_without_an_inverse_is_that_of_the_elbo(rng):
+    """The path gradient and the score term, which autodiff gives."""
+    noise = rng.normal(size=(20, 3))
+    log_density = normal(TARGET_LOC, TARGET_PRECISION)
+
+    def elbo(params, noise):
+        z, _ = FLOW.forward(params, noise)
+        return -(log_density(z)[0] - log_prob(FLOW, params, z)).mean(), z.detach() if hasattr(z, "detach") else z
+
+    for compute, expected in zip(
+        both(lambda params, noise: elbo_loss(FLOW, params, noise, log_density)), both(elbo), strict=True
+    ):
+        found, wanted = compute(weights(), noise)[1], expected(weights(), noise)[1]
+        for name in wanted:
+            np.testing.assert_allclose(found[name], wanted[name], atol=1e-10)
+
+
+@pytest.mark.parametrize("dim", [3, 300])
+def test_folding_keeps_the_guide(rng, dim):
+    bijection = guide_bijection("planar", dim)
+    params = map_tree(lambda p: 0.1 * rng.normal(size=p.shape), bijection.parameters())
+    scale = np.exp(rng.normal(size=dim))
+    tree = start_at(bijection, params, rng.normal(size=dim), scale, fixed=True)
+    constants = bijection.constants()
+    merged = {key: tree[key] | constants.get(key, {}) for key in tree}
+    folded = fold(bijection, merged)
+    new = {key: folded[key] | constants.get(key, {}) for key in folded}
+    x = rng.normal(size=(5, dim))
+    for before, after in zip(bijection.forward(merged, x), bijection.forward(new, x), strict=True):
+        np.testing.assert_allclose(before, after, rtol=1e-10, atol=1e-9)
+    assert distance_from_identity(bijection, merged) > 0.05
+    assert distance_from_identity(bijection, new) < 1e-12
+
+
+def numpyro_bent(y):
+    z = numpyro.sample("z", ndist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    with numpyro.plate("data", len(y)):
+        numpyro.sample("y", ndist.Normal(z[1] + 0.3 * z[0] ** 2, 0.5), obs=jnp.asarray(y))
+
+
+def pyro_bent(y):
+    z = pyro.sample("z", pdist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", pdist.Normal(z[1] + 0.3 * z[0] ** 2, 0.5), obs=torch.as_tensor(y))
+
+
+Y = np.array([0.5, 1.0, -0.2])
+
+
+def small_flow(dim):
+    return fp.realnvp(dim, 2, hidden_dims=8)
+
+
+def fit_bent(language, **options):
+    if language == "numpyro":
+        guide = fnp.AutoFlow(numpyro_bent, small_flow)
+        return fnp.fit(jax.random.key(0), numpyro_bent, Y, guide=guide, progress=False, **options)
+    return fpp.fit(pyro_bent, Y, guide=fpp.AutoFlow(pyro_bent, small_flow), progress=False, **options)
+
+
+def log_evidence():
+    """By a sum over a fine grid."""
+    a, b = np.meshgrid(*[np.linspace(-8, 8, 1601)] * 2)
+    log_p = -0.5 * (a**2 + b**2) - np.log(2 * np.pi)
+    for y in Y:
+        log_p += -2 * (y - b - 0.3 * a**2) ** 2 - 0.5 * np.log(2 * np.pi * 0.25)
+    return float(np.log(np.sum(np.exp(log_p)) * 0.01**2))
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_fits_a_bent_posterior(language):
+    result = fit_bent(language, num_steps=300, num_particles=64, learning_rate=1e-2, num_restarts=2)
+    assert abs(result.elbo - log_evidence()) < 0.03
+    assert result.elbo > result.checks[0].elbo + 0.02
+    assert result.k_hat < 0.7
+    assert (result.num_skipped, result.stopped) in ((0, "rounds"), (0, "converged"))
+    assert np.isfinite(result.losses).all()
+    assert result.sample(50)["z"].shape == (50, 2)
+    assert result.resample(50)["z"].shape == (50, 2)
+    assert result.to_arviz(20).posterior["z"].shape == (1, 20, 2)
+    assert result.diagnose().verdict != "do not trust"
+    assert "stopped=" in repr(result)
+
+
+def numpyro_linear():
+    z = numpyro.sample("z", ndist.Normal(0.0, 1.0))
+    w = numpyro.param("w", 0.0)
+    numpyro.sample("y", ndist.Normal(z + w, 1.0), obs=2.0)
+
+
+def pyro_linear():
+    z = pyro.sample("z", pdist.Normal(torch.tensor(0.0), 1.0))
+    w = pyro.param("w", torch.tensor(0.0))
+    pyro.sample("y", pdist.Normal(z + w, 1.0), obs=torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_trains_other_guides_and_the_parameters_of_the_model(language):
+    options = {"num_steps": 400, "learning_rate": 0.1, "progress": False}
+    if language == "numpyro":
+        result = fnp.fit(jax.random.key(0), numpyro_linear, guide=NumPyroAutoNormal(numpyro_linear), **options)
+    else:
+        pyro.clear_param_store()
+        result = fpp.fit(pyro_linear, guide=PyroAutoNormal(pyro_linear), **options)
+    assert abs(float(result.params["w"]) - 2) < 0.1
+    assert abs(result.elbo + 0.5 * np.log(4 * np.pi)) < 0.02
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_bad_options_are_told(language):
+    for options, message in [
+        ({"num_steps": 0}, "num_steps must be an integer of at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive and finite"),
+        ({"max_seconds": math.inf}, "max_seconds must be positive and finite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fit_bent(language, **options)
