@@ -55,7 +55,7 @@ class AutoFlow(AutoContinuous):
         ...         numpyro.sample("y", dist.Normal(mu, sigma), obs=y)
         >>> guide = AutoFlow(model)
         >>> svi = SVI(model, guide, numpyro.optim.ClippedAdam(5e-3), Trace_ELBO())
-        >>> result = svi.run(jax.random.key(0), 3, jnp.ones(10), progress_bar=False)
+        >>> result = svi.run(jax.random.key(0), 3, jnp.linspace(-1.0, 3.0, 10), progress_bar=False)
         >>> guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(100,))["mu"].shape
         (100,)
 """,

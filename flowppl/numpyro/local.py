@@ -153,9 +153,7 @@ class AutoLocalFlow(AutoGuide):
             self.plate_names = local_plates(sites, None)
         local_plates(sites, self.plate_names)
         shared, local = split_sites(sites, self.plate_names)
-        with handlers.substitute(
-            data={site["name"]: site["value"] for site in trace.values() if site["type"] == "plate"}
-        ):
+        with handlers.substitute(data=_subsamples(trace)):
             plates = {p.name: numpyro.plate(p.name, p.full_size, p.size, p.dim) for site in sites for p in site.plates}
         values = self._draw_global(shared, args, kwargs)
         centred = self._centred(trace, shared, values)
@@ -222,11 +220,14 @@ class AutoLocalFlow(AutoGuide):
         model draws a subsample of its own, tell it not to.
         """
 
-        def draw(key):
-            with handlers.block():
-                return handlers.seed(handlers.substitute(self, data=params), key)(*args, **kwargs)
+        @jax.jit
+        def draw(key, keys):
+            with handlers.block(), handlers.seed(rng_seed=key):
+                members = _subsamples(self._look(args, kwargs, {}))  # the same in all draws
+                guide = handlers.substitute(self, data=params | members)
+                return jax.vmap(lambda key: handlers.seed(guide, key)(*args, **kwargs))(keys)
 
-        draws = jax.jit(jax.vmap(draw))(jax.random.split(rng_key, math.prod(sample_shape)))
+        draws = draw(rng_key, jax.random.split(rng_key, math.prod(sample_shape)))
         return {name: value.reshape((*sample_shape, *value.shape[1:])) for name, value in draws.items()}
 
     def median(self, params, *args, rng_key=None, **kwargs) -> dict[str, jax.Array]:
@@ -252,6 +253,11 @@ class AutoLocalFlow(AutoGuide):
         transforms = {name: biject_to(trace[name]["fn"].support) for name in draws}
         levels = jnp.asarray(quantiles)
         return {k: transforms[k](jnp.quantile(transforms[k].inv(v), levels, axis=0)) for k, v in draws.items()}
+
+
+def _subsamples(trace) -> dict[str, jax.Array]:
+    """The indices of the members in each plate."""
+    return {site["name"]: site["value"] for site in trace.values() if site["type"] == "plate"}
 
 
 def _sample_constrained(model_site, unconstrained, plates):

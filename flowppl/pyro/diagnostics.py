@@ -141,6 +141,12 @@ def resample(
     return {name: value[chosen] for name, value in draws.items()}
 
 
+def plate_nesting(trace) -> int:
+    """How many dimensions the plates of a model take, to the left of which there is room for draws."""
+    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+
+
 @torch.no_grad()
 def _draw(model, guide, args, kwargs, num_samples, batch_size, *, keep):
     """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites."""
@@ -153,8 +159,7 @@ def _draw(model, guide, args, kwargs, num_samples, batch_size, *, keep):
         target = Target(guide, args, kwargs, like, model)
         if not target.is_random():  # then all points share what is drawn once
             return _draw_flow(guide, target, num_samples, batch_size, keep)
-    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
+    nesting = plate_nesting(trace)
     weights: list[torch.Tensor] = []
     draws: dict[str, list[torch.Tensor]] = {name: [] for name in sites if keep}
     for start in range(0, num_samples, batch_size):

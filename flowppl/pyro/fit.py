@@ -28,7 +28,7 @@ from flowppl.fitting import (
 )
 from flowppl.guides import distance_from_identity, fold, path_flow
 from flowppl.objectives import guide_loss, standard_log_prob
-from flowppl.pyro.diagnostics import diagnose, log_weights, resample
+from flowppl.pyro.diagnostics import diagnose, log_weights, plate_nesting, resample
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.target import Target
@@ -218,7 +218,10 @@ class ElboTrainer(_Trainer):
                 "for others call fit several times, with new guides"
             )
         particles = OTHER_ROUNDS[0].num_particles if num_particles is None else num_particles
-        self.loss = PathELBO(num_particles=particles) if loss is None else loss
+        if loss is None:
+            nesting = plate_nesting(poutine.block(poutine.trace(model).get_trace)(*args, **kwargs))
+            loss = PathELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=nesting)
+        self.loss = loss
         self.programs, self.args, self.kwargs = (model, guide), args, kwargs
         with poutine.trace(param_only=True) as capture:
             self.loss.loss(model, guide, *args, **kwargs)

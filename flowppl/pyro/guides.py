@@ -50,7 +50,7 @@ class AutoFlow(AutoContinuous):
         ...         pyro.sample("y", dist.Normal(mu, sigma), obs=y)
         >>> guide = AutoFlow(model)
         >>> svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 5e-3}), Trace_ELBO())
-        >>> losses = [svi.step(torch.ones(10)) for _ in range(3)]
+        >>> losses = [svi.step(torch.linspace(-1.0, 3.0, 10)) for _ in range(3)]
         >>> guide.sample_posterior(sample_shape=(100,))["mu"].shape
         torch.Size([100])
 """,

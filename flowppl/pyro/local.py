@@ -172,10 +172,10 @@ class AutoLocalFlow(AutoGuide):
                 context_dim = own.shape[-1] + (0 if vector is None else vector.shape[-1])
                 bijection = local_bijection(self.flow_choice, dim, context_dim, self.hidden_dims)
                 loc = mean_member(plate, [(site, _unconstrained(trace, site.name)) for site in members])
-                flow = Flow(bijection).to(loc)
-                weights = flow.transform.weights
+                member_flow = Flow(bijection).to(loc)
+                weights = member_flow.transform.weights
                 weights.assign(start_local_at(bijection, weights.tree(), loc, self.init_scale))
-                flows.append(flow)
+                flows.append(member_flow)
         self.register_buffer("origin", vector)
         self.flows = torch.nn.ModuleList(flows)
         self.plate_names = plate_names
