@@ -36,6 +36,7 @@ from flowppl.guides import (
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import FlowTransform, init_params
+from flowppl.serialization import absent_model
 from flowppl.starts import Gaussian
 
 
@@ -137,7 +138,7 @@ class AutoFlow(AutoContinuous):
     def _check_arguments(self, args, kwargs):
         """Raise ValueError if the latents have changed; the model is traced for arguments of new shapes only."""
         shapes = jax.tree.map(np.shape, (args, kwargs))
-        if self.model is not None and shapes not in self._known_shapes:
+        if self.model not in (None, absent_model) and shapes not in self._known_shapes:
             now = {n: s["unconstrained_shape"] for n, s in self._outline_model(args, kwargs).items() if "fn" in s}
             check_shapes({name: self.prototype_trace[name]["unconstrained_shape"] for name in self._names}, now)
             self._known_shapes.append(shapes)

@@ -32,6 +32,7 @@ from flowppl.guides import (
 from flowppl.pyro.flow import Flow, FlowDistribution, standard_normal
 from flowppl.pyro.target import Target
 from flowppl.pyro.transforms import FlowTransform
+from flowppl.serialization import absent_model
 from flowppl.starts import Gaussian
 
 
@@ -164,7 +165,7 @@ class AutoFlow(AutoContinuous):
     def _check_arguments(self, args, kwargs):
         """Raise ValueError if the latents have changed; the model is run for arguments of new shapes only."""
         shapes = _shapes(args, kwargs)
-        if self._model is not None and shapes not in self._known_shapes:
+        if self._model is not None and self._model[1] is not absent_model and shapes not in self._known_shapes:
             model = poutine.block(self.model, self._prototype_hide_fn)
             with torch.no_grad(), torch.random.fork_rng(), poutine.block():
                 trace = poutine.trace(model).get_trace(*args, **kwargs)
