@@ -238,52 +238,6 @@ class Wrapper(Bijection):
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen(Wrapper):
-    """A bijection whose weights are no longer trained: to derivatives they are constants.
-
-    They stay among the parameters, so they are saved and moved with the others; an optimiser finds a gradient of zero,
-    or none. Gradients with respect to the event and the context are as before.
-
-    Args:
-        bijection: the bijection to freeze.
-
-    Example:
-        >>> import flowppl as fp
-        >>> fp.Frozen(fp.ElementwiseAffine(3)).parameters() == fp.ElementwiseAffine(3).parameters()
-        True
-    """
-
-    bijection: Bijection
-
-    def __post_init__(self):
-        check_bijection(self.bijection)
-
-    @property
-    def context_dim(self) -> int:  # type: ignore[override]
-        return self.bijection.context_dim
-
-    def parameters(self) -> Tree:
-        return self.bijection.parameters()
-
-    def constants(self) -> Tree:
-        return self.bijection.constants()
-
-    def forward(self, params, x, context=None):
-        return self.bijection.forward(held(params), x, context)
-
-    def inverse(self, params, y, context=None):
-        return self.bijection.inverse(held(params), y, context)
-
-    def init_from(self, params, y, context=None):
-        return self.bijection.init_from(params, y, context)
-
-
-def held(params: Tree) -> Tree:
-    """``params`` as constants of automatic differentiation."""
-    return _tree.map_tree(lambda leaf: namespace(leaf).stop_gradient(leaf), params)
-
-
-@dataclasses.dataclass(frozen=True)
 class Repeat(Wrapper):
     """``num`` layers of one kind, each with weights of its own, stacked into few large arrays.
 
@@ -332,7 +286,7 @@ class Repeat(Wrapper):
 
     def parameters(self) -> Tree:
         return _tree.map_tree(
-            lambda p: Parameter((self.num, *p.shape), _Stacked(p.initializer)), self.bijection.parameters()
+            lambda p: Parameter((self.num, *p.shape), Stacked(p.initializer)), self.bijection.parameters()
         )
 
     def constants(self) -> Tree:
@@ -382,7 +336,7 @@ class Repeat(Wrapper):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stacked:
+class Stacked:
     """Initializer of a stack: one independent draw for each layer."""
 
     initializer: Callable[[Draws, tuple[int, ...]], Array]

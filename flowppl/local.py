@@ -14,8 +14,12 @@ from flowppl._tree import Tree
 from flowppl.bijection import REAL_LINE, Bijection
 from flowppl.combine import Chain
 from flowppl.conditional import Conditional
+from flowppl.coupling import Coupling
+from flowppl.frozen import Damped
+from flowppl.guides import LOG_SCALE_BOUND
 from flowppl.linear import ElementwiseAffine
-from flowppl.recipes import make_flow, nsf
+from flowppl.mixture import LogisticMixture
+from flowppl.recipes import make_flow, realnvp
 
 LocalFlowChoice = str | Callable[..., Bijection]
 
@@ -40,11 +44,13 @@ AUTO_LOCAL_FLOW_DOC = """A guide for local latents: a flow over the globals, amo
             members along its first axis, or a dict from names of plates to arrays. As long as the plate, it is indexed
             by the plate's subsample; as long as the batch, it is used as it is. Features of size one train best.
         flow: ``"auto"``, a name of :func:`flowppl.available_flows`, or a recipe, called as
-            ``flow(dim, context_dim=...)``. ``"auto"`` is :func:`flowppl.nsf` with two layers, or one for one latent
-            per member: splines move nothing out of their box, whatever the noise of small batches does to them.
+            ``flow(dim, context_dim=...)``. ``"auto"`` is :func:`flowppl.realnvp` with four layers that shrink more than
+            they stretch, or a mixture of three logistics for one latent per member. It is :class:`flowppl.Damped`, as
+            is the affine layer: small batches make noisy gradients.
         plates: the names of the plates with local latents. ``None`` means all that are subsampled when the guide first
             sees the model; name them where that may be a run on all members.
-        global_guide: a guide for the global latents. ``None`` is an :class:`AutoFlow` with the flow of ``"auto"``.
+        global_guide: a guide for the global latents. ``None`` is an :class:`AutoFlow` with the flow of ``"auto"``,
+            which starts at a point.
         hidden_dims: the hidden layers of the networks of the affine layer and of the ``"auto"`` flows.
         init_loc_fn: where the locals start, site by site; ``{loc_default}`` unless given.
         init_scale: the standard deviation that they start with, in unconstrained space.{prefix}
@@ -159,10 +165,11 @@ def split_sites(
     return shared, list(local.values())
 
 
-def small_flow(dim: int, hidden_dims, context_dim: int = 0) -> Bijection:
+def small_flow(dim: int, hidden_dims=(64, 64), context_dim: int = 0) -> Bijection:
     """The flow of ``"auto"``, for the locals of a member or for the globals."""
-    # Affine layers, each with a scale and a shift of its own, run away within a few noisy steps; a spline cannot.
-    return nsf(dim, min(dim, 2), hidden_dims=hidden_dims, context_dim=context_dim)
+    if dim == 1:
+        return Damped(Coupling(1, LogisticMixture(3), hidden_dims=hidden_dims, context_dim=context_dim))
+    return Damped(realnvp(dim, 4, hidden_dims=hidden_dims, context_dim=context_dim, log_scale_bound=LOG_SCALE_BOUND))
 
 
 def local_bijection(flow: LocalFlowChoice, dim: int, context_dim: int, hidden_dims) -> Bijection:
@@ -187,12 +194,12 @@ def local_bijection(flow: LocalFlowChoice, dim: int, context_dim: int, hidden_di
             f"a member has {dim} unconstrained latent dimensions, but the flow maps events of shape {inner.x_shape} to "
             f"{inner.y_shape}, in the interval {inner.y_support}; pass a recipe such as flowppl.realnvp"
         )
-    return Chain([inner, Conditional(ElementwiseAffine(dim), context_dim, hidden_dims)])
+    return Chain([inner, Damped(Conditional(ElementwiseAffine(dim), context_dim, hidden_dims))])
 
 
 def start_local_at(bijection: Bijection, params: Tree, loc: Array, scale: float) -> Tree:
     """``params`` with the outer layer set so that all members start as the same normal."""
-    outer: Conditional = bijection.bijections[-1]  # type: ignore[attr-defined]
+    outer: Conditional = bijection.bijections[-1].bijection  # type: ignore[attr-defined]
     start = outer.bijection.parameters_for(loc, scale * namespace(loc).ones_like(loc))  # type: ignore[attr-defined]
     return _tree.replace(params, {"1": {"bijection": start}})
 

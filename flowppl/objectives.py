@@ -8,7 +8,7 @@ from collections.abc import Callable
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
 from flowppl.bijection import Bijection
-from flowppl.combine import held
+from flowppl.frozen import held
 
 
 def log_prob(bijection: Bijection, params: Tree, y: Array) -> Array:

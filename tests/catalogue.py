@@ -69,6 +69,8 @@ BIJECTIONS = {
     "triangular-affine-conditional": fp.Conditional(fp.TriangularAffine(3), context_dim=2),
     "chain": fp.Chain([fp.Planar(3), fp.Permute((1, 2, 0)), fp.Coupling(3, hidden_dims=4, context_dim=2)]),
     "repeat": fp.Repeat(fp.Chain([fp.Coupling(3, hidden_dims=4), fp.Permute((1, 2, 0))]), 3),
+    "damped": fp.Damped(fp.Coupling(3, hidden_dims=4, context_dim=2)),
+    "damped-repeat": fp.Damped(fp.Repeat(fp.Coupling(3, hidden_dims=4), 2), factor=0.5),
     "repeat-scan": fp.Repeat(fp.Autoregressive(3, hidden_dims=4, context_dim=2), 3, scan=True),
     "repeat-conditional": fp.Conditional(fp.Repeat(fp.ElementwiseAffine(3), 2), context_dim=2),
 }

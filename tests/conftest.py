@@ -1,4 +1,9 @@
-"""Float64 everywhere, and errors for any promotion of dtypes in the core's tests."""
+"""Float64 everywhere, and programs that compile fast."""
+
+import os
+
+# Most programs here run once or twice, also those of the notebooks; must come before jax is imported.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import numpy as np

@@ -17,14 +17,6 @@ ALL = BIJECTIONS | ENDS | RECIPES
 TOLERANCE = {"parallel": 1e-10, "sequential": 1e-10, "iterative": 1e-8}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast():
-    """The tests below compile many programs, each to run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def spread(names, *values):
     """Pairs of each name with one of the values, in turn: they cover together what a full product covers slowly."""
     return [(name, values[i % len(values)]) for i, name in enumerate(names)]

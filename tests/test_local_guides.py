@@ -30,14 +30,6 @@ PARTITION = np.random.default_rng(1).permutation(12).reshape(3, 4)
 SMALL = {"plates": "data", "hidden_dims": 4}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast():
-    """The tests below compile programs that each run once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def numpyro_model(y, batch_size=None):
     mu = numpyro.sample("mu", ndist.Normal(1.0, 2.0))
     with numpyro.plate("data", len(y), subsample_size=batch_size) as index:

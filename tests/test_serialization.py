@@ -339,7 +339,7 @@ def test_files_that_are_none_of_ours_are_refused(path, rng):
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: fp.Planar(2), TypeError, "expected a Flow or FlowTransform .* got Planar"),
+        (lambda: fp.Planar(2), TypeError, "expected a Flow or FlowTransform, .* got Planar"),
         (
             lambda: fpp.FlowTransform(fp.Coupling(2, context_dim=1)).condition(torch.ones(1)),
             ValueError,

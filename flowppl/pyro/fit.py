@@ -12,7 +12,6 @@ import pyro
 import torch
 from pyro import poutine
 
-from flowppl.combine import held
 from flowppl.fitting import (
     BLOCK,
     CHUNK,
@@ -26,6 +25,7 @@ from flowppl.fitting import (
     choose_rounds,
     train,
 )
+from flowppl.frozen import held
 from flowppl.guides import distance_from_identity, fold, path_flow
 from flowppl.objectives import guide_loss, standard_log_prob
 from flowppl.pyro.diagnostics import diagnose, log_weights, plate_nesting, resample
