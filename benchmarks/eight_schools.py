@@ -80,7 +80,7 @@ def fit_pyro(guide, seed, steps):
             svi.step()
             optimizer.step()
     seconds = time.perf_counter() - start
-    return flowppl.pyro.log_weights(pyro_model, guide, num_samples=DRAWS, batch_size=10_000).numpy(), seconds
+    return flowppl.pyro.log_weights(pyro_model, guide, num_samples=DRAWS, chunk_size=10_000).numpy(), seconds
 
 
 GUIDES = {

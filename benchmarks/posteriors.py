@@ -180,7 +180,7 @@ def train_numpyro(guide, model, data, seed, num_steps, max_seconds):
 
 
 def numpyro_weights(seed, model, guide, params, data, num_draws):
-    options = {"num_samples": num_draws, "batch_size": 512}
+    options = {"num_samples": num_draws, "chunk_size": 512}
     return flowppl.numpyro.log_weights(jax.random.key(seed + 1000), model, guide, params, data, **options)
 
 
@@ -216,7 +216,7 @@ def peer_pyro(guide, model, data, seed, num_steps, max_seconds, num_draws):
         done += 1
     seconds = time.perf_counter() - begin
     record = {"seconds": seconds, "gradients": done * PARTICLES, "capped": done < num_steps < math.inf}
-    return flowppl.pyro.log_weights(model, guide, data, num_samples=num_draws, batch_size=BATCH), record
+    return flowppl.pyro.log_weights(model, guide, data, num_samples=num_draws, chunk_size=BATCH), record
 
 
 def fit_numpyro(model, data, seed, max_seconds, num_draws):
@@ -234,7 +234,7 @@ def fit_pyro(model, data, seed, max_seconds, num_draws):
     start = time.perf_counter()
     result = flowppl.pyro.fit(model, data, max_seconds=max_seconds, progress=False)
     record = describe(result, start)
-    return flowppl.pyro.log_weights(model, result.guide, data, num_samples=num_draws, batch_size=BATCH), record
+    return flowppl.pyro.log_weights(model, result.guide, data, num_samples=num_draws, chunk_size=BATCH), record
 
 
 def describe(result, start):

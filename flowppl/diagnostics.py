@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -348,3 +348,19 @@ def check_covered(missing: set[str]) -> None:
             f"the guide does not draw these latent sites of the model: {', '.join(sorted(missing))}. Give the model "
             "that the guide was made for, with discrete sites summed out, or add a guide for them"
         )
+
+
+def is_subsampled(plates: Iterable[tuple[str, int, int]]) -> bool:
+    """Whether one of the plates is: of each the name, the number of members in the batch, and of all members."""
+    return any(size != full_size for _, size, full_size in plates)
+
+
+def check_whole(plates: Iterable[tuple[str, int, int]]) -> None:
+    """Raise ValueError if one of the plates is subsampled, for then the weights carry the noise of the batch."""
+    for name, size, full_size in plates:
+        if size != full_size:
+            raise ValueError(
+                f"with these arguments the model sees {size} of the {full_size} members of the plate {name!r}, so the "
+                "weights carry the noise of the batch. Pass the arguments by which it sees all of them (of a fit to "
+                "batches, call diagnose(...) or resample(...) of the package with its guide)"
+            )

@@ -105,6 +105,7 @@ class Trainer(Protocol):
     """What an adapter does for :func:`train`: the arrays, the steps and the draws, for one or more restarts."""
 
     has_affine: bool  # whether there are affine layers, with rounds of their own
+    is_subsampled: bool  # whether the model sees a part of its data only
     num_restarts: int
 
     def begin(self) -> None:
@@ -185,6 +186,11 @@ def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float | None
 def _judge(trainer) -> tuple[Diagnosis, int]:
     """The judgement on the best of the restarts, and its index."""
     checks = [diagnose(row, num_batches=CHECK_BATCHES) for row in trainer.log_weights()]
+    if trainer.is_subsampled:  # the weights carry the noise of the batches, and tell no more than the ELBO
+        nan = math.nan
+        checks = [
+            dataclasses.replace(check, k_hat=nan, ess=nan, log_evidence=nan, log_evidence_se=nan) for check in checks
+        ]
     index = max(range(len(checks)), key=lambda i: checks[i].elbo if checks[i].nonfinite < 0.1 else -math.inf)
     return checks[index], index
 
@@ -288,7 +294,7 @@ class FitBase(abc.ABC):
 
     @property
     def k_hat(self) -> float:
-        """The k-hat of the guide: see :func:`flowppl.diagnostics.k_hat`."""
+        """The k-hat of the guide: see :func:`flowppl.diagnostics.k_hat`. NaN after a fit to batches of the data."""
         return self.history.check.k_hat
 
     @property

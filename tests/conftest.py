@@ -31,6 +31,13 @@ def _clean_pyro():
     pyro.set_rng_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Thousands of compiled programs would fill the memory."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def count_passes(monkeypatch):
     """Counts the evaluations of networks."""

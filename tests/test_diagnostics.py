@@ -294,7 +294,7 @@ def test_draws_have_the_shapes_of_their_sites(lang):
             lang.ppl.sample("c", lang.dist.Normal(0.0, 1.0))
 
     # In Pyro the last batch holds one draw.
-    draws = lang.call(lang.adapter.resample, model, model, num_samples=4, num_proposals=29, batch_size=7)
+    draws = lang.call(lang.adapter.resample, model, model, num_samples=4, num_proposals=29, chunk_size=7)
     assert {name: tuple(v.shape) for name, v in draws.items()} == {"a": (4,), "b": (4, 3, 2, 4), "c": (4, 5)}
     assert len(np.unique(np.asarray(draws["c"]))) == 20
 

@@ -29,7 +29,7 @@ ROUNDS = (Round(200, 64, 0.1), Round(300, 64, 0.01), Round(100, 64, 0.01))
 class Walker:
     """Fits the mean of a normal by going along a list of positions, one for each round."""
 
-    has_affine, num_restarts = False, 1
+    has_affine, is_subsampled, num_restarts = False, False, 1
 
     def __init__(self, positions, losses=0.0, seconds=0.0):
         self.positions, self.losses, self.seconds = list(positions), losses, seconds
@@ -273,6 +273,35 @@ def test_trains_other_guides_and_the_parameters_of_the_model(language):
         result = fpp.fit(pyro_linear, guide=PyroAutoNormal(pyro_linear), **options)
     assert abs(float(result.params["w"]) - 2) < 0.1
     assert abs(result.elbo + 0.5 * np.log(4 * np.pi)) < 0.02
+
+
+def numpyro_batches(size=None):
+    z = numpyro.sample("z", ndist.Normal(0.0, 1.0))
+    with numpyro.plate("data", 6, subsample_size=size) as index:
+        numpyro.sample("y", ndist.Normal(z, 1.0), obs=jnp.arange(6.0)[index])
+
+
+def pyro_batches(size=None):
+    z = pyro.sample("z", pdist.Normal(torch.tensor(0.0), 1.0))
+    with pyro.plate("data", 6, subsample_size=size) as index:
+        pyro.sample("y", pdist.Normal(z, 1.0), obs=torch.arange(6.0)[index])
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_weights_of_a_batch_judge_no_guide(language):
+    options = {"num_steps": 400, "learning_rate": 0.1, "size": 2, "progress": False}
+    if language == "numpyro":
+        result = fnp.fit(jax.random.key(0), numpyro_batches, guide=NumPyroAutoNormal(numpyro_batches), **options)
+        known = (jax.random.key(1), numpyro_batches, result.guide, result.params)
+        assert fnp.diagnose(*known, num_samples=1000).k_hat < 0.7
+    else:
+        result = fpp.fit(pyro_batches, guide=PyroAutoNormal(pyro_batches), **options)
+        assert fpp.diagnose(pyro_batches, result.guide, num_samples=1000).k_hat < 0.7
+    assert np.isnan(result.k_hat)
+    assert abs(result.elbo + 0.5 * (6 * np.log(2 * np.pi) + np.log(7) + 55 - 15**2 / 7)) < 2.5
+    for judge in (result.diagnose, result.resample):
+        with pytest.raises(ValueError, match="sees 2 of the 6 members of the plate 'data'"):
+            judge()
 
 
 @pytest.mark.parametrize("language", ["numpyro", "pyro"])

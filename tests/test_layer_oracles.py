@@ -439,3 +439,17 @@ def test_frozen_weights_get_no_gradient(rng):
     loss(params, x).backward()
     assert all(leaf.grad is None for leaf in params.values())
     assert (x.grad != 0).all()
+
+
+@pytest.mark.parametrize("stack", [lambda layer: layer, lambda layer: fp.Repeat(layer, 2)])
+def test_damped_is_the_bijection_with_smaller_last_layers(rng, stack):
+    layer = stack(fp.Coupling(3, hidden_dims=4))
+    params = _tree.map_tree(lambda parameter: rng.normal(size=parameter.shape), layer.parameters())
+    smaller = _tree.map_tree(np.copy, params)
+    smaller["network"]["1"]["weight"] *= 0.125
+    x = rng.normal(size=(5, 3))
+    params, smaller = (_tree.merge(tree, layer.constants()) for tree in (params, smaller))
+    for damped, plain in zip(fp.Damped(layer).forward(params, x), layer.forward(smaller, x), strict=True):
+        np.testing.assert_array_equal(damped, plain)
+    with pytest.raises(ValueError, match="factor must be above 0 and at most 1, got 2"):
+        fp.Damped(layer, 2)

@@ -144,7 +144,10 @@ def bounded(y):
 
 def test_starts_under_vmap_and_jit_and_leaks_no_tracer():
     keys, y = jax.random.split(jax.random.key(0), 3), jnp.ones(2)
-    for start in (lambda svi: jax.jit(svi.init)(keys[0], y), lambda svi: jax.jit(jax.vmap(svi.init, (0, None)))(keys, y)):
+    for start in (
+        lambda svi: jax.jit(svi.init)(keys[0], y),
+        lambda svi: jax.jit(jax.vmap(svi.init, (0, None)))(keys, y),
+    ):
         guide = AutoFlow(bounded, fp.Planar)
         svi = SVI(bounded, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
         with jax.checking_leaks():

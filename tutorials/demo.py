@@ -111,7 +111,7 @@ def fit_pyro(model, guide, steps, seed=0):
         if step % 100 == 0:
             bar.set_description(f"loss {loss:.2f}", refresh=False)
     seconds = time.perf_counter() - start
-    weights = flowppl.pyro.log_weights(model, guide, num_samples=DRAWS, batch_size=5000)
+    weights = flowppl.pyro.log_weights(model, guide, num_samples=DRAWS, chunk_size=5000)
     if isinstance(guide, flowppl.pyro.AutoFlow):
         draws = guide.sample_posterior(sample_shape=(20_000,))
     else:

@@ -15,7 +15,7 @@ from flowppl.bijection import check_sizes
 from flowppl.numpyro.guides import AutoFlow
 
 
-def log_weights(rng_key, model, guide, params, *args, num_samples: int = 1000, batch_size: int = 1000, **kwargs):
+def log_weights(rng_key, model, guide, params, *args, num_samples: int = 1000, chunk_size: int = 1000, **kwargs):
     """The log importance weights log p(x, z) - log q(z) of draws from a guide; their mean estimates the ELBO.
 
     Args:
@@ -25,7 +25,7 @@ def log_weights(rng_key, model, guide, params, *args, num_samples: int = 1000, b
         params: the parameters of both.
         args: the arguments of both; so are further keyword arguments.
         num_samples: the number of draws.
-        batch_size: how many are computed at a time.
+        chunk_size: how many are computed at a time.
 
     Returns:
         An array of shape ``(num_samples,)``, for :func:`flowppl.diagnostics.k_hat` and others.
@@ -42,7 +42,7 @@ def log_weights(rng_key, model, guide, params, *args, num_samples: int = 1000, b
         >>> log_weights(jax.random.key(0), model, guide, guide.setup()).shape
         (1000,)
     """
-    return _draw(rng_key, model, guide, params, args, kwargs, num_samples, batch_size, keep=False)[0]
+    return _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=False)[0]
 
 
 def diagnose(
@@ -53,7 +53,7 @@ def diagnose(
     *args,
     num_samples: int = 10_000,
     num_batches: int = 10,
-    batch_size: int = 1000,
+    chunk_size: int = 1000,
     reference=None,
     **kwargs,
 ) -> diagnostics.Diagnosis:
@@ -69,15 +69,15 @@ def diagnose(
         args: the arguments of both; so are further keyword arguments.
         num_samples: the number of draws.
         num_batches: the number of batches over which to take the median of k-hat.
-        batch_size: how many draws are computed at a time.
+        chunk_size: how many draws are computed at a time.
         reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
 
     Returns:
         A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
 
     Raises:
-        ValueError: if a batch has fewer than 25 draws, the guide leaves out a latent site of the model, or the
-            reference does not fit.
+        ValueError: if a batch has fewer than 25 draws, the guide leaves out a latent site of the model, the reference
+            does not fit, or the model subsamples its data.
         ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     Example:
@@ -91,7 +91,8 @@ def diagnose(
         'good'
     """
     keep = reference is not None
-    weights, draws = _draw(rng_key, model, guide, params, args, kwargs, num_samples, batch_size, keep=keep)
+    diagnostics.check_whole(model_plates(model, args, kwargs, params))
+    weights, draws = _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=keep)
     return diagnostics.diagnose(
         np.asarray(weights),
         num_batches=num_batches,
@@ -109,7 +110,7 @@ def resample(
     *args,
     num_samples: int = 1000,
     num_proposals: int | None = None,
-    batch_size: int = 1000,
+    chunk_size: int = 1000,
     **kwargs,
 ) -> dict[str, jax.Array]:
     """Draws from a guide corrected by their importance weights, see :func:`flowppl.diagnostics.resample_indices`.
@@ -122,14 +123,14 @@ def resample(
         args: the arguments of both; so are further keyword arguments.
         num_samples: the number of corrected draws.
         num_proposals: the number of draws to choose them from; ``None`` is ten times as many.
-        batch_size: how many are computed at a time.
+        chunk_size: how many are computed at a time.
 
     Returns:
         For each latent site an array of shape ``(num_samples, ...)``.
 
     Raises:
-        ValueError: if there is nothing to draw, no weight is finite, or the guide leaves out a latent site of the
-            model.
+        ValueError: if there is nothing to draw, no weight is finite, the guide leaves out a latent site of the model,
+            or the model subsamples its data.
         ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     Warns:
@@ -146,16 +147,31 @@ def resample(
     """
     check_sizes("resample", num_samples=num_samples)
     number = 10 * num_samples if num_proposals is None else num_proposals
+    diagnostics.check_whole(model_plates(model, args, kwargs, params))
     draw_key, choice_key = jax.random.split(rng_key)
-    weights, draws = _draw(draw_key, model, guide, params, args, kwargs, number, batch_size, keep=True)
+    weights, draws = _draw(draw_key, model, guide, params, args, kwargs, number, chunk_size, keep=True)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)))
     chosen = diagnostics.resample_indices(np.asarray(weights), num_samples, rng)
     return {name: value[chosen] for name, value in draws.items()}
 
 
-def _draw(rng_key, model, guide, params, args, kwargs, num_samples, batch_size, *, keep):
+def model_plates(model, args, kwargs, params) -> list[tuple[str, int, int]]:
+    """The name, the number of members in the batch, and of all members, of each plate of the model."""
+    plates: list[tuple[str, int, int]] = []
+
+    def look():
+        seeded = handlers.seed(handlers.substitute(model, params), 0)
+        sites = handlers.trace(seeded).get_trace(*args, **kwargs).values()
+        plates.extend((s["name"], len(s["value"]), s["args"][0]) for s in sites if s["type"] == "plate")
+
+    with handlers.block():
+        jax.eval_shape(look)
+    return plates
+
+
+def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, *, keep):
     """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites."""
-    check_sizes("log_weights", num_samples=num_samples, batch_size=batch_size)
+    check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
 
     def one(key, params):
         guide_key, model_key = jax.random.split(key)
@@ -169,7 +185,7 @@ def _draw(rng_key, model, guide, params, args, kwargs, num_samples, batch_size, 
         return log_p - log_q, latents if keep else {}
 
     # Batches of one size, so that one program serves them all.
-    num_batches = math.ceil(num_samples / batch_size)
+    num_batches = math.ceil(num_samples / chunk_size)
     shape = (num_batches, math.ceil(num_samples / num_batches))
 
     @jax.jit

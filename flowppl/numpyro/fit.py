@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI
 
 from flowppl._tree import merge
+from flowppl.diagnostics import is_subsampled
 from flowppl.fitting import (
     BLOCK,
     CHUNK,
@@ -31,7 +32,7 @@ from flowppl.fitting import (
     train,
 )
 from flowppl.guides import distance_from_identity, fold, path_flow
-from flowppl.numpyro.diagnostics import _draw, diagnose, resample
+from flowppl.numpyro.diagnostics import _draw, diagnose, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.target import Target
@@ -99,9 +100,9 @@ def fit(
     else:
         trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, train_key, norm)
         default = OTHER_ROUNDS
+    trainer.is_subsampled = is_subsampled(model_plates(model, args, kwargs, trainer.first()))
     history = train(trainer, choose_rounds(default, num_steps, num_particles, learning_rate), max_seconds, progress)
-    params = trainer.constrained(jax.tree.map(lambda leaf: leaf[0], trainer.get()))
-    return Fit(guide, params, history, model, (args, kwargs), fit_key)
+    return Fit(guide, trainer.first(), history, model, (args, kwargs), fit_key)
 
 
 def _has_parameters(guide) -> bool:
@@ -112,6 +113,7 @@ class _Trainer(abc.ABC):
     """The steps that all guides share; parameters have a leading axis for the restarts."""
 
     has_affine = False
+    is_subsampled: bool
     block: int  # the particles of one gradient
     params: Any
 
@@ -133,6 +135,10 @@ class _Trainer(abc.ABC):
     def constrained(self, params):
         """The parameters as the host's ``get_params`` gives them."""
         return params
+
+    def first(self):
+        """The parameters of the first restart, as the host's ``get_params`` gives them."""
+        return self.constrained(jax.tree.map(lambda leaf: leaf[0], self.params))
 
     def begin(self):
         self.state = jax.vmap(self.optimizer.init)(self.params)

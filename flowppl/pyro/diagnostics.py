@@ -14,7 +14,7 @@ from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.target import Target
 
 
-def log_weights(model, guide, *args, num_samples: int = 1000, batch_size: int = 1000, **kwargs) -> torch.Tensor:
+def log_weights(model, guide, *args, num_samples: int = 1000, chunk_size: int = 1000, **kwargs) -> torch.Tensor:
     """The log importance weights log p(x, z) - log q(z) of draws from a guide; their mean estimates the ELBO.
 
     Args:
@@ -22,7 +22,7 @@ def log_weights(model, guide, *args, num_samples: int = 1000, batch_size: int = 
         guide: any guide for it.
         args: the arguments of both; so are further keyword arguments.
         num_samples: the number of draws.
-        batch_size: how many are computed at a time.
+        chunk_size: how many are computed at a time.
 
     Returns:
         A tensor of shape ``(num_samples,)``, for :func:`flowppl.diagnostics.k_hat` and others.
@@ -39,7 +39,7 @@ def log_weights(model, guide, *args, num_samples: int = 1000, batch_size: int = 
         >>> log_weights(model, guide).shape
         torch.Size([1000])
     """
-    return _draw(model, guide, args, kwargs, num_samples, batch_size, keep=False)[0]
+    return _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=False)[0]
 
 
 def diagnose(
@@ -48,7 +48,7 @@ def diagnose(
     *args,
     num_samples: int = 10_000,
     num_batches: int = 10,
-    batch_size: int = 1000,
+    chunk_size: int = 1000,
     reference=None,
     **kwargs,
 ) -> diagnostics.Diagnosis:
@@ -62,15 +62,15 @@ def diagnose(
         args: the arguments of both; so are further keyword arguments.
         num_samples: the number of draws.
         num_batches: the number of batches over which to take the median of k-hat.
-        batch_size: how many draws are computed at a time.
+        chunk_size: how many draws are computed at a time.
         reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
 
     Returns:
         A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
 
     Raises:
-        ValueError: if a batch has fewer than 25 draws, the guide leaves out a latent site of the model, or the
-            reference does not fit.
+        ValueError: if a batch has fewer than 25 draws, the guide leaves out a latent site of the model, the reference
+            does not fit, or the model subsamples its data.
         ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     Example:
@@ -84,7 +84,8 @@ def diagnose(
         'good'
     """
     keep = reference is not None
-    weights, draws = _draw(model, guide, args, kwargs, num_samples, batch_size, keep=keep)
+    diagnostics.check_whole(model_plates(model, args, kwargs))
+    weights, draws = _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=keep)
     return diagnostics.diagnose(
         _numpy(weights),
         num_batches=num_batches,
@@ -100,7 +101,7 @@ def resample(
     *args,
     num_samples: int = 1000,
     num_proposals: int | None = None,
-    batch_size: int = 1000,
+    chunk_size: int = 1000,
     **kwargs,
 ) -> dict[str, torch.Tensor]:
     """Draws from a guide corrected by their importance weights, see :func:`flowppl.diagnostics.resample_indices`.
@@ -111,14 +112,14 @@ def resample(
         args: the arguments of both; so are further keyword arguments.
         num_samples: the number of corrected draws.
         num_proposals: the number of draws to choose them from; ``None`` is ten times as many.
-        batch_size: how many are computed at a time.
+        chunk_size: how many are computed at a time.
 
     Returns:
         For each latent site a tensor of shape ``(num_samples, ...)``.
 
     Raises:
-        ValueError: if there is nothing to draw, no weight is finite, or the guide leaves out a latent site of the
-            model.
+        ValueError: if there is nothing to draw, no weight is finite, the guide leaves out a latent site of the model,
+            or the model subsamples its data.
         ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     Warns:
@@ -135,10 +136,19 @@ def resample(
     """
     check_sizes("resample", num_samples=num_samples)
     number = 10 * num_samples if num_proposals is None else num_proposals
-    weights, draws = _draw(model, guide, args, kwargs, number, batch_size, keep=True)
+    diagnostics.check_whole(model_plates(model, args, kwargs))
+    weights, draws = _draw(model, guide, args, kwargs, number, chunk_size, keep=True)
     rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
     chosen = torch.as_tensor(diagnostics.resample_indices(_numpy(weights), num_samples, rng), device=weights.device)
     return {name: value[chosen] for name, value in draws.items()}
+
+
+@torch.no_grad()
+def model_plates(model, args, kwargs) -> list[tuple[str, int, int]]:
+    """The name, the number of members in the batch, and of all members, of each plate of the model."""
+    trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+    frames = {frame.name: frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())}
+    return [(name, frame.size, frame.full_size or frame.size) for name, frame in frames.items()]
 
 
 def plate_nesting(trace) -> int:
@@ -148,9 +158,9 @@ def plate_nesting(trace) -> int:
 
 
 @torch.no_grad()
-def _draw(model, guide, args, kwargs, num_samples, batch_size, *, keep):
+def _draw(model, guide, args, kwargs, num_samples, chunk_size, *, keep):
     """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites."""
-    check_sizes("log_weights", num_samples=num_samples, batch_size=batch_size)
+    check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
     trace, guide_trace = (poutine.block(poutine.trace(fn).get_trace)(*args, **kwargs) for fn in (model, guide))
     sites = {name: site for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)}
     diagnostics.check_covered(set(sites) - set(guide_trace.nodes))
@@ -158,12 +168,12 @@ def _draw(model, guide, args, kwargs, num_samples, batch_size, *, keep):
         like = guide.get_base_dist().mean
         target = Target(guide, args, kwargs, like, model)
         if not target.is_random():  # then all points share what is drawn once
-            return _draw_flow(guide, target, num_samples, batch_size, keep)
+            return _draw_flow(guide, target, num_samples, chunk_size, keep)
     nesting = plate_nesting(trace)
     weights: list[torch.Tensor] = []
     draws: dict[str, list[torch.Tensor]] = {name: [] for name in sites if keep}
-    for start in range(0, num_samples, batch_size):
-        size = min(batch_size, num_samples - start)
+    for start in range(0, num_samples, chunk_size):
+        size = min(chunk_size, num_samples - start)
         # A plate of one would be squeezed away: draw two, keep one.
         drawn = max(size, 2)
         batch, drawn_trace, _ = vectorized_importance_weights(
@@ -178,12 +188,12 @@ def _draw(model, guide, args, kwargs, num_samples, batch_size, *, keep):
     return torch.cat(weights), {name: torch.cat(values) for name, values in draws.items()}
 
 
-def _draw_flow(guide, target, num_samples, batch_size, keep):
+def _draw_flow(guide, target, num_samples, chunk_size, keep):
     """As above, but of a model that need not allow an outer plate over the draws."""
     weights, draws = [], []
-    for start in range(0, num_samples, batch_size):
+    for start in range(0, num_samples, chunk_size):
         posterior = guide.get_posterior()
-        z = posterior.rsample((min(batch_size, num_samples - start),))
+        z = posterior.rsample((min(chunk_size, num_samples - start),))
         weights.append(target.batched(z) - posterior.log_prob(z))
         draws.append(guide._constrain(z) if keep else {})
     return torch.cat(weights), {name: torch.cat([each[name] for each in draws]) for name in draws[0]}

@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro import poutine
 
+from flowppl.diagnostics import is_subsampled
 from flowppl.fitting import (
     BLOCK,
     CHUNK,
@@ -28,7 +29,7 @@ from flowppl.fitting import (
 from flowppl.frozen import held
 from flowppl.guides import distance_from_identity, fold, path_flow
 from flowppl.objectives import guide_loss, standard_log_prob
-from flowppl.pyro.diagnostics import diagnose, log_weights, plate_nesting, resample
+from flowppl.pyro.diagnostics import diagnose, log_weights, model_plates, plate_nesting, resample
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.target import Target
@@ -84,6 +85,7 @@ def fit(
     else:
         trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, num_restarts, norm)
         default = OTHER_ROUNDS
+    trainer.is_subsampled = is_subsampled(model_plates(model, args, kwargs))
     history = train(trainer, choose_rounds(default, num_steps, num_particles, learning_rate), max_seconds, progress)
     return Fit(guide, trainer.parameters(), history, model, (args, kwargs))
 
@@ -98,6 +100,7 @@ class _Trainer(abc.ABC):
     """The steps that all guides share."""
 
     has_affine = False
+    is_subsampled: bool
 
     def __init__(self, parameters: list[list[torch.Tensor]], clip_norm):
         self.all_parameters, self.clip_norm = parameters, clip_norm  # a list for each restart
@@ -234,7 +237,9 @@ class ElboTrainer(_Trainer):
 
     def log_weights(self):
         known = (*self.programs, *self.args)
-        return log_weights(*known, num_samples=NUM_CHECKS // 4, **self.kwargs).cpu().double().numpy()[None]
+        chunk_size = 32 if self.is_subsampled else 1000  # all draws of a chunk see one batch of the data
+        weights = log_weights(*known, num_samples=NUM_CHECKS // 4, chunk_size=chunk_size, **self.kwargs)
+        return weights.cpu().double().numpy()[None]
 
     def parameters(self):
         """The parameters by name."""
