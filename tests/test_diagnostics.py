@@ -371,3 +371,14 @@ def test_plots_name_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"flowppl\[plot\]"):
         plotting.losses([1.0])
+
+
+def test_an_improper_prior_needs_no_draws(lang):
+    def model(y):
+        z = lang.ppl.sample("z", lang.dist.ImproperUniform(lang.dist.constraints.real, (), ()))
+        with lang.ppl.plate("data", len(Y)):
+            lang.ppl.sample("y", lang.dist.Normal(z, 1.0), obs=y)
+
+    guide = partial(normal_guide, lang, np.mean(Y), 1 / np.sqrt(len(Y)))
+    assert lang.call(lang.adapter.diagnose, model, guide, lang.array(Y), num_samples=1000).kl_gap < 1e-6
+    assert lang.call(lang.adapter.resample, model, guide, lang.array(Y), num_samples=100)["z"].shape == (100,)

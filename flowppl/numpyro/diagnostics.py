@@ -91,7 +91,7 @@ def diagnose(
         'good'
     """
     keep = reference is not None
-    diagnostics.check_whole(model_plates(model, args, kwargs, params))
+    diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
     weights, draws = _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=keep)
     return diagnostics.diagnose(
         np.asarray(weights),
@@ -147,7 +147,7 @@ def resample(
     """
     check_sizes("resample", num_samples=num_samples)
     number = 10 * num_samples if num_proposals is None else num_proposals
-    diagnostics.check_whole(model_plates(model, args, kwargs, params))
+    diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
     draw_key, choice_key = jax.random.split(rng_key)
     weights, draws = _draw(draw_key, model, guide, params, args, kwargs, number, chunk_size, keep=True)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)))
@@ -155,13 +155,14 @@ def resample(
     return {name: value[chosen] for name, value in draws.items()}
 
 
-def model_plates(model, args, kwargs, params) -> list[tuple[str, int, int]]:
+def model_plates(model, guide, params, args, kwargs) -> list[tuple[str, int, int]]:
     """The name, the number of members in the batch, and of all members, of each plate of the model."""
     plates: list[tuple[str, int, int]] = []
 
     def look():
-        seeded = handlers.seed(handlers.substitute(model, params), 0)
-        sites = handlers.trace(seeded).get_trace(*args, **kwargs).values()
+        seeded_model, seeded_guide = (handlers.seed(handlers.substitute(fn, params), 0) for fn in (model, guide))
+        drawn = handlers.trace(seeded_guide).get_trace(*args, **kwargs)  # an improper prior has no draws of its own
+        sites = handlers.trace(handlers.replay(seeded_model, drawn)).get_trace(*args, **kwargs).values()
         plates.extend((s["name"], len(s["value"]), s["args"][0]) for s in sites if s["type"] == "plate")
 
     with handlers.block():

@@ -100,7 +100,7 @@ def fit(
     else:
         trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, train_key, norm)
         default = OTHER_ROUNDS
-    trainer.is_subsampled = is_subsampled(model_plates(model, args, kwargs, trainer.first()))
+    trainer.is_subsampled = is_subsampled(model_plates(model, guide, trainer.first(), args, kwargs))
     history = train(trainer, choose_rounds(default, num_steps, num_particles, learning_rate), max_seconds, progress)
     return Fit(guide, trainer.first(), history, model, (args, kwargs), fit_key)
 

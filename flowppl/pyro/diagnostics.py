@@ -84,7 +84,7 @@ def diagnose(
         'good'
     """
     keep = reference is not None
-    diagnostics.check_whole(model_plates(model, args, kwargs))
+    diagnostics.check_whole(model_plates(model, guide, args, kwargs))
     weights, draws = _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=keep)
     return diagnostics.diagnose(
         _numpy(weights),
@@ -136,7 +136,7 @@ def resample(
     """
     check_sizes("resample", num_samples=num_samples)
     number = 10 * num_samples if num_proposals is None else num_proposals
-    diagnostics.check_whole(model_plates(model, args, kwargs))
+    diagnostics.check_whole(model_plates(model, guide, args, kwargs))
     weights, draws = _draw(model, guide, args, kwargs, number, chunk_size, keep=True)
     rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
     chosen = torch.as_tensor(diagnostics.resample_indices(_numpy(weights), num_samples, rng), device=weights.device)
@@ -144,11 +144,18 @@ def resample(
 
 
 @torch.no_grad()
-def model_plates(model, args, kwargs) -> list[tuple[str, int, int]]:
+def model_plates(model, guide, args, kwargs) -> list[tuple[str, int, int]]:
     """The name, the number of members in the batch, and of all members, of each plate of the model."""
-    trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+    trace, _ = _traces(model, guide, args, kwargs)
     frames = {frame.name: frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())}
     return [(name, frame.size, frame.full_size or frame.size) for name, frame in frames.items()]
+
+
+def _traces(model, guide, args, kwargs):
+    """The traces of the model, at draws of the guide (an improper prior has none of its own), and of the guide."""
+    with poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        return poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs), guide_trace
 
 
 def plate_nesting(trace) -> int:
@@ -161,7 +168,7 @@ def plate_nesting(trace) -> int:
 def _draw(model, guide, args, kwargs, num_samples, chunk_size, *, keep):
     """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites."""
     check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
-    trace, guide_trace = (poutine.block(poutine.trace(fn).get_trace)(*args, **kwargs) for fn in (model, guide))
+    trace, guide_trace = _traces(model, guide, args, kwargs)
     sites = {name: site for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)}
     diagnostics.check_covered(set(sites) - set(guide_trace.nodes))
     if isinstance(guide, AutoFlow):

@@ -29,7 +29,7 @@ from flowppl.fitting import (
 from flowppl.frozen import held
 from flowppl.guides import distance_from_identity, fold, path_flow
 from flowppl.objectives import guide_loss, standard_log_prob
-from flowppl.pyro.diagnostics import diagnose, log_weights, model_plates, plate_nesting, resample
+from flowppl.pyro.diagnostics import _traces, diagnose, log_weights, model_plates, plate_nesting, resample
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.target import Target
@@ -85,7 +85,7 @@ def fit(
     else:
         trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, num_restarts, norm)
         default = OTHER_ROUNDS
-    trainer.is_subsampled = is_subsampled(model_plates(model, args, kwargs))
+    trainer.is_subsampled = is_subsampled(model_plates(model, guide, args, kwargs))
     history = train(trainer, choose_rounds(default, num_steps, num_particles, learning_rate), max_seconds, progress)
     return Fit(guide, trainer.parameters(), history, model, (args, kwargs))
 
@@ -222,7 +222,7 @@ class ElboTrainer(_Trainer):
             )
         particles = OTHER_ROUNDS[0].num_particles if num_particles is None else num_particles
         if loss is None:
-            nesting = plate_nesting(poutine.block(poutine.trace(model).get_trace)(*args, **kwargs))
+            nesting = plate_nesting(_traces(model, guide, args, kwargs)[0])
             loss = PathELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=nesting)
         self.loss = loss
         self.programs, self.args, self.kwargs = (model, guide), args, kwargs
