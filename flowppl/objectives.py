@@ -1,121 +1,199 @@
-"""The objective that guides are fitted by, for a density on the real space of a flow."""
+"""What the objectives of both adapters share: their documentation, and what is the same in any array library."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from flowppl._array import Array, namespace
-from flowppl._tree import Tree
 from flowppl.bijection import Bijection
-from flowppl.frozen import held
 
+PATH_ELBO_DOC = r"""The ELBO, its gradient taken along the paths of the draws alone ("sticking the landing").
 
-def log_prob(bijection: Bijection, params: Tree, y: Array) -> Array:
-    """The log density at y of the flow from the standard normal."""
-    x, log_det = bijection.inverse(params, y)
-    return standard_log_prob(x) + log_det
-
-
-def standard_log_prob(x: Array) -> Array:
-    """The log density of the standard normal, summed over the last axis."""
-    return -0.5 * namespace(x).sum(x * x, axis=-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
-
-
-def stretched(noise: Array, direction: Array, factor: float | Array) -> Array:
-    """``noise`` with its part along each direction (any normal vector) scaled by ``factor``."""
-    xp = namespace(noise)
-    along = xp.sum(noise * direction, axis=-1, keepdims=True) / xp.sum(direction**2, axis=-1, keepdims=True)
-    return noise + (factor - 1) * along * direction
-
-
-def path_loss(
-    bijection: Bijection,
-    params: Tree,
-    noise: Array,
-    log_density: Callable[[Array], tuple[Array, Array]],
-    power: float | Array = 0.0,
-) -> tuple[Array, Array]:
-    r"""A number whose gradient is the path gradient of a divergence between a flow q and a density p.
-
-    With :math:`z = f(\varepsilon)` and the weights :math:`w = p(z) / q(z)`, divided by their mean, the gradient is
+    The draws are :math:`z = g_\phi(\varepsilon)`. Of the gradient of the ELBO with respect to the guide's parameters
+    :math:`\phi` this leaves out the score :math:`\nabla_\phi \log q_\phi(z)`, which is zero in the mean but noisy:
 
     .. math::
-        -\mathrm{mean}\Big(w^{a}\; \nabla_z \big(\log p(z) - \log q(z)\big)^\top \partial_\theta f(\varepsilon)\Big).
+        \nabla_\phi = E\Big[\frac{{\partial z}}{{\partial \phi}}\,
+            \big(\nabla_z \log p(x, z) - \nabla_z \log q_\phi(z)\big)\Big].
 
-    For the power a = 0 that is the ELBO's without the score term, which has mean zero; between 0 and 1 it is that of an
-    f-divergence between KL(q | p) and KL(p | q), which cares more for the tails of p. It vanishes draw by draw where q
-    is p. A weight counts as 5 at most; draws that are not finite count nothing.
+    It vanishes draw by draw where the guide is the posterior, so training does not jitter about a good guide.
+    Parameters of the model, and those that model and guide share, keep their gradient through log p. The value is that
+    of ``Trace_ELBO``, for which this stands in.
+
+    It costs one more scoring of the guide's own draws: for a flow, one pass of its inverse. Where that is sequential
+    (:func:`flowppl.iaf`), :math:`\nabla_z \log q_\phi` is solved for with the D x D Jacobian of the forward map
+    instead, in one parallel pass of D times as many events. {cost}
 
     Args:
-        bijection: the flow, from the standard normal.
-        params: its weights and constants.
-        noise: draws of the normal, one in each row.
-        log_density: gives log p at each row, and its gradient.
-        power: the power a.
+        num_particles: the number of draws in each step; the other arguments are those of ``Trace_ELBO``.
 
-    Returns:
-        The number, and the log weights.
+    Raises:
+        ValueError: in use, for a site of the guide whose draws are not reparameterised{raises}.
 
     References:
-        Roeder, Wu, Duvenaud: Sticking the Landing, 2017, arXiv 1703.09194. Vaitl, Nicoli, Nakajima, Kessel: Gradients
-        Should Stay on Path, 2022, arXiv 2207.08219.
-    """
-    xp = namespace(noise)
-    z, _ = bijection.forward(params, noise)
-    point = xp.stop_gradient(z)
-    log_p, slope_p = log_density(point)
-    log_q, slope_q = xp.value_and_slope(lambda y: log_prob(bijection, held(params), y), point)
-    log_w, slope = log_p - log_q, slope_p - slope_q
-    finite = xp.isfinite(log_w) & xp.all(xp.isfinite(slope), axis=-1)
-    known = xp.where(finite, log_w, xp.full_like(log_w, -math.inf))
-    relative = known - xp.logsumexp(known) + math.log(len(noise))
-    weight = xp.where(finite, xp.exp(power * xp.clip(relative, -10.0, math.log(5.0))), xp.zeros_like(log_w))
-    slope = xp.where(finite[..., None], slope, xp.zeros_like(slope))
-    return -xp.mean(xp.stop_gradient(weight) * xp.sum(xp.stop_gradient(slope) * z, axis=-1)), log_w
+        Roeder, Wu, Duvenaud: Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational
+        Inference, 2017, arXiv 1703.09194.
 
+    Example:{example}"""
 
-def elbo_loss(
-    bijection: Bijection, params: Tree, noise: Array, log_density: Callable[[Array], tuple[Array, Array]]
-) -> tuple[Array, Array]:
-    """A number whose gradient is that of minus the ELBO; arguments and results as for :func:`path_loss`.
+IMPORTANCE_WEIGHTED_ELBO_DOC = r"""The importance weighted bound on the evidence, with doubly reparameterised gradients.
 
-    It needs no inverse, and so costs less than the path gradient where the inverse is sequential.
-    """
-    xp = namespace(noise)
-    z, log_det = bijection.forward(params, noise)
-    log_p, slope = log_density(xp.stop_gradient(z))
-    log_w = log_p - standard_log_prob(noise) + xp.stop_gradient(log_det)
-    return -xp.mean(xp.sum(xp.stop_gradient(slope) * z, axis=-1) + log_det), log_w
+    .. math::
+        E\Big[\log \frac{{1}}{{K}} \sum_{{k=1}}^K w_k\Big], \qquad w_k = \frac{{p(x, z_k)}}{{q_\phi(z_k)}}.
 
+    The bound rises to log p(x) as K grows, and a guide trained by it covers more of the posterior than by the ELBO. In
+    a plate that encloses all sites, as of the images of a variational autoencoder, each member has a bound of its own,
+    and their sum is meant. With :math:`\tilde w` the normalised weights, the gradient with respect to the model's
+    parameters is :math:`\sum_k \tilde w_k \nabla \log p(x, z_k)`, and that with respect to the guide's
 
-def guide_loss(
-    bijection: Bijection,
-    params: Tree,
-    noise: Array,
-    directions: Array,
-    log_density: Callable[[Array], tuple[Array, Array]],
-    power: float | Array,
-    stretch: float | Array,
-) -> tuple[Array, Array]:
-    """A number with the gradient by which a guide is trained, and the estimate of minus its ELBO.
+    .. math::
+        \sum_k \tilde w_k^2\, \frac{{\partial z_k}}{{\partial \phi}}\, \nabla_{{z}} \log w_k,
 
-    That is the path gradient; where the inverse is not one parallel pass, it is the ELBO's own.
+    whose signal does not drown in noise as K grows, as that of the plain gradient does.
 
     Args:
-        bijection: the flow, from the standard normal.
-        params: its weights and constants.
-        noise: draws of the normal, one in each row.
-        directions: normal vectors, along which the first rows of the noise are stretched.
-        log_density: gives the log density to be fitted at each row, and its gradient.
-        power: the power of the weights.
-        stretch: the factor by which noise is stretched.
+        num_particles: K.{arguments}
+
+    Raises:
+        ValueError: in use, for a site of the guide whose draws are not reparameterised, and for a subsampled plate
+            that does not enclose all sites: weights of a part of the data bound nothing.
+
+    References:
+        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
+        Tucker, Lawson, Gu, Maddison: Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2018,
+        arXiv 1810.04152.
+
+    Example:{example}"""
+
+FORWARD_KL_DOC = r"""Neural posterior estimation: the guide learns from simulations of the model, for all data at once.
+
+    .. math::
+        -E_{{(z, x) \sim p}}\big[\log q_\phi(z \mid x)\big],
+
+    which is, up to a constant, the mean over data sets x of KL(p(z | x) || q(z | x)): a guide so trained covers the
+    posterior, and serves any x at no further cost. In each step the model draws latents and data, whatever it was
+    conditioned on, and the guide scores these latents, given these data. Neither densities nor gradients of the model
+    are needed, so a simulator will do; its parameters are not trained.
+
+    The guide gets its data as it does elsewhere, from the arguments it shares with the model. In its call here the
+    arguments that ``data`` names are replaced by the draws of these sites, so pass them to ``SVI`` by keyword. What is
+    passed matters only where the model reads sizes off it.
+
+    The guide may leave latents of the model out: they are integrated over. On simulations that are there already,
+    ``fit_density`` of a flow does the same, with the latents as ``x`` and the data as ``context``.
+
+    Args:
+        data: for each keyword argument that carries data, the name of the site that it is the data of.
+        num_particles: the number of simulated data sets in each step.{arguments}
+
+    Raises:
+        ValueError: in use, if a site of the guide or of ``data`` is not in the model.
+
+    References:
+        Papamakarios, Murray: Fast epsilon-free Inference of Simulation Models with Bayesian Conditional Density
+        Estimation, 2016, arXiv 1605.06376.
+        Greenberg, Nonnenmacher, Macke: Automatic Posterior Transformation for Likelihood-Free Inference, 2019,
+        arXiv 1905.07488.
+
+    Example:{example}"""
+
+ANNEALED_DOC = """``fn`` with one more keyword, ``kl_weight=1.0``, that scales the log densities of its latent sites.
+
+    Wrap the model and the guide, and pass the weight to ``{step}`` with the other arguments. Every ELBO then is
+
+    .. math::
+        E_q[\\log p(x \\mid z)] - \\mathrm{{kl\\_weight}} \\cdot KL(q \\,\\|\\, p(z)).
+
+    Let the weight rise from near 0 to 1 (:func:`linear_annealing`), so that the latents of an autoencoder are put to
+    use before the prior pulls them in, or hold it above 1 for a "beta VAE". Automatic guides are made from the
+    model itself, and wrapped after. Models with enumerated latents cannot be annealed.
+
+    Args:
+        fn: a model or a guide.
+
+    References:
+        Bowman et al.: Generating Sentences from a Continuous Space, 2016, arXiv 1511.06349.
+        Higgins et al.: beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework, 2017.
+
+    Example:{example}"""
+
+LINEAR_ANNEALING_DOC = """A weight that rises from ``start`` to 1 in ``num_steps`` steps, and stays there.
+
+    Args:
+        step: the number of the step, from 0{step}.
+        num_steps: the step at which the weight reaches 1.
+        start: the weight of step 0.
+
+    Example:
+        >>> from flowppl.{package} import linear_annealing
+        >>> [float(linear_annealing(step, 4)) for step in (0, 1, 4, 9)]
+        [0.0, 0.25, 1.0, 1.0]
     """
-    xp = namespace(noise)
-    if bijection.inverse_cost != "parallel":
-        loss, log_w = elbo_loss(bijection, params, noise, log_density)
-        return loss, -xp.mean(log_w)
-    num = len(directions)
-    noise = xp.concat([stretched(noise[:num, ...], directions, stretch), noise[num:, ...]], axis=0)
-    loss, log_w = path_loss(bijection, params, noise, log_density, power)
-    return loss, -xp.mean(log_w[num:, ...])
+
+
+def importance_weighted(log_p: Array, log_w: Array, path: Array, scale: float) -> tuple[Array, Array]:
+    """The bound of K draws, and what has its doubly reparameterised gradient; particles are the first axis.
+
+    Args:
+        log_p: the log density of the model, whose gradient reaches the model's parameters alone.
+        log_w: the log weights, of any gradient.
+        path: anything that has the gradient of the log weights along the paths of the draws.
+        scale: the factor by which all three were scaled for subsampling.
+    """
+    xp = namespace(log_w)
+    log_w = xp.stop_gradient(log_w) / scale
+    log_sum = xp.logsumexp(log_w)
+    weight = xp.exp(log_w - log_sum)
+    return scale * xp.sum(log_sum - math.log(len(log_w))), xp.sum(weight * log_p + weight**2 * path)
+
+
+def common_plates(stacks, sizes) -> tuple[set[int], float]:
+    """The axes of the plates that enclose all sites, and the factor by which these are subsampled.
+
+    Args:
+        stacks: for each site its plates as (name, axis, size).
+        sizes: the full size of each plate by its name.
+
+    Raises:
+        ValueError: if a plate that does not enclose all sites is subsampled.
+    """
+    stacks = [set(stack) for stack in stacks]
+    common = set.intersection(*stacks) if stacks else set()
+    for name, _, size in set.union(*stacks, set()) - common:
+        if sizes[name] > size:
+            raise ValueError(
+                f"ImportanceWeightedELBO: plate {name!r} is subsampled but does not enclose all sites: the weights "
+                "of global latents need all data. Do not subsample, or use PathELBO"
+            )
+    return {axis for _, axis, _ in common}, math.prod(sizes[name] / size for name, _, size in common)
+
+
+def sum_outside(log_prob: Array, axes: set[int]) -> Array:
+    """Sum over all axes but these, counted from the right; the summed ones stay, with size 1."""
+    others = tuple(axis for axis in range(-log_prob.ndim, 0) if axis not in axes)
+    return namespace(log_prob).sum(log_prob, axis=others, keepdims=True) if others else log_prob
+
+
+def solves(bijection: Bijection) -> bool:
+    """Whether the inverse near a known point is better solved for with the Jacobian than run: it is sequential."""
+    return bijection.inverse_cost == "sequential" and len(bijection.x_shape) == len(bijection.y_shape) == 1
+
+
+def check_reparameterised(objective: str, site: str, fn) -> None:
+    """Raise ValueError unless the draws of ``fn`` carry gradients to its parameters."""
+    if not getattr(fn, "has_rsample", False):
+        raise ValueError(
+            f"{objective} needs reparameterised guides, but site {site!r} draws from {type(fn).__name__}, whose draws "
+            "carry no gradient; sum discrete latents out, or use an ELBO with score-function gradients"
+        )
+
+
+def check_simulated(data: dict[str, str], guide_sites, model_sites) -> None:
+    """Raise ValueError unless the model draws all that the guide scores and is given."""
+    for what, names in (("the data", data.values()), ("the guide", guide_sites)):
+        missing = sorted(set(names) - set(model_sites))
+        if missing:
+            raise ValueError(
+                f"ForwardKL: {what} has the site {missing[0]!r}, which the model does not draw; it draws "
+                f"{', '.join(model_sites) or 'nothing'}. Name the model's sites, with no auxiliary ones"
+            )

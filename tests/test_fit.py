@@ -21,7 +21,7 @@ import flowppl.pyro as fpp
 from flowppl._tree import map_tree
 from flowppl.fitting import CHUNK, NUM_CHECKS, Round, train
 from flowppl.guides import distance_from_identity, fold, guide_bijection, start_at
-from flowppl.objectives import elbo_loss, log_prob, path_loss
+from flowppl.losses import elbo_loss, log_prob, path_loss
 
 ROUNDS = (Round(200, 64, 0.1), Round(300, 64, 0.01), Round(100, 64, 0.01))
 

@@ -32,12 +32,12 @@ from flowppl.fitting import (
     train,
 )
 from flowppl.guides import distance_from_identity, fold, path_flow
+from flowppl.losses import guide_loss, standard_log_prob
 from flowppl.numpyro.diagnostics import _draw, diagnose, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import _constants
-from flowppl.objectives import guide_loss, standard_log_prob
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

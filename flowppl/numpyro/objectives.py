@@ -12,7 +12,8 @@ from numpyro.infer.util import compute_log_probs, get_importance_trace
 from numpyro.primitives import Messenger
 from numpyro.util import check_model_guide_match
 
-from flowppl._objective_docs import (
+from flowppl.numpyro.flow import FlowDistribution
+from flowppl.objectives import (
     ANNEALED_DOC,
     FORWARD_KL_DOC,
     IMPORTANCE_WEIGHTED_ELBO_DOC,
@@ -25,7 +26,6 @@ from flowppl._objective_docs import (
     solves,
     sum_outside,
 )
-from flowppl.numpyro.flow import FlowDistribution
 
 
 class PathELBO(Trace_ELBO):

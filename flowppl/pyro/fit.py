@@ -28,7 +28,7 @@ from flowppl.fitting import (
 )
 from flowppl.frozen import held
 from flowppl.guides import distance_from_identity, fold, path_flow
-from flowppl.objectives import guide_loss, standard_log_prob
+from flowppl.losses import guide_loss, standard_log_prob
 from flowppl.pyro.diagnostics import _traces, diagnose, log_weights, model_plates, plate_nesting, resample
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.objectives import PathELBO

@@ -153,13 +153,7 @@ class AutoFlow(AutoContinuous):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         self._check_arguments(args, kwargs)
-        # Pyro keeps parameters by name, and all guides of a class share their names: without this a second guide would
-        # be given the tensors of the first, and never train its own.
-        store = pyro.get_param_store()
-        for name, parameter in self.flow.named_parameters():
-            name = param_with_module_name(f"{self._pyro_name}.flow", name)
-            if name in store and store[name] is not parameter:
-                store[name] = parameter
+        own_parameters(f"{self._pyro_name}.flow", self.flow)
         return super().forward(*args, **kwargs)
 
     def _check_arguments(self, args, kwargs):
@@ -259,6 +253,19 @@ class AutoFlow(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model = self._model
         return new
+
+
+def own_parameters(name: str, module: torch.nn.Module) -> None:
+    """Let the module under this name have its own parameters.
+
+    Pyro keeps parameters by name, and all guides of a class share their names: without this a second guide would be
+    given the tensors of the first, and never train its own.
+    """
+    store = pyro.get_param_store()
+    for key, parameter in module.named_parameters():
+        key = param_with_module_name(name, key)
+        if key in store and store[key] is not parameter:
+            store[key] = parameter
 
 
 def _shapes(args, kwargs):

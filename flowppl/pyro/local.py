@@ -16,7 +16,6 @@ from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import AutoGuide, init_to_median
 from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.params import param_with_module_name
 from pyro.poutine.runtime import NonlocalExit
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
@@ -43,7 +42,7 @@ from flowppl.local import (
     start_local_at,
 )
 from flowppl.pyro.flow import Flow
-from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.guides import AutoFlow, own_parameters
 
 
 class AutoLocalFlow(AutoGuide):
@@ -233,7 +232,8 @@ class AutoLocalFlow(AutoGuide):
         centred = [] if vector is None else [vector - self.origin]
         features = self.features(*args, **kwargs)
         result = dict(values)
-        self._own_parameters()
+        # An access to self.flows would take what the store has.
+        own_parameters(f"{self._pyro_name}.flows", self._modules["flows"])  # type: ignore[arg-type]
         for flow, (plate, members) in zip(self.flows, local, strict=True):
             own = self._member_features(features, plate, trace)
             context = make_context([own, *centred])
@@ -243,15 +243,6 @@ class AutoLocalFlow(AutoGuide):
             for site, unconstrained in zip(members, split_members(latent, plate, members), strict=True):
                 result[site.name] = self._sample_constrained(trace.nodes[site.name], unconstrained)
         return result
-
-    def _own_parameters(self):
-        # Pyro keeps parameters by name, and all guides of a class share their names; see AutoFlow.
-        store = pyro.get_param_store()
-        flows: Any = self._modules["flows"]  # an access to self.flows would take what the store has
-        for name, parameter in flows.named_parameters():
-            name = param_with_module_name(f"{self._pyro_name}.flows", name)
-            if name in store and store[name] is not parameter:
-                store[name] = parameter
 
     def _sample_constrained(self, model_site, unconstrained):
         """The guide's site for a latent of the model, at the value of the flow, inside the plates of the model."""

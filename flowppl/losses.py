@@ -1,0 +1,121 @@
+"""What guides are fitted by, for a density on the real space of a flow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from flowppl._array import Array, namespace
+from flowppl._tree import Tree
+from flowppl.bijection import Bijection
+from flowppl.frozen import held
+
+
+def log_prob(bijection: Bijection, params: Tree, y: Array) -> Array:
+    """The log density at y of the flow from the standard normal."""
+    x, log_det = bijection.inverse(params, y)
+    return standard_log_prob(x) + log_det
+
+
+def standard_log_prob(x: Array) -> Array:
+    """The log density of the standard normal, summed over the last axis."""
+    return -0.5 * namespace(x).sum(x * x, axis=-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
+
+
+def stretched(noise: Array, direction: Array, factor: float | Array) -> Array:
+    """``noise`` with its part along each direction (any normal vector) scaled by ``factor``."""
+    xp = namespace(noise)
+    along = xp.sum(noise * direction, axis=-1, keepdims=True) / xp.sum(direction**2, axis=-1, keepdims=True)
+    return noise + (factor - 1) * along * direction
+
+
+def path_loss(
+    bijection: Bijection,
+    params: Tree,
+    noise: Array,
+    log_density: Callable[[Array], tuple[Array, Array]],
+    power: float | Array = 0.0,
+) -> tuple[Array, Array]:
+    r"""A number whose gradient is the path gradient of a divergence between a flow q and a density p.
+
+    With :math:`z = f(\varepsilon)` and the weights :math:`w = p(z) / q(z)`, divided by their mean, the gradient is
+
+    .. math::
+        -\mathrm{mean}\Big(w^{a}\; \nabla_z \big(\log p(z) - \log q(z)\big)^\top \partial_\theta f(\varepsilon)\Big).
+
+    For the power a = 0 that is the ELBO's without the score term, which has mean zero; between 0 and 1 it is that of an
+    f-divergence between KL(q | p) and KL(p | q), which cares more for the tails of p. It vanishes draw by draw where q
+    is p. A weight counts as 5 at most; draws that are not finite count nothing.
+
+    Args:
+        bijection: the flow, from the standard normal.
+        params: its weights and constants.
+        noise: draws of the normal, one in each row.
+        log_density: gives log p at each row, and its gradient.
+        power: the power a.
+
+    Returns:
+        The number, and the log weights.
+
+    References:
+        Roeder, Wu, Duvenaud: Sticking the Landing, 2017, arXiv 1703.09194. Vaitl, Nicoli, Nakajima, Kessel: Gradients
+        Should Stay on Path, 2022, arXiv 2207.08219.
+    """
+    xp = namespace(noise)
+    z, _ = bijection.forward(params, noise)
+    point = xp.stop_gradient(z)
+    log_p, slope_p = log_density(point)
+    log_q, slope_q = xp.value_and_slope(lambda y: log_prob(bijection, held(params), y), point)
+    log_w, slope = log_p - log_q, slope_p - slope_q
+    finite = xp.isfinite(log_w) & xp.all(xp.isfinite(slope), axis=-1)
+    known = xp.where(finite, log_w, xp.full_like(log_w, -math.inf))
+    relative = known - xp.logsumexp(known) + math.log(len(noise))
+    weight = xp.where(finite, xp.exp(power * xp.clip(relative, -10.0, math.log(5.0))), xp.zeros_like(log_w))
+    slope = xp.where(finite[..., None], slope, xp.zeros_like(slope))
+    return -xp.mean(xp.stop_gradient(weight) * xp.sum(xp.stop_gradient(slope) * z, axis=-1)), log_w
+
+
+def elbo_loss(
+    bijection: Bijection, params: Tree, noise: Array, log_density: Callable[[Array], tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """A number whose gradient is that of minus the ELBO; arguments and results as for :func:`path_loss`.
+
+    It needs no inverse, and so costs less than the path gradient where the inverse is sequential.
+    """
+    xp = namespace(noise)
+    z, log_det = bijection.forward(params, noise)
+    log_p, slope = log_density(xp.stop_gradient(z))
+    log_w = log_p - standard_log_prob(noise) + xp.stop_gradient(log_det)
+    return -xp.mean(xp.sum(xp.stop_gradient(slope) * z, axis=-1) + log_det), log_w
+
+
+def guide_loss(
+    bijection: Bijection,
+    params: Tree,
+    noise: Array,
+    directions: Array,
+    log_density: Callable[[Array], tuple[Array, Array]],
+    power: float | Array,
+    stretch: float | Array,
+) -> tuple[Array, Array]:
+    """A number with the gradient by which a guide is trained, and the estimate of minus its ELBO.
+
+    That is the path gradient; where the inverse is not one parallel pass, it is the ELBO's own.
+
+    Args:
+        bijection: the flow, from the standard normal.
+        params: its weights and constants.
+        noise: draws of the normal, one in each row.
+        directions: normal vectors, along which the first rows of the noise are stretched.
+        log_density: gives the log density to be fitted at each row, and its gradient.
+        power: the power of the weights.
+        stretch: the factor by which noise is stretched.
+    """
+    xp = namespace(noise)
+    if bijection.inverse_cost != "parallel":
+        loss, log_w = elbo_loss(bijection, params, noise, log_density)
+        return loss, -xp.mean(log_w)
+    num = len(directions)
+    noise = xp.concat([stretched(noise[:num, ...], directions, stretch), noise[num:, ...]], axis=0)
+    loss, log_w = path_loss(bijection, params, noise, log_density, power)
+    return loss, -xp.mean(log_w[num:, ...])
