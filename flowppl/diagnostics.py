@@ -145,6 +145,7 @@ class Diagnosis:
                               what is wrong
     ``"bulk only"``           k-hat is too large but the gap is small: a few draws in the tails, which spoil a
                               correction and hardly move means
+    ``"not judged"``          the model saw a part of its data only, so that the weights carry the noise of the batch
     ``"do not trust"``        otherwise, and whenever more than 8% of the reference is missed, a flow is inverted with
                               an error above 0.01, or more than a tenth of the draws is not finite
     ========================= =======================================================================================
@@ -188,7 +189,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """``"good"``, ``"use with correction"``, ``"bulk only"`` or ``"do not trust"``."""
+        """``"good"``, ``"use with correction"``, ``"bulk only"``, ``"not judged"`` or ``"do not trust"``."""
         return self._judge()[0]
 
     @property
@@ -197,6 +198,10 @@ class Diagnosis:
         return self._judge()[1]
 
     def _judge(self) -> tuple[str, str]:
+        if math.isnan(self.k_hat):
+            return "not judged", (
+                "The weights carry the noise of the batches: pass the arguments by which the model sees all its data."
+            )
         seen = self.comparison
         off = seen is not None and (max(seen.mean_error, abs(seen.log_sd_ratio)) > MAX_MOMENT_ERROR or seen.missed > 0)
         close = self.kl_gap <= MAX_GAP and self.ess_fraction >= 0.5
@@ -312,7 +317,7 @@ def diagnose(
     size = len(log_weights) // num_batches
     if size < MIN_BATCH:
         raise ValueError(
-            f"diagnose needs at least 25 draws in each batch, got {len(log_weights)} in {num_batches} batches"
+            f"diagnose needs at least {MIN_BATCH} draws in each batch, got {len(log_weights)} in {num_batches} batches"
         )
     if (draws is None) != (reference is None):
         raise ValueError("diagnose needs both draws and reference for a comparison, or neither")

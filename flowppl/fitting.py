@@ -5,7 +5,7 @@ into the fixed one: the flow is then trained where the posterior looks like a st
 suits all models. The rounds of the flow follow, each longer than the one before, until the importance weights say
 that the guide is good, or the rounds or the time end.
 
-The gradient is that of :func:`flowppl.objectives.path_loss`. Within a round the power of its weights goes up from 0
+The gradient is that of :func:`flowppl.losses.path_loss`. Within a round the power of its weights goes up from 0
 to 1/2, and half of the noise is stretched by up to 1.5 in random directions: the guide practises its tails, which it
 would see too rarely otherwise. Where the guide is the posterior the gradient is zero for any noise and any power.
 """
@@ -37,7 +37,8 @@ FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
     Args:{key}
         model: the model.
         args: its arguments; so are further keyword arguments.
-        guide: the guide; ``None`` is an :class:`AutoFlow`, with a flow of wider bounds than its default.
+        guide: the guide; ``None`` is an :class:`AutoFlow`, with a flow of wider bounds than its default. It must draw
+            all latents of the model, so discrete ones have to be summed out.{again}
         loss: an objective of the host for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
         num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 1,000 to 6,000,
             as many as are needed.
@@ -45,8 +46,8 @@ FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
             an ``AutoFlow`` takes them by 64.
         learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 3e-3 to 1e-3.
         clip_norm: the largest norm of a gradient; ``None`` for no limit.
-        num_restarts: so many guides with starts of their own are trained in the first round, {restarts}; the one
-            of the highest ELBO goes on.
+        num_restarts: so many guides, each with first weights and a searched start of its own, are trained in the first
+            round, {restarts}; the one of the highest ELBO goes on.
         max_seconds: the time that the training may take, without that of searching the start. The learning rate comes
             down in time.
         progress: whether to show a progress bar.
@@ -120,8 +121,8 @@ class Trainer(Protocol):
     def log_weights(self) -> np.ndarray:
         """``NUM_CHECKS`` log weights of the guide, a row for each restart."""
 
-    def select(self, index: int) -> None:
-        """Go on with one of the restarts."""
+    def select(self, index: int, kept: Any) -> Any:
+        """Go on with one of the restarts. Return its part of such parameters as ``get`` gave."""
 
     def get(self) -> Any:
         """The parameters, as they will stay."""
@@ -144,6 +145,7 @@ def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float | None
     """Train until the guide is good, or the rounds or the time end. The trainer keeps the parameters to be used."""
     end = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
     todo = [AFFINE_ROUND] * (MAX_AFFINE_ROUNDS * trainer.has_affine) + list(rounds)
+    is_first = True  # until a round of the flow is over
     losses: list[np.ndarray] = []
     kept, stopped = trainer.get(), ""
     checks = [_judge(trainer)[0]]
@@ -159,26 +161,28 @@ def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float | None
                     todo = [each for each in todo if not each.affine]
                 now, index = _judge(trainer)
                 if not this.affine and trainer.num_restarts > 1:
-                    trainer.select(index)
+                    kept = trainer.select(index, kept)
                     losses = [rows[index : index + 1] for rows in losses]
                 checks.append(now)
                 bar.set_postfix({"ELBO": f"{now.elbo:.2f}", "k-hat": f"{now.k_hat:.2f}"})
                 # Later rounds have the better tails: a small loss of ELBO may be noise, and does not count.
-                if not now.elbo < check.elbo - max(0.01, 2 * now.elbo_se):
+                if not _score(now) < _score(check) - max(0.01, 2 * now.elbo_se):
                     kept, check = trainer.get(), now
                 # What looks good after one round may look otherwise in other draws.
-                is_first = this.affine or this == rounds[0]
                 is_good = now.k_hat < 0.5 and now.kl_gap < 0.01
                 if is_good and (not is_first or (trainer.has_affine and _is_exact(now))):
                     stopped = "converged"
                 elif time.monotonic() >= end:
                     stopped = "max_seconds"
+                is_first = is_first and this.affine
         except KeyboardInterrupt:
             stopped = "interrupted"
     trainer.set(kept)
+    index = 0
     if trainer.num_restarts > 1:
-        trainer.select(_judge(trainer)[1])
-    all_losses = np.concatenate(losses, axis=1)[0] if losses else np.zeros(0)
+        index = _judge(trainer)[1]
+        trainer.select(index, kept)
+    all_losses = np.concatenate(losses, axis=1)[index] if losses else np.zeros(0)
     _check_losses(all_losses)
     return History(all_losses, tuple(checks), check, stopped or "rounds")
 
@@ -191,8 +195,13 @@ def _judge(trainer) -> tuple[Diagnosis, int]:
         checks = [
             dataclasses.replace(check, k_hat=nan, ess=nan, log_evidence=nan, log_evidence_se=nan) for check in checks
         ]
-    index = max(range(len(checks)), key=lambda i: checks[i].elbo if checks[i].nonfinite < 0.1 else -math.inf)
+    index = max(range(len(checks)), key=lambda i: _score(checks[i]))
     return checks[index], index
+
+
+def _score(check: Diagnosis) -> float:
+    """What a guide is kept for: its ELBO, which is that of the finite draws, if nearly all are."""
+    return check.elbo if check.nonfinite < 0.1 else -math.inf
 
 
 def _is_exact(check: Diagnosis) -> bool:
@@ -220,9 +229,9 @@ def _run_round(trainer, this, end, bar):
     begin, done, losses = time.monotonic(), 0, []
     while done < this.num_steps:
         # The budget that ends first sets the pace, so that the learning rate has come down when it does.
-        spent = (time.monotonic() - begin) / (end - begin) if done else 0.0
-        if spent >= 1:
+        if done and time.monotonic() >= end:
             break
+        spent = (time.monotonic() - begin) / (end - begin) if done else 0.0
         steps = done + np.arange(CHUNK)
         position = np.minimum(steps * max(1 / this.num_steps, spent / max(done, 1)), 1.0)
         ramp = np.clip((position - 0.2) / 0.3, 0.0, 1.0) * (not this.affine)
@@ -319,7 +328,9 @@ class FitBase(abc.ABC):
         import arviz
 
         draws = (self.resample if resample else self.sample)(num_samples, **options)
-        return arviz.from_dict(posterior={name: np.asarray(value)[None] for name, value in draws.items()})
+        # What is on a GPU has to come to the host first.
+        arrays = {name: np.asarray(value.cpu() if hasattr(value, "cpu") else value) for name, value in draws.items()}
+        return arviz.from_dict(posterior={name: value[None] for name, value in arrays.items()})
 
     def save(self, path) -> None:
         """Write the fitted guide to a file: see :func:`flowppl.save`."""

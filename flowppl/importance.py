@@ -44,7 +44,7 @@ def k_hat(log_weights, num_batches: int = 1) -> float:
     size = len(log_weights) // num_batches
     if size < MIN_BATCH:
         raise ValueError(
-            f"k_hat needs at least 25 draws in each batch, got {len(log_weights)} in {num_batches} batches"
+            f"k_hat needs at least {MIN_BATCH} draws in each batch, got {len(log_weights)} in {num_batches} batches"
         )
     batches = log_weights[: size * num_batches].reshape(num_batches, size)
     return float(np.median([smooth(batch)[1] if np.isfinite(batch).all() else np.inf for batch in batches]))

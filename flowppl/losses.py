@@ -86,7 +86,10 @@ def elbo_loss(
     z, log_det = bijection.forward(params, noise)
     log_p, slope = log_density(xp.stop_gradient(z))
     log_w = log_p - standard_log_prob(noise) + xp.stop_gradient(log_det)
-    return -xp.mean(xp.sum(xp.stop_gradient(slope) * z, axis=-1) + log_det), log_w
+    finite = xp.isfinite(log_w) & xp.all(xp.isfinite(slope), axis=-1)
+    slope = xp.where(finite[..., None], slope, xp.zeros_like(slope))
+    gain = xp.sum(xp.stop_gradient(slope) * z, axis=-1) + log_det
+    return -xp.mean(xp.where(finite, gain, xp.zeros_like(gain))), log_w
 
 
 def guide_loss(
@@ -98,7 +101,7 @@ def guide_loss(
     power: float | Array,
     stretch: float | Array,
 ) -> tuple[Array, Array]:
-    """A number with the gradient by which a guide is trained, and the estimate of minus its ELBO.
+    """A number with the gradient by which a guide is trained, and the estimate of minus its ELBO from finite draws.
 
     That is the path gradient; where the inverse is not one parallel pass, it is the ELBO's own.
 
@@ -114,8 +117,16 @@ def guide_loss(
     xp = namespace(noise)
     if bijection.inverse_cost != "parallel":
         loss, log_w = elbo_loss(bijection, params, noise, log_density)
-        return loss, -xp.mean(log_w)
+        return loss, -_finite_mean(log_w)
     num = len(directions)
     noise = xp.concat([stretched(noise[:num, ...], directions, stretch), noise[num:, ...]], axis=0)
     loss, log_w = path_loss(bijection, params, noise, log_density, power)
-    return loss, -xp.mean(log_w[num:, ...])
+    return loss, -_finite_mean(log_w[num:, ...])
+
+
+def _finite_mean(log_w: Array) -> Array:
+    """The mean of what is finite; NaN if nothing is."""
+    xp = namespace(log_w)
+    finite = xp.isfinite(log_w)
+    count = xp.sum(xp.where(finite, xp.ones_like(log_w), xp.zeros_like(log_w)))
+    return xp.sum(xp.where(finite, log_w, xp.zeros_like(log_w))) / count

@@ -214,10 +214,10 @@ def _select(known, names):
     if names is None:
         return known[:MAX_COORDINATES]
     names = [names] if isinstance(names, str) else names
-    shown = [name for wanted in names for name in known if name == wanted or name.startswith(f"{wanted}[")]
-    if not shown or len(shown) < len(names):
+    groups = [[name for name in known if name == wanted or name.startswith(f"{wanted}[")] for wanted in names]
+    if not groups or not all(groups):
         raise ValueError(f"names must be sites or coordinates of the guide's draws, among {known}, got {list(names)}")
-    return shown
+    return [name for group in groups for name in group]
 
 
 def _range(values):

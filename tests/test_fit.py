@@ -18,10 +18,10 @@ from pyro.infer.autoguide import AutoNormal as PyroAutoNormal
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl._tree import map_tree
+from flowppl._tree import map_tree, merge
 from flowppl.fitting import CHUNK, NUM_CHECKS, Round, train
 from flowppl.guides import distance_from_identity, fold, guide_bijection, start_at
-from flowppl.losses import elbo_loss, log_prob, path_loss
+from flowppl.losses import elbo_loss, guide_loss, log_prob, path_loss
 
 ROUNDS = (Round(200, 64, 0.1), Round(300, 64, 0.01), Round(100, 64, 0.01))
 
@@ -313,3 +313,72 @@ def test_bad_options_are_told(language):
     ]:
         with pytest.raises(ValueError, match=message):
             fit_bent(language, **options)
+
+
+def test_a_budget_that_is_spent_before_the_first_step_ends_the_training():
+    walker = Walker([1.0, 1.0, 1.0], seconds=0.02)
+    history = train(walker, (Round(10_000, 64, 0.1),), 1e-6, False)
+    assert (len(history.losses), history.stopped) == (CHUNK, "max_seconds")
+
+
+def test_a_second_round_like_the_first_may_end_the_training():
+    history = train(Walker([0.0, 0.0, 0.0]), (ROUNDS[0],) * 3, None, False)
+    assert (len(history.losses), history.stopped) == (2 * ROUNDS[0].num_steps, "converged")
+
+
+@pytest.mark.parametrize("recipe", [fp.realnvp, fp.iaf])
+def test_draws_outside_of_the_support_give_no_reason_to_skip_a_step(rng, recipe):
+    bijection = recipe(2, 2, hidden_dims=4)
+    params = map_tree(lambda parameter: jnp.asarray(rng.normal(size=parameter.shape)), bijection.parameters())
+    noise = jnp.asarray(rng.normal(size=(64, 2)))
+
+    def log_density(z):
+        inside = z[:, 0] < 1
+        return jnp.where(inside, -0.5 * (z**2).sum(-1), -jnp.inf), jnp.where(inside[:, None], -z, jnp.nan)
+
+    def loss(params):
+        tree = merge(params, bijection.constants())
+        return guide_loss(bijection, tree, noise, noise[:32], log_density, 0.0, 1.0)
+
+    gradient, minus_elbo = jax.grad(loss, has_aux=True)(params)
+    assert np.isfinite(minus_elbo)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_the_guide_must_draw_all_latents_of_the_model(language):
+    if language == "numpyro":
+
+        def model():
+            k = numpyro.sample("k", ndist.Normal(0.0, 1.0))
+            numpyro.sample("z", ndist.Normal(k, 1.0))
+
+        guide = fnp.AutoFlow(numpyro.handlers.block(model, hide=["k"]), fp.Planar, init="point")
+        with pytest.raises(ValueError, match="does not draw these latent sites of the model: k"):
+            fnp.fit(jax.random.key(0), model, guide=guide, progress=False)
+    else:
+
+        def model():
+            k = pyro.sample("k", pdist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("z", pdist.Normal(k, 1.0))
+
+        guide = fpp.AutoFlow(pyro.poutine.block(model, hide=["k"]), fp.Planar, init="point")
+        with pytest.raises(ValueError, match="does not draw these latent sites of the model: k"):
+            fpp.fit(model, guide=guide, progress=False)
+
+
+def test_a_fit_in_pyro_keeps_its_own_parameters():
+    options = {"num_steps": 200, "learning_rate": 0.1, "progress": False}
+    result = fpp.fit(pyro_linear, guide=PyroAutoNormal(pyro_linear), **options)
+    before = float(result.params["w"])
+    pyro.param("w").data += 5.0
+    assert float(result.params["w"]) == before
+    assert abs(result.diagnose(2000).elbo - result.elbo) < 0.5
+    assert result.sample(7)["z"].shape == (7,)
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_restarts_survive_a_first_round_that_makes_things_worse(language):
+    result = fit_bent(language, num_steps=100, learning_rate=5.0, num_restarts=2)
+    assert result.elbo >= result.checks[0].elbo - 0.05
+    assert result.sample(3)["z"].shape == (3, 2)

@@ -156,18 +156,27 @@ def resample(
 
 
 def model_plates(model, guide, params, args, kwargs) -> list[tuple[str, int, int]]:
-    """The name, the number of members in the batch, and of all members, of each plate of the model."""
+    """The name, the number of members in the batch, and of all members, of each plate of the model.
+
+    Raises:
+        ValueError: if the guide leaves out a latent site of the model.
+    """
     plates: list[tuple[str, int, int]] = []
 
     def look():
         seeded_model, seeded_guide = (handlers.seed(handlers.substitute(fn, params), 0) for fn in (model, guide))
         drawn = handlers.trace(seeded_guide).get_trace(*args, **kwargs)  # an improper prior has no draws of its own
-        sites = handlers.trace(handlers.replay(seeded_model, drawn)).get_trace(*args, **kwargs).values()
-        plates.extend((s["name"], len(s["value"]), s["args"][0]) for s in sites if s["type"] == "plate")
+        trace = handlers.trace(handlers.replay(seeded_model, drawn)).get_trace(*args, **kwargs)
+        diagnostics.check_covered(set(_latents(trace)) - set(drawn))
+        plates.extend((s["name"], len(s["value"]), s["args"][0]) for s in trace.values() if s["type"] == "plate")
 
     with handlers.block():
         jax.eval_shape(look)
     return plates
+
+
+def _latents(trace):
+    return {name: s["value"] for name, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
 
 
 def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, *, keep):
@@ -179,9 +188,7 @@ def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, 
         log_q, guide_trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
         replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
         log_p, trace = log_density(replayed, args, kwargs, params)
-        latents = {
-            name: site["value"] for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]
-        }
+        latents = _latents(trace)
         diagnostics.check_covered(set(latents) - set(guide_trace))
         return log_p - log_q, latents if keep else {}
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpyro
 import optax
 from jax.flatten_util import ravel_pytree
+from numpyro import handlers
 from numpyro.infer import SVI
 
 from flowppl._tree import merge
@@ -52,6 +53,8 @@ class Fit(FitBase):
         """Draws of all latent sites from the guide; without a key always the same."""
         args, kwargs = self.arguments
         key = self._key(0, rng_key)
+        if not hasattr(self.guide, "sample_posterior"):
+            return _draw(key, self.model, self.guide, self.params, args, kwargs, num_samples, num_samples, keep=True)[1]
         return self.guide.sample_posterior(key, self.params, *args, sample_shape=(num_samples,), **kwargs)
 
     def resample(self, num_samples: int = 1000, *, rng_key=None, **options) -> dict[str, jax.Array]:
@@ -93,9 +96,9 @@ def fit(
     if isinstance(guide, AutoFlow) and guide.prototype_trace is None:
         guide._setup_prototype(*args, **kwargs)
     trainer: _Trainer
-    if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(guide):
+    if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(model, guide, args, kwargs):
         starts = [guide._start_params(key, args, kwargs) for key in start_keys]
-        trainer = PathTrainer(guide, Target(guide, args, kwargs), starts, train_key, norm)
+        trainer = PathTrainer(guide, Target(guide, args, kwargs, model), starts, train_key, norm)
         default = FLOW_ROUNDS
     else:
         trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, train_key, norm)
@@ -105,8 +108,17 @@ def fit(
     return Fit(guide, trainer.first(), history, model, (args, kwargs), fit_key)
 
 
-def _has_parameters(guide) -> bool:
-    return any(site["type"] in ("param", "mutable") for site in guide.prototype_trace.values())
+def _has_parameters(model, guide, args, kwargs) -> bool:
+    found: list[bool] = []
+
+    def look():
+        draws = guide._constrain(guide._unpack_latent(jnp.zeros(guide.latent_dim)))
+        trace = handlers.trace(handlers.substitute(handlers.seed(model, 0), data=draws)).get_trace(*args, **kwargs)
+        found.extend(site["type"] in ("param", "mutable") for site in trace.values())
+
+    with handlers.block():
+        jax.eval_shape(look)
+    return any(found)
 
 
 class _Trainer(abc.ABC):
@@ -156,8 +168,10 @@ class _Trainer(abc.ABC):
     def log_weights(self):
         return np.asarray(self._weigh(self.params, self._keys()))
 
-    def select(self, index):
-        self.set(jax.tree.map(lambda leaf: leaf[index : index + 1], self.params))
+    def select(self, index, kept):
+        self.params, kept = jax.tree.map(lambda leaf: leaf[index : index + 1], (self.params, kept))
+        self.num_restarts = 1
+        return kept
 
     def get(self):
         return self.params
@@ -283,6 +297,7 @@ def _over_restarts(function, num_mapped):
 
 fit.__doc__ = FIT_DOC.format(
     key="\n        rng_key: determines the start, the training and the draws of the result.",
+    again="",
     restarts="all at once",
     example="""
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist

@@ -145,8 +145,13 @@ def resample(
 
 @torch.no_grad()
 def model_plates(model, guide, args, kwargs) -> list[tuple[str, int, int]]:
-    """The name, the number of members in the batch, and of all members, of each plate of the model."""
-    trace, _ = _traces(model, guide, args, kwargs)
+    """The name, the number of members in the batch, and of all members, of each plate of the model.
+
+    Raises:
+        ValueError: if the guide leaves out a latent site of the model.
+    """
+    trace, guide_trace = _traces(model, guide, args, kwargs)
+    diagnostics.check_covered(set(_latents(trace)) - set(guide_trace.nodes))
     frames = {frame.name: frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())}
     return [(name, frame.size, frame.full_size or frame.size) for name, frame in frames.items()]
 
@@ -156,6 +161,10 @@ def _traces(model, guide, args, kwargs):
     with poutine.block():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         return poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs), guide_trace
+
+
+def _latents(trace):
+    return {name: site for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)}
 
 
 def plate_nesting(trace) -> int:
@@ -169,7 +178,7 @@ def _draw(model, guide, args, kwargs, num_samples, chunk_size, *, keep):
     """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites."""
     check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
     trace, guide_trace = _traces(model, guide, args, kwargs)
-    sites = {name: site for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)}
+    sites = _latents(trace)
     diagnostics.check_covered(set(sites) - set(guide_trace.nodes))
     if isinstance(guide, AutoFlow):
         like = guide.get_base_dist().mean

@@ -29,7 +29,7 @@ from flowppl.fitting import (
 from flowppl.frozen import held
 from flowppl.guides import distance_from_identity, fold, path_flow
 from flowppl.losses import guide_loss, standard_log_prob
-from flowppl.pyro.diagnostics import _traces, diagnose, log_weights, model_plates, plate_nesting, resample
+from flowppl.pyro.diagnostics import _draw, _traces, diagnose, log_weights, model_plates, plate_nesting, resample
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.target import Target
@@ -45,18 +45,26 @@ class Fit(FitBase):
     def sample(self, num_samples: int = 1000) -> dict[str, torch.Tensor]:
         """Draws of all latent sites from the guide."""
         args, kwargs = self.arguments
+        if not hasattr(self.guide, "sample_posterior"):
+            return _draw(self._own_model, self.guide, args, kwargs, num_samples, num_samples, keep=True)[1]
         return self.guide.sample_posterior(*args, sample_shape=(num_samples,), **kwargs)
 
     def resample(self, num_samples: int = 1000, **options) -> dict[str, torch.Tensor]:
         """Draws corrected by Pareto-smoothed importance resampling: see :func:`flowppl.pyro.resample`."""
         args, kwargs = self.arguments
-        return resample(self.model, self.guide, *args, num_samples=num_samples, **options, **kwargs)
+        return resample(self._own_model, self.guide, *args, num_samples=num_samples, **options, **kwargs)
 
     def diagnose(self, num_samples: int = 10_000, *, reference=None, **options):
         """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.pyro.diagnose`."""
         args, kwargs = self.arguments
-        known: tuple = (self.model, self.guide, *args)
+        known: tuple = (self._own_model, self.guide, *args)
         return diagnose(*known, num_samples=num_samples, reference=reference, **options, **kwargs)  # type: ignore[misc]
+
+    @property
+    def _own_model(self):
+        """The model with the parameters of this fit, whatever the host's store has by now."""
+        own = {name: self.params[name] for name in _parameters_of(self.model, self.guide, *self.arguments)}
+        return poutine.substitute(self.model, data=own) if own else self.model
 
 
 def fit(
@@ -79,21 +87,25 @@ def fit(
     if isinstance(guide, AutoFlow):
         guide.setup(*args, **kwargs)
     trainer: Any
-    if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(guide, args, kwargs):
-        trainer = PathTrainer(guide, args, kwargs, num_restarts, norm)
+    plates = model_plates(model, guide, args, kwargs)
+    if isinstance(guide, AutoFlow) and loss is None and not _parameters_of(model, guide, args, kwargs):
+        trainer = PathTrainer(guide, model, args, kwargs, num_restarts, norm)
         default = FLOW_ROUNDS
     else:
         trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, num_restarts, norm)
         default = OTHER_ROUNDS
-    trainer.is_subsampled = is_subsampled(model_plates(model, guide, args, kwargs))
+    trainer.is_subsampled = is_subsampled(plates)
     history = train(trainer, choose_rounds(default, num_steps, num_particles, learning_rate), max_seconds, progress)
     return Fit(guide, trainer.parameters(), history, model, (args, kwargs))
 
 
-def _has_parameters(guide, args, kwargs) -> bool:
-    with torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as capture:
-        guide.model(*args, **kwargs)
-    return bool(capture.trace.nodes)
+def _parameters_of(model, guide, args, kwargs) -> list[str]:
+    """The names of the model's own parameters."""
+    with torch.no_grad(), poutine.block():
+        replayed = poutine.replay(model, poutine.trace(guide).get_trace(*args, **kwargs))
+        with poutine.trace(param_only=True) as capture:
+            replayed(*args, **kwargs)
+    return list(capture.trace.nodes)
 
 
 class _Trainer(abc.ABC):
@@ -141,8 +153,9 @@ class _Trainer(abc.ABC):
     def parameters(self) -> dict[str, torch.Tensor]:
         """The parameters by name."""
 
-    def select(self, index):
+    def select(self, index, kept):
         self.all_parameters = self.all_parameters[index : index + 1]
+        return kept[index : index + 1]
 
     def get(self):
         return [[parameter.detach().clone() for parameter in each] for each in self.all_parameters]
@@ -159,10 +172,10 @@ class PathTrainer(_Trainer):
 
     has_affine = True
 
-    def __init__(self, guide, args, kwargs, num_restarts, clip_norm):
+    def __init__(self, guide, model, args, kwargs, num_restarts, clip_norm):
         self.guide, self.bijection = guide, guide.flow.bijection
         self.like = guide.flow._zeros
-        self.target = Target(guide, args, kwargs, self.like)
+        self.target = Target(guide, args, kwargs, self.like, model)
         others = [guide._started_flow(self.bijection, guide._init_loc(), args, kwargs) for _ in range(num_restarts - 1)]
         self.flows = [guide.flow, *others]
         super().__init__([list(flow.parameters()) for flow in self.flows], clip_norm)
@@ -201,14 +214,14 @@ class PathTrainer(_Trainer):
             batches.append(self.target.batched(z) - standard_log_prob(noise) + log_det)
         return torch.cat(batches).cpu().double().numpy()
 
-    def select(self, index):
-        super().select(index)
+    def select(self, index, kept):
         self.flows = self.flows[index : index + 1]
+        return super().select(index, kept)
 
     def parameters(self):
         """Put the flow into the guide; return the guide's parameters by name."""
         self.guide.flow.load_state_dict(self.flows[0].state_dict())
-        return {name: parameter.detach() for name, parameter in self.guide.named_parameters()}
+        return {name: parameter.detach().clone() for name, parameter in self.guide.named_parameters()}
 
 
 class ElboTrainer(_Trainer):
@@ -218,7 +231,7 @@ class ElboTrainer(_Trainer):
         if num_restarts > 1:
             raise ValueError(
                 f"fit: num_restarts={num_restarts} needs an AutoFlow guide of a model without parameters; "
-                "for others call fit several times, with new guides"
+                "for others call fit several times, each after pyro.clear_param_store() and with a new guide"
             )
         particles = OTHER_ROUNDS[0].num_particles if num_particles is None else num_particles
         if loss is None:
@@ -243,12 +256,13 @@ class ElboTrainer(_Trainer):
 
     def parameters(self):
         """The parameters by name."""
-        return {name: pyro.param(name).detach() for name in self.names}
+        return {name: pyro.param(name).detach().clone() for name in self.names}
 
 
 fit.__doc__ = FIT_DOC.format(
     key="",
-    restarts="one after the other",
+    again=" One that is trained already goes on from there.",
+    restarts="one after the other (of an ``AutoFlow`` only)",
     example="""
         >>> import torch, pyro, pyro.distributions as dist
         >>> from flowppl.pyro import fit
