@@ -12,7 +12,7 @@ from flowppl._array import Array, namespace
 from flowppl._tree import Tree, map_tree, select
 from flowppl.bijection import REAL_LINE, Bijection
 from flowppl.combine import Chain
-from flowppl.frozen import Frozen
+from flowppl.frozen import Frozen, held
 from flowppl.linear import ElementwiseAffine, TriangularAffine, diagonal
 from flowppl.recipes import make_flow, nsf, realnvp
 from flowppl.starts import newton_start, quasi_newton_start
@@ -41,8 +41,8 @@ AUTO_FLOW_DOC = """A guide that is a flow over all continuous latents of a model
         init: how the start is found. ``"newton"`` takes the Gaussian of the highest ELBO that it meets on several
             Newton paths, with the Hessian of the model; ``"diagonal"`` one with independent coordinates on quasi-Newton
             paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the point of
-            ``init_loc_fn``. ``"auto"`` is the first up to 256 dimensions and the second above, or the third if
-            ``init_scale`` is given.
+            ``init_loc_fn``. ``"auto"`` is the first up to 256 dimensions and the second above; it is the third if
+            ``init_scale`` is given, if the density is random, or if the data are traced by ``jax.jit``.
         init_loc_fn: the point to start from, site by site; ``{loc_default}`` for ``"point"`` unless given. If given,
             the searches start from it too, beside random points.
         init_scale: the standard deviation at a point, in unconstrained space; 0.1 unless given.
@@ -137,7 +137,7 @@ def path_flow(dim: int) -> Bijection:
     return nsf(dim) if dim == 1 else realnvp(dim)
 
 
-def guide_bijection(flow: FlowChoice, dim: int) -> Bijection:
+def guide_bijection(flow: FlowChoice, dim: int) -> Chain:
     """A flow for ``dim`` latents and, outside it, the affine layer that carries the guide's start.
 
     Raises:
@@ -192,6 +192,29 @@ def fold(bijection: Chain, params: Tree) -> Tree:
     weights = select(bijection.parameters(), params)
     identity = map_tree(lambda leaf: namespace(leaf).zeros_like(leaf), weights["1"])
     return weights | {"1": identity, "2": layer.parameters_for(*folded)}
+
+
+def affine_part(bijection: Chain, params: Tree) -> Chain | None:
+    """The affine layers of a guide without its flow; ``None`` if the flow, with these NumPy weights, does anything.
+
+    As drawn first it is the identity, up to the order of its coordinates, which a standard normal does not mind.
+    """
+    noise = np.random.default_rng(0).normal(size=(8, *bijection.x_shape))
+    try:
+        moved, _ = bijection.bijections[0].forward(params["0"], noise)
+    except TypeError:  # a wrapped transform of the host takes no NumPy arrays
+        return None
+    same = np.allclose(np.sort(moved, axis=-1), np.sort(noise, axis=-1), atol=1e-5)
+    return Chain(bijection.bijections[1:]) if same else None
+
+
+def stage(bijection: Chain, affine: Chain | None, params: Tree, only_affine: bool) -> tuple[Chain, Tree]:
+    """What is trained: the guide, or its affine layers alone, held together with the flow if that does something."""
+    if not only_affine:
+        return bijection, params
+    if affine is None:
+        return bijection, params | {"0": held(params["0"])}
+    return affine, {"0": params["1"], "1": params["2"]}
 
 
 def distance_from_identity(bijection: Chain, params: Tree) -> Array:

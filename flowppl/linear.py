@@ -168,8 +168,8 @@ class TriangularAffine(Bijection):
         """The parameters with which ``forward`` is ``loc + scale_tril @ x``; its diagonal must be positive."""
         xp = namespace(scale_tril)
         scale = xp.linalg.diagonal(scale_tril)
-        rows = [(scale_tril[i, :i] / scale[i]) for i in range(self.dim)]
-        return {"loc": loc, "scale": raw_of_positive(scale), "lower": xp.concat(rows)}
+        rows, columns = np.tril_indices(self.dim, k=-1)
+        return {"loc": loc, "scale": raw_of_positive(scale), "lower": (scale_tril / scale[:, None])[rows, columns]}
 
     def loc_and_scale(self, params: Tree) -> tuple[Array, Array]:
         """The location and the triangular matrix, of which ``parameters_for`` makes the parameters."""

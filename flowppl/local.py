@@ -57,8 +57,9 @@ AUTO_LOCAL_FLOW_DOC = """A guide for local latents: a flow over the globals, amo
 
     Raises:
         ValueError: when it sees the model, if that has no local latents, no plate of a given name, discrete latents
-            that are not enumerated, or latents in two plates of locals; if the flow does not fit; or if the features
-            have the wrong length or are not finite (under ``jax.jit`` their values cannot be looked at).
+            that are not enumerated, latents in two plates of locals, or latents whose support depends on other latents;
+            if the flow does not fit; or if the features have the wrong length or are not finite (under ``jax.jit``
+            their values cannot be looked at).
 
     Example:{example}"""
 

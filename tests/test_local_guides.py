@@ -420,6 +420,63 @@ def test_sequential_and_crossed_plates_are_refused():
             PyroGuide(model, lambda: torch.ones(4)).setup()
 
 
+@pytest.mark.parametrize("of_global", [True, False])
+def test_supports_that_depend_on_other_latents_are_refused(of_global):
+    """On a global, or on another local."""
+
+    def moving_numpyro(y, size):
+        s = numpyro.sample("s", ndist.LogNormal(0.0, 1.0))
+        with numpyro.plate("data", len(y), subsample_size=size):
+            w = numpyro.sample("w", ndist.LogNormal(0.0, 1.0))
+            numpyro.sample("z", ndist.Uniform(0.0, s if of_global else w))
+
+    def moving_pyro(y, size):
+        s = pyro.sample("s", pdist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(y), subsample_size=size):
+            w = pyro.sample("w", pdist.LogNormal(0.0, 1.0))
+            pyro.sample("z", pdist.Uniform(0.0, s if of_global else w))
+
+    for guide, y in [
+        (NumPyroGuide(moving_numpyro, features), Y),
+        (PyroGuide(moving_pyro, features), torch.as_tensor(Y)),
+    ]:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="supports of these sites depend on other latents: z"):
+                guide.setup(y, 4)
+
+
+def test_supports_may_depend_on_the_data_of_the_batch():
+    def limited_numpyro(y, size):
+        with numpyro.plate("data", len(y), subsample_size=size) as index:
+            numpyro.sample("z", ndist.Uniform(0.0, y[index]))
+
+    def limited_pyro(y, size):
+        with pyro.plate("data", len(y), subsample_size=size) as index:
+            pyro.sample("z", pdist.Uniform(0.0, y[index]))
+
+    assert PyroGuide(limited_pyro, features).setup(torch.arange(1.0, 13.0), 4)
+    y = jnp.arange(1.0, 13.0)
+    guide = NumPyroGuide(limited_numpyro, features)
+    with pytest.raises(ValueError, match=r"call guide.setup\(\*args\) once"):
+        jax.eval_shape(lambda y: guide.setup(y, 4), y)
+    assert jax.eval_shape(lambda: guide.setup(y, 4))
+    assert jax.eval_shape(lambda y: guide.setup(y, 4), y)
+
+
+def test_features_and_starts_take_the_precision_of_the_model_in_pyro():
+    def model(y, batch_size):
+        loc = torch.zeros(2, dtype=torch.float32)
+        mu = pyro.sample("mu", pdist.Normal(loc, 1.0).to_event(1))
+        with pyro.plate("data", len(y), subsample_size=batch_size) as index:
+            z = pyro.sample("z", pdist.Normal(mu, 1.0).to_event(1))
+            pyro.sample("y", pdist.Normal(z @ torch.ones(2, dtype=torch.float32), 1.0), obs=y[index].float())
+
+    guide = PyroGuide(model, features)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
+    assert np.isfinite(svi.step(torch.as_tensor(Y), 4))
+    assert {p.dtype for p in guide.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("options", "batch_size", "message"),
     [

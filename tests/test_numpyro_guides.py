@@ -236,6 +236,10 @@ def local(size=2):
         numpyro.sample("z", dist.Normal(0.0, 1.0))
 
 
+def hidden_plate():
+    return handlers.block(local, expose=["z"])()
+
+
 def empty():
     numpyro.sample("y", dist.Normal(0.0, 1.0), obs=0.0)
 
@@ -249,6 +253,7 @@ def moving():
     ("model", "flow", "message"),
     [
         (local, "auto", r"'z' is local to the plate 'data', subsampled \(2 of 10\)"),
+        (hidden_plate, "auto", "cannot see whether the plate data is subsampled: expose it in block"),
         (empty, "auto", "no latent variables"),
         (moving, "auto", "supports of these sites depend on other latents: z"),
         (schools, "realnpv", "unknown flow 'realnpv'; known flows are .*realnvp"),
@@ -261,6 +266,11 @@ def test_refuses_what_it_cannot_do(model, flow, message):
     for _ in range(2):  # a failed call leaves the guide as it was
         with pytest.raises(ValueError, match=message):
             guide.setup()
+
+
+def test_serves_latents_in_a_plate_that_is_hidden():
+    guide = AutoFlow(handlers.block(lambda: local(None), expose=["z"]))
+    assert guide.sample_posterior(jax.random.key(0), guide.setup())["z"].shape == (10,)
 
 
 def test_other_mistakes_say_what_to_do():

@@ -10,14 +10,15 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, JitTrace_ELBO, Predictive, Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_value
-from torch.distributions import biject_to, constraints
+from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_mean, init_to_value
+from torch.distributions import SigmoidTransform, biject_to, constraints
 
 import flowppl as fp
 import flowppl.pyro
 from flowppl import _tree
 from flowppl.guides import guide_bijection, start_at
 from flowppl.pyro import FlowTransform, log_weights
+from flowppl.pyro.guides import unconstrained_zeros
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
 
@@ -290,6 +291,14 @@ def test_refuses_what_it_cannot_do(model, flow, message):
             guide()
 
 
+def test_supports_that_depend_on_other_latents_are_told_from_those_that_do_not():
+    """Wherever the guide starts, and for a wide simplex in single precision."""
+    with pytest.raises(ValueError, match="supports of these sites depend on other latents: z"):
+        AutoFlow(moving, init_loc_fn=init_to_mean).setup()
+    wide = dist.Dirichlet(torch.ones(1000, dtype=torch.float32))
+    assert AutoFlow(lambda: pyro.sample("z", wide), "planar").setup()
+
+
 def test_other_mistakes_say_what_to_do():
     with pytest.raises(TypeError, match="a name, a bijection or a function"):
         AutoFlow(schools, 3)()
@@ -303,6 +312,10 @@ def test_other_mistakes_say_what_to_do():
 
 
 def test_starts_on_the_device_of_the_model():
+    fn = dist.Normal(torch.zeros(2, 3, device="meta", dtype=torch.float32), 1.0, validate_args=False).to_event(1)
+    for each in (fn, dist.TransformedDistribution(fn.mask(True), [SigmoidTransform()], validate_args=False)):
+        origin = unconstrained_zeros({"fn": each})
+        assert (origin.device.type, origin.dtype, origin.shape) == ("meta", torch.float32, (2, 3))
     bijection = guide_bijection("planar", 4)
     params = FlowTransform(bijection).to("meta").weights.tree()
     loc = torch.zeros(4, device="meta")

@@ -160,6 +160,69 @@ def test_a_random_density_is_not_searched(language):
         assert np.asarray(each["1"]["scale"].tolist()).max() < 0
 
 
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+@pytest.mark.parametrize("mean", [lambda z, coin: z + coin, lambda z, coin: z * coin])
+def test_hidden_latents_show_whatever_they_do(language, mean):
+    """Also a coin that falls alike a few times, and a factor of what is zero at the origin."""
+
+    def numpyro_model():
+        z, coin = numpyro.sample("z", ndist.Normal()), numpyro.sample("coin", ndist.Bernoulli(0.8))
+        numpyro.sample("y", ndist.Normal(mean(z, coin)), obs=1.0)
+
+    def pyro_model():
+        z, coin = pyro.sample("z", pdist.Normal(0.0, 1.0)), pyro.sample("coin", pdist.Bernoulli(0.8))
+        pyro.sample("y", pdist.Normal(mean(z, coin), 1.0), obs=torch.tensor(1.0))
+
+    if language == "numpyro":
+        guide = fnp.AutoFlow(handlers.block(numpyro_model, hide=["coin"]), init="point")
+        guide.setup()
+        target = fnp.target.Target(guide, (), {})
+    else:
+        guide = fpp.AutoFlow(poutine.block(pyro_model, hide=["coin"]), init="point")
+        guide.setup()
+        target = fpp.target.Target(guide, (), {}, torch.zeros(1))
+    assert target.is_random()
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_the_log_density_of_scaled_and_masked_sites_is_that_of_svi(language):
+    """What scales or masks a site leaves the log determinant of its constraint as it is."""
+
+    def numpyro_model():
+        with handlers.scale(scale=0.5):
+            numpyro.sample("z", ndist.HalfNormal(1.0))
+        with handlers.mask(mask=False):
+            numpyro.sample("w", ndist.LogNormal(0.0, 1.0))
+
+    def pyro_model():
+        with poutine.scale(scale=0.5):
+            pyro.sample("z", pdist.HalfNormal(1.0))
+        with poutine.mask(mask=False):
+            pyro.sample("w", pdist.LogNormal(0.0, 1.0))
+
+    adapter, model = (fnp, numpyro_model) if language == "numpyro" else (fpp, pyro_model)
+    guide = adapter.AutoFlow(model, init="point")
+    guide.setup()
+    like = [torch.zeros(2)] if language == "pyro" else []
+    found = adapter.target.Target(guide, (), {}, *like).log_probs(np.array([[1.0, 0.3]]))
+    density = pdist.HalfNormal(torch.ones(())).log_prob(torch.tensor(1.0).exp())
+    np.testing.assert_allclose(found, [0.5 * density + 1.0 + 0.3])
+
+
+def test_a_start_that_cannot_be_searched_is_refused():
+    """With its data under a trace; "auto" starts at a point then."""
+    y = jnp.asarray(Y)
+    for init in ("newton", "diagonal"):
+        svi = numpyro.infer.SVI(
+            numpyro_regression,
+            fnp.AutoFlow(numpyro_regression, init=init),
+            numpyro.optim.Adam(1e-3),
+            numpyro.infer.Trace_ELBO(),
+        )
+        with pytest.raises(ValueError, match=f"init='{init}' searches with the values.*outside jit"):
+            jax.eval_shape(svi.init, jax.random.key(0), y)
+
+
 @pytest.mark.filterwarnings("ignore:Out-of-support")  # says the host
 @pytest.mark.parametrize(("adapter", "model"), [(fnp, numpyro_regression), (fpp, pyro_regression)])
 def test_bad_data_and_bad_options_are_told(adapter, model):

@@ -32,7 +32,7 @@ from flowppl.fitting import (
     choose_rounds,
     train,
 )
-from flowppl.guides import distance_from_identity, fold, path_flow
+from flowppl.guides import affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.losses import guide_loss, standard_log_prob
 from flowppl.numpyro.diagnostics import _draw, diagnose, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
@@ -133,12 +133,12 @@ class _Trainer(abc.ABC):
         self.set(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))
         self.key = key
         self.optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.scale_by_adam(eps=1e-4))
-        self._run = jax.jit(_over_restarts(self._steps, 2))
+        self._run = jax.jit(_over_restarts(self._steps, 2), static_argnums=4)
         self._weigh = jax.jit(_over_restarts(self._log_weights, 2))
 
     @abc.abstractmethod
-    def _loss(self, params, key, power, stretch):
-        """A number with the gradient to go along, and the estimate of minus the ELBO."""
+    def _loss(self, params, key, power, stretch, affine):
+        """A number with the gradient to go along, in all layers or the affine ones, and minus the ELBO's estimate."""
 
     @abc.abstractmethod
     def _log_weights(self, params, key):
@@ -190,22 +190,18 @@ class _Trainer(abc.ABC):
 
             def add_block(i, sums):
                 block_key = jax.random.fold_in(key, i)
-                found = jax.grad(self._loss, has_aux=True)(params, block_key, power, stretch)
+                found = jax.grad(self._loss, has_aux=True)(params, block_key, power, stretch, affine)
                 return jax.tree.map(jnp.add, sums, found)
 
             zeros = jax.tree.map(jnp.zeros_like, (params, jnp.zeros(())))
             sums = jax.lax.fori_loop(0, num_blocks, add_block, zeros)
             gradient, loss = jax.tree.map(lambda leaf: leaf / num_blocks, sums)
-            gradient = self._of_stage(gradient, affine)
             updates, new_state = self.optimizer.update(gradient, state)
             new = jax.tree.map(lambda leaf, update: leaf - rate * update, params, updates), new_state
             taken = jnp.isfinite(ravel_pytree((gradient, loss))[0]).all()
             return jax.tree.map(partial(jnp.where, taken), new, carry), jnp.where(taken, loss, jnp.nan)
 
         return jax.lax.scan(step, carry, (jax.random.split(key, CHUNK), *schedule))
-
-    def _of_stage(self, gradient, affine):
-        return gradient
 
 
 class PathTrainer(_Trainer):
@@ -216,6 +212,7 @@ class PathTrainer(_Trainer):
 
     def __init__(self, guide, target, starts, key, clip_norm):
         self.guide, self.bijection, self.target = guide, guide.bijection, target
+        self._affine = affine_part(guide.bijection, jax.tree.map(np.asarray, self._tree(starts[0])))
         super().__init__(starts, key, clip_norm)
         self._fold = jax.jit(_over_restarts(self._folded, 1))
 
@@ -229,17 +226,14 @@ class PathTrainer(_Trainer):
     def _tree(self, params):
         return merge(params, _constants(self.bijection))
 
-    def _loss(self, params, key, power, stretch):
+    def _loss(self, params, key, power, stretch, affine):
         noise_key, direction_key, model_key = jax.random.split(key, 3)
         shape = self.bijection.x_shape
         noise = jax.random.normal(noise_key, (self.block, *shape))
         directions = jax.random.normal(direction_key, (self.block // 2, *shape))
         log_density = jax.vmap(jax.value_and_grad(partial(self.target.log_prob, key=model_key)))
-        return guide_loss(self.bijection, self._tree(params), noise, directions, log_density, power, stretch)
-
-    def _of_stage(self, gradient, affine):
-        held = jax.tree.map(lambda leaf: jnp.where(affine, jnp.zeros_like(leaf), leaf), gradient["0"])
-        return gradient | {"0": held}
+        bijection, tree = stage(self.bijection, self._affine, self._tree(params), affine)
+        return guide_loss(bijection, tree, noise, directions, log_density, power, stretch)
 
     def _log_weights(self, params, key):
         def draw(key):
@@ -271,7 +265,7 @@ class ElboTrainer(_Trainer):
     def constrained(self, params):
         return self.svi.constrain_fn(params)
 
-    def _loss(self, params, key, power, stretch):
+    def _loss(self, params, key, power, stretch, affine):
         svi = self.svi
         loss = svi.loss.loss(key, svi.constrain_fn(params), svi.model, svi.guide, *self.args, **self.kwargs)
         return loss, jax.lax.stop_gradient(loss)

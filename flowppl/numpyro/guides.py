@@ -101,9 +101,17 @@ class AutoFlow(AutoContinuous):
 
     def _setup_prototype(self, *args, **kwargs):
         # Only names, shapes and supports stay on the guide, no value of the model.
-        trace = self._outline_model(args, kwargs)
-        sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
+        trace = outline_model(self.model, args, kwargs)
         latents = {name: site for name, site in trace.items() if "fn" in site}
+        sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
+        for site in latents.values():
+            for frame in site["cond_indep_stack"]:
+                # A block may hide a plate, but not that what stands in a subsample is scaled.
+                if frame.name not in sizes and site["is_scaled"]:
+                    raise ValueError(
+                        f"AutoFlow cannot see whether the plate {frame.name} is subsampled: expose it in block, too"
+                    )
+                sizes.setdefault(frame.name, frame.size)
         check_latents(
             Latent(
                 name,
@@ -112,13 +120,7 @@ class AutoFlow(AutoContinuous):
             )
             for name, site in latents.items()
         )
-        moved = [name for name, site in latents.items() if _is_traced(site["fn"].support)]
-        if moved and _is_traced((args, kwargs)):
-            raise ValueError(
-                f"the supports of these sites depend on other latents or on data under a jax trace: {', '.join(moved)}"
-                "; if it is the data, call guide.setup(*args) once with them, outside jit and vmap"
-            )
-        check_supports(moved)
+        check_fixed_supports(trace, args, kwargs)
         self._see(trace, needs_args=bool(args or kwargs))
         self._known_shapes.append(jax.tree.map(np.shape, (args, kwargs)))
 
@@ -139,7 +141,7 @@ class AutoFlow(AutoContinuous):
         """Raise ValueError if the latents have changed; the model is traced for arguments of new shapes only."""
         shapes = jax.tree.map(np.shape, (args, kwargs))
         if self.model not in (None, absent_model) and shapes not in self._known_shapes:
-            now = {n: s["unconstrained_shape"] for n, s in self._outline_model(args, kwargs).items() if "fn" in s}
+            now = {n: s["unconstrained_shape"] for n, s in outline_model(self.model, args, kwargs).items() if "fn" in s}
             check_shapes({name: self.prototype_trace[name]["unconstrained_shape"] for name in self._names}, now)
             self._known_shapes.append(shapes)
 
@@ -148,44 +150,21 @@ class AutoFlow(AutoContinuous):
         # Sites that a block hides, and plates, ask for a key of their own: no outer handler's may be spent here.
         return handlers.seed(self.model, 0, hide_types=["sample"])
 
-    def _outline_model(self, args, kwargs) -> dict[str, dict]:
-        """The sites of the model without their values.
-
-        The model is traced, not run, with abstract latents: so a support that depends on one of them can be told.
-        """
-        outlines = {}
-
-        def outline(probe):
-            def abstract_value(site):
-                if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
-                    return None
-                with helpful_support_errors(site):
-                    transform = biject_to(site["fn"].support)
-                shape = transform.inverse_shape(site["fn"].shape(site["kwargs"]["sample_shape"]))
-                return transform(jnp.zeros(shape) + probe)
-
-            # What depends on neither latents nor traced data, as most supports, becomes a value even here.
-            with jax.ensure_compile_time_eval(), handlers.block():
-                model = handlers.substitute(handlers.seed(self._keyed_model, 0), substitute_fn=abstract_value)
-                for name, site in handlers.trace(model).get_trace(*args, **kwargs).items():
-                    outlines[name] = {
-                        "name": name,
-                        "type": site["type"],
-                        "is_observed": site.get("is_observed", False),
-                        "cond_indep_stack": list(site.get("cond_indep_stack", ())),
-                        "args": site["args"] if site["type"] == "plate" else (),
-                    }
-                    if site["type"] == "sample" and not site["is_observed"]:
-                        support, shape = site["fn"].support, jnp.shape(site["value"])
-                        outlines[name]["fn"] = SimpleNamespace(support=support, event_dim=site["fn"].event_dim)
-                        if not support.is_discrete:
-                            outlines[name]["unconstrained_shape"] = biject_to(support).inverse_shape(shape)
-
-        jax.eval_shape(outline, 0.0)
-        return outlines
-
     def _constrain(self, unconstrained):
-        return {name: biject_to(self.prototype_trace[name]["fn"].support)(unconstrained[name]) for name in self._names}
+        return {name: transform(part) for name, transform, part in self._parts(unconstrained)}
+
+    def _constrain_with_log_det(self, unconstrained):
+        """The values of all sites, and the log determinant of the map to them, for one draw."""
+        values, total = {}, 0.0
+        for name, transform, part in self._parts(unconstrained):
+            values[name] = transform(part)
+            total += transform.log_abs_det_jacobian(part, values[name]).sum()
+        return values, total
+
+    def _parts(self, unconstrained):
+        """For each site its name, the transform to its support, and its unconstrained value."""
+        for name in self._names:
+            yield name, biject_to(self.prototype_trace[name]["fn"].support), unconstrained[name]
 
     @property
     def _names(self):
@@ -199,17 +178,28 @@ class AutoFlow(AutoContinuous):
         params = init_params(self.bijection, flow_key)
         start = self._search(start_key, args, kwargs)
         if start is not None:
-            return _start_at(self.bijection, params, jnp.asarray(start.loc), jnp.asarray(start.scale), fixed=True)
+            placed = start_at(
+                self.bijection, params, start.loc, start.scale, fixed=True
+            )  # in NumPy: nothing to compile
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float), placed)
         loc, is_valid = self._start_point(start_key, args, kwargs)
         if not _is_traced(is_valid) and not is_valid:
             raise no_start(Target(self, args, kwargs).observed_sites())
-        return _start_at(self.bijection, params, loc, (self.init_scale or 0.1) * jnp.ones_like(loc), fixed=False)
+        return _start_at(self.bijection, params, loc, (self.init_scale or 0.1) * jnp.ones_like(loc))
 
     def _search(self, key, args, kwargs) -> Gaussian | None:
         """The best Gaussian of a search from several points; ``None`` if the guide starts at a point."""
         init = choose_init(self.init, self.latent_dim, self.init_scale)
-        if init == "point" or _is_traced((args, kwargs)):
+        if init == "point":
             return None
+        if _is_traced((args, kwargs)):
+            if self.init == "auto":
+                return None
+            raise ValueError(
+                f"AutoFlow: init={init!r} searches with the values of the model's arguments, but these are under a jax "
+                "trace; call svi.init outside jit and vmap, close over the arguments there instead of passing them, "
+                'or take init="point"'
+            )
         # The search runs outside of whatever transformation this runs in; under one the key has no value to use.
         with jax.ensure_compile_time_eval():
             target = Target(self, args, kwargs)
@@ -313,9 +303,59 @@ class AutoFlow(AutoContinuous):
             raise RuntimeError("this AutoFlow has not seen its model yet: call guide.setup(*args) first")
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="fixed")
-def _start_at(bijection, params, loc, scale, *, fixed):
-    return start_at(bijection, params, loc, scale, fixed=fixed)
+def outline_model(model, args, kwargs) -> dict[str, dict]:
+    """The sites of the model without their values.
+
+    The model is traced, not run, with abstract latents: so a support that depends on one of them can be told.
+    """
+    outlines = {}
+
+    def outline(probe):
+        def abstract_value(site):
+            if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
+                return None
+            with helpful_support_errors(site):
+                transform = biject_to(site["fn"].support)
+            shape = transform.inverse_shape(site["fn"].shape(site["kwargs"]["sample_shape"]))
+            return transform(jnp.zeros(shape) + probe)
+
+        # What depends on neither latents nor traced data, as most supports, becomes a value even here.
+        with jax.ensure_compile_time_eval(), handlers.block():
+            outlined = handlers.substitute(handlers.seed(model, 0), substitute_fn=abstract_value)
+            for name, site in handlers.trace(outlined).get_trace(*args, **kwargs).items():
+                outlines[name] = {
+                    "name": name,
+                    "type": site["type"],
+                    "is_observed": site.get("is_observed", False),
+                    "cond_indep_stack": list(site.get("cond_indep_stack", ())),
+                    "is_scaled": site.get("scale") is not None,
+                    "args": site["args"] if site["type"] == "plate" else (),
+                }
+                if site["type"] == "sample" and not site["is_observed"]:
+                    support, shape = site["fn"].support, jnp.shape(site["value"])
+                    outlines[name]["fn"] = SimpleNamespace(support=support, event_dim=site["fn"].event_dim)
+                    if not support.is_discrete:
+                        outlines[name]["unconstrained_shape"] = biject_to(support).inverse_shape(shape)
+
+    jax.eval_shape(outline, 0.0)
+    return outlines
+
+
+def check_fixed_supports(trace, args, kwargs) -> None:
+    """Raise ValueError if in this outline of a model the support of a latent depends on other latents."""
+    continuous = {name: site for name, site in trace.items() if "unconstrained_shape" in site}
+    moved = [name for name, site in continuous.items() if _is_traced(site["fn"].support)]
+    if moved and _is_traced((args, kwargs)):
+        raise ValueError(
+            f"the supports of these sites depend on other latents or on data under a jax trace: {', '.join(moved)}"
+            "; if it is the data, call guide.setup(*args) once with them, outside jit and vmap"
+        )
+    check_supports(moved)
+
+
+@partial(jax.jit, static_argnums=0)
+def _start_at(bijection, params, loc, scale):
+    return start_at(bijection, params, loc, scale, fixed=False)
 
 
 def _is_traced(tree) -> bool:

@@ -43,7 +43,7 @@ from flowppl.local import (
     start_local_at,
 )
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
-from flowppl.numpyro.guides import AutoFlow
+from flowppl.numpyro.guides import AutoFlow, check_fixed_supports, outline_model
 from flowppl.numpyro.transforms import FlowTransform, init_params
 
 
@@ -91,6 +91,7 @@ class AutoLocalFlow(AutoGuide):
         self.global_guide = global_guide
         self.hidden_dims = hidden_dims
         self.init_scale = init_scale
+        self._has_checked_supports = False
 
     def setup(self, *args, **kwargs) -> dict[str, Tree]:
         """Look at the model once and create the guide's parameters; the arguments are the model's.
@@ -149,6 +150,9 @@ class AutoLocalFlow(AutoGuide):
         """Draw all latent sites; the arguments are the model's."""
         trace = self._look(args, kwargs, {})
         sites = self._read_latents(trace)
+        if not self._has_checked_supports:
+            check_fixed_supports(outline_model(self.model, args, kwargs), args, kwargs)
+            self._has_checked_supports = True
         if self.plate_names is None:
             self.plate_names = local_plates(sites, None)
         local_plates(sites, self.plate_names)

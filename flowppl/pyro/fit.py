@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro import poutine
 
+from flowppl._tree import map_tree
 from flowppl.diagnostics import is_subsampled
 from flowppl.fitting import (
     BLOCK,
@@ -26,8 +27,7 @@ from flowppl.fitting import (
     choose_rounds,
     train,
 )
-from flowppl.frozen import held
-from flowppl.guides import distance_from_identity, fold, path_flow
+from flowppl.guides import affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.losses import guide_loss, standard_log_prob
 from flowppl.pyro.diagnostics import _draw, _traces, diagnose, log_weights, model_plates, plate_nesting, resample
 from flowppl.pyro.guides import AutoFlow
@@ -178,18 +178,19 @@ class PathTrainer(_Trainer):
         self.target = Target(guide, args, kwargs, self.like, model)
         others = [guide._started_flow(self.bijection, guide._init_loc(), args, kwargs) for _ in range(num_restarts - 1)]
         self.flows = [guide.flow, *others]
+        tree = map_tree(lambda leaf: leaf.detach().cpu().numpy(), guide.flow.transform.weights.tree())
+        self._affine = affine_part(self.bijection, tree)
         super().__init__([list(flow.parameters()) for flow in self.flows], clip_norm)
 
     def _noise(self, num):
         return torch.randn((num, len(self.like)), dtype=self.like.dtype, device=self.like.device)
 
     def _take_gradient(self, index, chunk, step):
-        params = self.flows[index].transform.weights.tree()
-        if chunk.affine:
-            params |= {"0": held(params["0"])}
+        tree = self.flows[index].transform.weights.tree()
+        bijection, params = stage(self.bijection, self._affine, tree, chunk.affine)
         noise, directions = self._noise(chunk.num_particles), self._noise(chunk.num_particles // 2)
         settings = (self.target.values_and_slopes, chunk.powers[step], chunk.stretches[step])
-        loss, minus_elbo = guide_loss(self.bijection, params, noise, directions, *settings)
+        loss, minus_elbo = guide_loss(bijection, params, noise, directions, *settings)
         loss.backward()
         return minus_elbo.item()
 

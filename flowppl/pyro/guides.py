@@ -10,7 +10,9 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.params import param_with_module_name
+from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 from torch.utils._pytree import tree_map
 
@@ -106,15 +108,9 @@ class AutoFlow(AutoContinuous):
             )
             for name, site in trial.iter_stochastic_nodes()
         )
+        check_supports(moved_supports(self._model[1], args, kwargs))
         super()._setup_prototype(*args, **kwargs)
-        moved = []
-        prototype: Any = self.prototype_trace
-        for name, site in prototype.iter_stochastic_nodes():
-            now, before = biject_to(site["fn"].support), biject_to(trial.nodes[name]["fn"].support)
-            if not torch.allclose(site["value"], before(now.inv(site["value"])), equal_nan=True):
-                moved.append(name)
         try:
-            check_supports(moved)
             loc = self._init_loc()
             bijection = guide_bijection(self.flow_choice, self.latent_dim)
             self.flow = self._started_flow(bijection, loc, args, kwargs)
@@ -255,6 +251,48 @@ class AutoFlow(AutoContinuous):
         return new
 
 
+def unconstrained_zeros(site) -> torch.Tensor:
+    """The origin of a site's unconstrained space, with the dtype and on the device of its distribution."""
+    shape = biject_to(site["fn"].support).inverse_shape(site["fn"].shape())
+    return _a_parameter(site["fn"]).new_zeros(shape)
+
+
+def _a_parameter(distribution) -> torch.Tensor:
+    """A tensor in a distribution or in those that it wraps; one of the default dtype and device if there is none."""
+    parts = list(vars(distribution).values())
+    for part in parts:
+        if isinstance(part, torch.Tensor) and part.is_floating_point():
+            return part
+    for part in parts:
+        if isinstance(part, torch.distributions.Distribution):
+            return _a_parameter(part)
+    return torch.zeros(())
+
+
+@torch.no_grad()
+def moved_supports(model, args, kwargs) -> list[str]:
+    """The names of the latents whose supports differ between two random points, given one subsample of the data."""
+
+    def draw(site):
+        if site["fn"].support.is_discrete:
+            return site["fn"]()
+        return biject_to(site["fn"].support)(unconstrained_zeros(site).uniform_(-1, 1))
+
+    model = InitMessenger(draw)(model)
+    moved = []
+    with poutine.block(), torch.random.fork_rng(), pyro.validation_enabled(False):
+        before: Any = poutine.trace(model).get_trace(*args, **kwargs)
+        subsample = {name: site["value"] for name, site in before.nodes.items() if site_is_subsample(site)}
+        now: Any = poutine.trace(poutine.condition(model, data=subsample)).get_trace(*args, **kwargs)
+        for name, site in before.iter_stochastic_nodes():
+            if name not in subsample and not site["fn"].support.is_discrete:
+                point = unconstrained_zeros(site).uniform_(-1, 1)
+                value, other = (biject_to(trace.nodes[name]["fn"].support)(point) for trace in (before, now))
+                if not torch.allclose(value, other, atol=0.0, equal_nan=True):
+                    moved.append(name)
+    return moved
+
+
 def own_parameters(name: str, module: torch.nn.Module) -> None:
     """Let the module under this name have its own parameters.
 
@@ -279,7 +317,6 @@ def _or_origin(init_loc_fn):
         try:
             return init_loc_fn(site)
         except NotImplementedError:
-            transform = biject_to(site["fn"].support)
-            return transform(torch.zeros(transform.inverse_shape(site["fn"].shape())))
+            return biject_to(site["fn"].support)(unconstrained_zeros(site))
 
     return init

@@ -20,6 +20,7 @@ from pyro.poutine.runtime import NonlocalExit
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
+from flowppl.guides import check_supports
 from flowppl.local import (
     AUTO_LOCAL_FLOW_DOC,
     NUM_MEDIAN_DRAWS,
@@ -42,7 +43,7 @@ from flowppl.local import (
     start_local_at,
 )
 from flowppl.pyro.flow import Flow
-from flowppl.pyro.guides import AutoFlow, own_parameters
+from flowppl.pyro.guides import AutoFlow, moved_supports, own_parameters, unconstrained_zeros
 
 
 class AutoLocalFlow(AutoGuide):
@@ -116,8 +117,8 @@ class AutoLocalFlow(AutoGuide):
                 return self.init_loc_fn(site)
             if site["fn"].support.is_discrete:
                 return site["fn"]()
-            transform = biject_to(site["fn"].support)  # any value will do, and an improper prior has no draws
-            return transform(torch.zeros(transform.inverse_shape(site["fn"].shape())))
+            # Any value will do, and an improper prior has no draws.
+            return biject_to(site["fn"].support)(unconstrained_zeros(site))
 
         def all_seen(site):
             return bool(self._latent_names) and self._latent_names <= tracer.trace.nodes.keys()
@@ -153,6 +154,7 @@ class AutoLocalFlow(AutoGuide):
             sites = self._read_latents(trace)
             plate_names = local_plates(sites, self.plate_names)
             shared, local = split_sites(sites, plate_names)
+            check_supports(moved_supports(self.model, args, kwargs))
             self._make_plates(trace, sites)
             if shared and self.global_guide is None:
                 kept = {site.name for site in shared}
@@ -217,7 +219,7 @@ class AutoLocalFlow(AutoGuide):
         own = torch.as_tensor(pick_features(features, plate))
         own = own if own.is_floating_point() else own.to(torch.get_default_dtype())
         check_finite(plate, bool(own.isfinite().all()))
-        return member_features(own, plate, self.plates[plate.name].indices)
+        return member_features(own, plate, self.plates[plate.name].indices.to(own.device))
 
     def forward(self, *args, **kwargs):
         """Draw all latent sites; the arguments are the model's."""
@@ -236,7 +238,7 @@ class AutoLocalFlow(AutoGuide):
         own_parameters(f"{self._pyro_name}.flows", self._modules["flows"])  # type: ignore[arg-type]
         for flow, (plate, members) in zip(self.flows, local, strict=True):
             own = self._member_features(features, plate, trace)
-            context = make_context([own, *centred])
+            context = make_context([part.to(flow._zeros) for part in (own, *centred)])
             with self.plates[plate.name]:
                 name = f"_{self._pyro_name}_{plate.name}_latent"
                 latent = pyro.sample(name, flow(context), infer={"is_auxiliary": True})
