@@ -1,5 +1,6 @@
 """Fitting guides in one call: the driver with a trainer of its own, and both languages."""
 
+import functools
 import math
 import time
 
@@ -22,6 +23,7 @@ from flowppl._tree import map_tree, merge
 from flowppl.fitting import CHUNK, NUM_CHECKS, Round, train
 from flowppl.guides import distance_from_identity, fold, guide_bijection, start_at
 from flowppl.losses import elbo_loss, guide_loss, log_prob, path_loss
+from flowppl.pyro.fit import PathTrainer, record
 
 ROUNDS = (Round(200, 64, 0.1), Round(300, 64, 0.01), Round(100, 64, 0.01))
 
@@ -382,3 +384,32 @@ def test_restarts_survive_a_first_round_that_makes_things_worse(language):
     result = fit_bent(language, num_steps=100, learning_rate=5.0, num_restarts=2)
     assert result.elbo >= result.checks[0].elbo - 0.05
     assert result.sample(3)["z"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_recorded_step_is_the_step(affine):
+    guide = fpp.AutoFlow(pyro_bent, small_flow)
+    guide.setup(Y)
+    trainer = PathTrainer(guide, pyro_bent, (Y,), {}, 1, math.inf)
+    assert trainer._may_record
+    function = functools.partial(trainer._gradient, affine)
+    settings = (torch.tensor(0.3), torch.tensor(1.2))
+    inputs = (*(p.detach() for p in guide.flow.parameters()), torch.randn(6, 2), torch.randn(3, 2), *settings)
+    program = record(function, inputs)
+    assert isinstance(program, torch.jit.ScriptFunction | torch.jit.ScriptModule)
+    others = [0.3 * tensor + 0.1 for tensor in inputs]
+    for recorded, plain in zip(program(*others), function(*others), strict=True):
+        np.testing.assert_allclose(recorded, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_what_cannot_be_recorded_stays_as_it_is():
+    def branches(x):
+        return (x if float(x) > 0 else 2 * x,)
+
+    def counts(x):
+        counts.calls += 1
+        return (x * counts.calls,)
+
+    counts.calls = 0
+    for function in (branches, counts):
+        assert record(function, (torch.tensor(1.0),)) is function

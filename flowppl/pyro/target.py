@@ -96,13 +96,13 @@ class Target:
 
     def _map(self, function, z):
         with pyro.validation_enabled(False):  # checks of values would be branches on them
-            if self._can_be_mapped:
+            if self.can_be_mapped:
                 return torch.func.vmap(function, randomness="same")(z)
             seed = int(torch.randint(2**31, ()))
             return _stack([self._call_seeded(seed, function, row) for row in z])
 
     @cached_property
-    def _can_be_mapped(self) -> bool:
+    def can_be_mapped(self) -> bool:
         """Whether the model can be run for many points at once; one that branches on values cannot."""
         z = torch.stack([torch.zeros_like(self._like), torch.full_like(self._like, 0.1)])
         try:
