@@ -4,6 +4,7 @@
 bijections transforms, distributions and guides of the two languages.
 """
 
+from flowppl.amortised import amortized_posterior
 from flowppl.autoregressive import Autoregressive
 from flowppl.bijection import Bijection, Constant, Normal, Parameter, Uniform, initialize, num_parameters
 from flowppl.combine import Chain, Invert, Repeat
@@ -83,6 +84,7 @@ __all__ = [
     "TriangularAffine",
     "TriangularSylvester",
     "Uniform",
+    "amortized_posterior",
     "available_flows",
     "flowpp",
     "glow",

@@ -453,3 +453,36 @@ def test_damped_is_the_bijection_with_smaller_last_layers(rng, stack):
         np.testing.assert_array_equal(damped, plain)
     with pytest.raises(ValueError, match="factor must be above 0 and at most 1, got 2"):
         fp.Damped(layer, 2)
+
+
+@pytest.mark.parametrize("flow", ["householder", "realnvp", fp.nsf, None])
+def test_an_amortized_posterior_is_a_gaussian_of_the_features_moved_by_the_flow(rng, flow):
+    posterior = fp.amortized_posterior(3, 4, flow, **({} if flow is None else {"num_flows": 2}))
+    params = _tree.map_tree(lambda p: 0.3 * rng.normal(size=p.shape), posterior.parameters())
+    params = _tree.merge(params, posterior.constants())
+    noise, features = rng.normal(size=(6, 3)), rng.normal(size=(6, 4))
+    z, log_det = posterior.forward(params, noise, features)
+    if flow is None or flow == "householder":
+        head = params["network"]["0"]
+        made = features @ head["weight"] + head["bias"]
+        own = params["bijection"] if flow is None else params["bijection"]["0"]
+        raw = made[:, :6].reshape(6, 2, 3) + np.stack([own["loc"], own["scale"]])
+        scale = np.logaddexp(0, raw[:, 1] + np.log(np.e - 1))
+        base = raw[:, 0] + scale * noise
+        np.testing.assert_allclose(log_det, np.log(scale).sum(axis=-1), rtol=1e-6, atol=1e-8)
+        if flow is None:
+            np.testing.assert_allclose(z, base, atol=1e-8)
+        else:  # reflections keep lengths
+            np.testing.assert_allclose(np.linalg.norm(z, axis=-1), np.linalg.norm(base, axis=-1), rtol=1e-8)
+    else:
+        assert posterior.context_dim == posterior.bijections[1].context_dim == 4
+    np.testing.assert_allclose(posterior.inverse(params, z, features)[0], noise, atol=1e-9)
+
+
+def test_an_amortized_posterior_tells_what_it_cannot_use():
+    with pytest.raises(ValueError, match="unknown flow 'no'"):
+        fp.amortized_posterior(3, 4, "no")
+    with pytest.raises(TypeError, match="without a flow there is no use for num_flows"):
+        fp.amortized_posterior(3, 4, None, 2)
+    with pytest.raises(ValueError, match="context_dim"):
+        fp.amortized_posterior(3, 0)

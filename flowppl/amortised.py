@@ -1,0 +1,82 @@
+"""The posterior of a variational autoencoder: a base whose mean and scale depend on the data, and a flow that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flowppl.bijection import Bijection, check_sizes
+from flowppl.combine import Chain
+from flowppl.conditional import Conditional
+from flowppl.linear import ElementwiseAffine
+from flowppl.recipes import make_flow
+
+# Flows of few weights, all of which one head makes; the others have networks, which are given the context.
+HYPERNET_FLOWS = (
+    "planar",
+    "radial",
+    "sylvester",
+    "orthogonal_sylvester",
+    "householder_sylvester",
+    "triangular_sylvester",
+    "householder",
+)
+
+
+def amortized_posterior(
+    dim: int,
+    context_dim: int,
+    flow: str | Callable[..., Bijection] | None = "sylvester",
+    num_flows: int | None = None,
+    *,
+    hidden_dims=(),
+    **options,
+) -> Bijection:
+    r"""The posterior of a latent vector given features of the data: what an encoder of a variational autoencoder needs.
+
+    With features h, and the flow f,
+
+    .. math::
+        z_0 = \mu(h) + \sigma(h) \odot \varepsilon, \quad \varepsilon \sim N(0, I), \qquad z = f(z_0;\, h).
+
+    For planar, radial, Sylvester and Householder flows one linear head on h makes :math:`\mu`, :math:`\sigma` and all
+    parameters of f. Other flows have networks, each of which is given h beside its own input. At the start z is
+    :math:`\varepsilon`, whatever h.
+
+    Args:
+        dim: the number of latents.
+        context_dim: the number of features.
+        flow: a name of :func:`flowppl.available_flows`; a recipe, called as ``flow(dim, context_dim=..., **options)``;
+            or ``None`` for no flow, the Gaussian of a plain autoencoder.
+        num_flows: the number of layers; ``None`` leaves it to the recipe.
+        hidden_dims: hidden layers between the features and the head; ``()``, the default, is one linear head.
+        options: further arguments of the recipe.
+
+    Raises:
+        ValueError: for an unknown flow, or a size below 1.
+        TypeError: for an option that the recipe does not know.
+
+    References:
+        van den Berg, Hasenclever, Tomczak, Welling: Sylvester Normalizing Flows for Variational Inference, 2018, arXiv
+        1803.05649. Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling: Improving Variational Inference with Inverse
+        Autoregressive Flow, 2016, arXiv 1606.04934. Tomczak, Welling: Improving Variational Auto-Encoders using
+        Householder Flow, 2016, arXiv 1611.09630.
+
+    Example:
+        >>> import flowppl as fp
+        >>> posterior = fp.amortized_posterior(8, context_dim=32, flow="iaf", num_flows=2)
+        >>> posterior.x_shape, posterior.context_dim
+        ((8,), 32)
+    """
+    check_sizes("amortized_posterior", dim=dim, context_dim=context_dim)
+    base = ElementwiseAffine(dim)
+    if num_flows is not None:
+        options["num_flows"] = num_flows
+    if flow is None:
+        if options:
+            raise TypeError(f"amortized_posterior: without a flow there is no use for {', '.join(options)}")
+        return Conditional(base, context_dim, hidden_dims)
+    if flow in HYPERNET_FLOWS:
+        return Conditional(Chain([base, make_flow(flow, dim, **options)]), context_dim, hidden_dims)  # type: ignore
+    options["context_dim"] = context_dim
+    inner = make_flow(flow, dim, **options) if isinstance(flow, str) else flow(dim, **options)
+    return Chain([Conditional(base, context_dim, hidden_dims), inner])
