@@ -72,7 +72,7 @@ CHECK_BATCHES = 4
 MAX_POWER = 0.5
 MAX_STRETCH = 1.5
 WARM_UP = 50
-MAX_AFFINE_ROUNDS = 3
+MAX_AFFINE_ROUNDS = 10  # those of a start that was far off; most take one or two
 
 
 @dataclasses.dataclass(frozen=True)
