@@ -12,7 +12,7 @@ from flowppl._array import Array, namespace
 from flowppl._tree import Tree, map_tree, select
 from flowppl.bijection import REAL_LINE, Bijection
 from flowppl.combine import Chain
-from flowppl.frozen import Frozen, held
+from flowppl.frozen import Damped, Frozen, held
 from flowppl.linear import ElementwiseAffine, TriangularAffine, diagonal
 from flowppl.recipes import make_flow, nsf, realnvp
 from flowppl.starts import newton_start, quasi_newton_start
@@ -37,7 +37,8 @@ AUTO_FLOW_DOC = """A guide that is a flow over all continuous latents of a model
         model: the model.
         flow: ``"auto"``, a name of :func:`flowppl.available_flows`, a recipe or another function from the dimension
             to a bijection, or a bijection of the right dimension. ``"auto"`` is :func:`flowppl.realnvp`, whose two
-            directions are both fast, with bounds that keep plain SVI finite; for one dimension, a spline.
+            directions are both fast, bounded and :class:`flowppl.Damped` so that plain SVI stays finite; for one
+            dimension, a spline.
         init: how the start is found. ``"newton"`` takes the Gaussian of the highest ELBO that it meets on several
             Newton paths, with the Hessian of the model; ``"diagonal"`` one with independent coordinates on quasi-Newton
             paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the point of
@@ -123,9 +124,10 @@ def auto_flow(dim: int) -> Bijection:
     """The flow that ``AutoFlow`` uses unless told otherwise.
 
     Stretching compounds from layer to layer: with bounds of 3 both ways plain SVI at a learning rate of 1e-2 became
-    non-finite on a funnel in 19 of 20 seeds, with these in none.
+    non-finite on a funnel in 19 of 20 seeds, with these in none. Damped, it came closer, too: on that funnel to 0.28
+    nats in place of 0.34, after 1,500 steps of 8 particles.
     """
-    return nsf(dim) if dim == 1 else realnvp(dim, log_scale_bound=LOG_SCALE_BOUND)
+    return nsf(dim) if dim == 1 else Damped(realnvp(dim, log_scale_bound=LOG_SCALE_BOUND))
 
 
 def path_flow(dim: int) -> Bijection:
