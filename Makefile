@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python tutorials/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # torch comes first and pinned: without the pin pip takes the newest, which brings several GB of CUDA.
 $(VENV)/.installed: pyproject.toml constraints.txt

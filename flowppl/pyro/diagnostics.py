@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.importance import vectorized_importance_weights
@@ -156,9 +159,17 @@ def model_plates(model, guide, args, kwargs) -> list[tuple[str, int, int]]:
     return [(name, frame.size, frame.full_size or frame.size) for name, frame in frames.items()]
 
 
+@contextlib.contextmanager
+def aside():
+    """What runs in here leaves no trace, and Pyro's parameter store as it was."""
+    store = pyro.get_param_store()
+    with torch.no_grad(), poutine.block(), store.scope(store.get_state()):
+        yield
+
+
 def _traces(model, guide, args, kwargs):
     """The traces of the model, at draws of the guide (an improper prior has none of its own), and of the guide."""
-    with poutine.block():
+    with aside():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         return poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs), guide_trace
 

@@ -32,7 +32,7 @@ from flowppl.fitting import (
 )
 from flowppl.guides import affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.losses import guide_loss, standard_log_prob
-from flowppl.pyro.diagnostics import _draw, _traces, diagnose, log_weights, model_plates, plate_nesting, resample
+from flowppl.pyro.diagnostics import _draw, _traces, aside, diagnose, log_weights, model_plates, plate_nesting, resample
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.target import Target
@@ -104,7 +104,7 @@ def fit(
 
 def _parameters_of(model, guide, args, kwargs) -> list[str]:
     """The names of the model's own parameters."""
-    with torch.no_grad(), poutine.block():
+    with aside():
         replayed = poutine.replay(model, poutine.trace(guide).get_trace(*args, **kwargs))
         with poutine.trace(param_only=True) as capture:
             replayed(*args, **kwargs)
