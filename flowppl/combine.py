@@ -145,8 +145,27 @@ class Chain(Bijection):
         return _tree.select(self.parameters(), new)
 
 
+class SameWeights(Bijection):
+    """A bijection with the weights, the constants and the context of another, its field ``bijection``."""
+
+    bijection: Bijection
+
+    def __post_init__(self):
+        check_bijection(self.bijection)
+
+    @property
+    def context_dim(self) -> int:  # type: ignore[override]
+        return self.bijection.context_dim
+
+    def parameters(self) -> Tree:
+        return self.bijection.parameters()
+
+    def constants(self) -> Tree:
+        return self.bijection.constants()
+
+
 @dataclasses.dataclass(frozen=True)
-class Invert(Bijection):
+class Invert(SameWeights):
     """A bijection with its two directions exchanged, over the same parameters.
 
     ``Invert(b).forward`` is ``b.inverse``. A masked autoregressive flow is an inverted inverse
@@ -162,13 +181,6 @@ class Invert(Bijection):
     """
 
     bijection: Bijection
-
-    def __post_init__(self):
-        check_bijection(self.bijection)
-
-    @property
-    def context_dim(self) -> int:  # type: ignore[override]
-        return self.bijection.context_dim
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -193,12 +205,6 @@ class Invert(Bijection):
     @property
     def inverse_cost(self) -> str:
         return self.bijection.forward_cost
-
-    def parameters(self) -> Tree:
-        return self.bijection.parameters()
-
-    def constants(self) -> Tree:
-        return self.bijection.constants()
 
     def forward(self, params, x, context=None):
         return self.bijection.inverse(params, x, context)

@@ -7,12 +7,12 @@ import dataclasses
 from flowppl import _tree
 from flowppl._array import namespace
 from flowppl._tree import Tree
-from flowppl.bijection import Bijection, Constant, Parameter, assign, check_bijection, derived
-from flowppl.combine import Stacked, Wrapper
+from flowppl.bijection import Bijection, Constant, Parameter, assign, derived
+from flowppl.combine import SameWeights, Stacked, Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen(Wrapper):
+class Frozen(SameWeights, Wrapper):
     """A bijection whose weights are no longer trained: to derivatives they are constants.
 
     They stay among the parameters, so they are saved and moved with the others; an optimiser finds a gradient of zero,
@@ -29,19 +29,6 @@ class Frozen(Wrapper):
 
     bijection: Bijection
 
-    def __post_init__(self):
-        check_bijection(self.bijection)
-
-    @property
-    def context_dim(self) -> int:  # type: ignore[override]
-        return self.bijection.context_dim
-
-    def parameters(self) -> Tree:
-        return self.bijection.parameters()
-
-    def constants(self) -> Tree:
-        return self.bijection.constants()
-
     def forward(self, params, x, context=None):
         return self.bijection.forward(held(params), x, context)
 
@@ -53,7 +40,7 @@ class Frozen(Wrapper):
 
 
 @dataclasses.dataclass(frozen=True)
-class Damped(Wrapper):
+class Damped(SameWeights, Wrapper):
     """A bijection whose networks answer to training less at once.
 
     Adam moves all entries of a matrix by about the learning rate, in one step and in the same direction if the gradient
@@ -82,20 +69,10 @@ class Damped(Wrapper):
     _is_damped: Tree = derived()
 
     def __post_init__(self):
-        check_bijection(self.bijection)
+        super().__post_init__()
         if not 0 < self.factor <= 1:
             raise ValueError(f"Damped: factor must be above 0 and at most 1, got {self.factor!r}")
         assign(self, _is_damped=_tree.map_tree(_is_zero_matrix, self.bijection.parameters()))
-
-    @property
-    def context_dim(self) -> int:  # type: ignore[override]
-        return self.bijection.context_dim
-
-    def parameters(self) -> Tree:
-        return self.bijection.parameters()
-
-    def constants(self) -> Tree:
-        return self.bijection.constants()
 
     def forward(self, params, x, context=None):
         return self.bijection.forward(self._scaled(params, self.factor), x, context)
