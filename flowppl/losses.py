@@ -67,11 +67,10 @@ def path_loss(
     log_p, slope_p = log_density(point)
     log_q, slope_q = xp.value_and_slope(lambda y: log_prob(bijection, held(params), y), point)
     log_w, slope = log_p - log_q, slope_p - slope_q
-    finite = xp.isfinite(log_w) & xp.all(xp.isfinite(slope), axis=-1)
+    finite, slope = _finite_rows(log_w, slope)
     known = xp.where(finite, log_w, xp.full_like(log_w, -math.inf))
     relative = known - xp.logsumexp(known) + math.log(len(noise))
     weight = xp.where(finite, xp.exp(power * xp.clip(relative, -10.0, math.log(5.0))), xp.zeros_like(log_w))
-    slope = xp.where(finite[..., None], slope, xp.zeros_like(slope))
     return -xp.mean(xp.stop_gradient(weight) * xp.sum(xp.stop_gradient(slope) * z, axis=-1)), log_w
 
 
@@ -86,8 +85,7 @@ def elbo_loss(
     z, log_det = bijection.forward(params, noise)
     log_p, slope = log_density(xp.stop_gradient(z))
     log_w = log_p - standard_log_prob(noise) + xp.stop_gradient(log_det)
-    finite = xp.isfinite(log_w) & xp.all(xp.isfinite(slope), axis=-1)
-    slope = xp.where(finite[..., None], slope, xp.zeros_like(slope))
+    finite, slope = _finite_rows(log_w, slope)
     gain = xp.sum(xp.stop_gradient(slope) * z, axis=-1) + log_det
     return -xp.mean(xp.where(finite, gain, xp.zeros_like(gain))), log_w
 
@@ -122,6 +120,13 @@ def guide_loss(
     noise = xp.concat([stretched(noise[:num, ...], directions, stretch), noise[num:, ...]], axis=0)
     loss, log_w = path_loss(bijection, params, noise, log_density, power)
     return loss, -_finite_mean(log_w[num:, ...])
+
+
+def _finite_rows(log_w: Array, slope: Array) -> tuple[Array, Array]:
+    """Which draws have a finite weight and slope, and the slopes with zeros in the place of the others."""
+    xp = namespace(log_w)
+    finite = xp.isfinite(log_w) & xp.all(xp.isfinite(slope), axis=-1)
+    return finite, xp.where(finite[..., None], slope, xp.zeros_like(slope))
 
 
 def _finite_mean(log_w: Array) -> Array:
