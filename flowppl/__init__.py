@@ -39,6 +39,7 @@ from flowppl.recipes import (
 from flowppl.residual import Planar, Radial
 from flowppl.serialization import load, save
 from flowppl.splines import CircularSpline, RationalQuadraticSpline
+from flowppl.subspace import Subspace
 from flowppl.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.univariate import Affine, Scale, Shift
 
@@ -80,6 +81,7 @@ __all__ = [
     "Shift",
     "Sigmoid",
     "Softplus",
+    "Subspace",
     "Tanh",
     "TriangularAffine",
     "TriangularSylvester",

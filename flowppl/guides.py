@@ -16,6 +16,7 @@ from flowppl.frozen import Damped, Frozen, held
 from flowppl.linear import ElementwiseAffine, TriangularAffine, diagonal
 from flowppl.recipes import make_flow, nsf, realnvp
 from flowppl.starts import newton_start, quasi_newton_start
+from flowppl.subspace import Subspace
 
 FlowChoice = str | Bijection | Callable[[int], Bijection]
 INITS = ("auto", "newton", "diagonal", "point")
@@ -31,7 +32,7 @@ AUTO_FLOW_DOC = """A guide that is a flow over all continuous latents of a model
     with a flow f inside two affine layers. At the first step f is the identity, and the guide *is* the Gaussian of its
     start. A start that was searched is the fixed outer layer :math:`\\mu, L`, so that training takes place at the scale
     of the posterior, whatever that is; a start at a point is the trained layer :math:`m, \\sigma`. Above 256 dimensions
-    there is no T, and L is diagonal.
+    L is diagonal, and in the place of T stands a :class:`flowppl.Subspace` of :math:`\\sqrt{{D}}` directions.
 
     Args:
         model: the model.
@@ -170,8 +171,11 @@ def guide_bijection(flow: FlowChoice, dim: int) -> Chain:
         )
     if inner.context_dim:
         raise ValueError(f"the flow of a guide takes no context, but this one has context_dim={inner.context_dim}")
-    affine = TriangularAffine(dim) if dim <= MAX_TRIANGULAR else ElementwiseAffine(dim)
-    return Chain([inner, affine, Frozen(affine)])
+    if dim <= MAX_TRIANGULAR:
+        affine = TriangularAffine(dim)
+        return Chain([inner, affine, Frozen(affine)])
+    few = Subspace(dim, TriangularAffine(round(dim**0.5)))
+    return Chain([inner, few, ElementwiseAffine(dim), Frozen(ElementwiseAffine(dim))])
 
 
 def start_at(bijection: Chain, params: Tree, loc: Array, scale: Array, *, fixed: bool) -> Tree:
@@ -179,21 +183,29 @@ def start_at(bijection: Chain, params: Tree, loc: Array, scale: Array, *, fixed:
 
     The scale is a lower-triangular matrix or a vector of standard deviations.
     """
-    return params | {"2" if fixed else "1": _affine_parameters(bijection.bijections[1], loc, scale)}
+    trained_key, fixed_key = _affine_keys(bijection)
+    return params | {fixed_key if fixed else trained_key: _affine_parameters(bijection.bijections[-2], loc, scale)}
+
+
+def _affine_keys(bijection: Chain) -> tuple[str, str]:
+    """Where the trained affine layer and the fixed one stand: they are the last two."""
+    num = len(bijection.bijections)
+    return str(num - 2), str(num - 1)
 
 
 def fold(bijection: Chain, params: Tree) -> Tree:
     """The weights of the same guide with its trained affine layer taken into the fixed one, and the identity again."""
-    layer: Any = bijection.bijections[1]
-    loc, scale = layer.loc_and_scale(params["1"])
-    outer_loc, outer_scale = layer.loc_and_scale(params["2"])
+    layer: Any = bijection.bijections[-2]
+    trained_key, fixed_key = _affine_keys(bijection)
+    loc, scale = layer.loc_and_scale(params[trained_key])
+    outer_loc, outer_scale = layer.loc_and_scale(params[fixed_key])
     if scale.ndim == 1:
         folded = outer_loc + outer_scale * loc, outer_scale * scale
     else:
         folded = outer_loc + outer_scale @ loc, outer_scale @ scale
     weights = select(bijection.parameters(), params)
-    identity = map_tree(lambda leaf: namespace(leaf).zeros_like(leaf), weights["1"])
-    return weights | {"1": identity, "2": layer.parameters_for(*folded)}
+    identity = map_tree(lambda leaf: namespace(leaf).zeros_like(leaf), weights[trained_key])
+    return weights | {trained_key: identity, fixed_key: layer.parameters_for(*folded)}
 
 
 def affine_part(bijection: Chain, params: Tree) -> Chain | None:
@@ -216,13 +228,13 @@ def stage(bijection: Chain, affine: Chain | None, params: Tree, only_affine: boo
         return bijection, params
     if affine is None:
         return bijection, params | {"0": held(params["0"])}
-    return affine, {"0": params["1"], "1": params["2"]}
+    return affine, {str(i): params[str(i + 1)] for i in range(len(affine.bijections))}
 
 
 def distance_from_identity(bijection: Chain, params: Tree) -> Array:
     """How far the trained affine layer is from the identity: half its shift or its largest change of scale."""
-    layer: Any = bijection.bijections[1]
-    loc, scale = layer.loc_and_scale(params["1"])
+    layer: Any = bijection.bijections[-2]
+    loc, scale = layer.loc_and_scale(params[_affine_keys(bijection)[0]])
     xp = namespace(loc)
     identity = xp.ones_like(loc) if scale.ndim == 1 else diagonal(xp.ones_like(loc))
     return xp.maximum(xp.max(xp.abs(loc)) / 2, xp.max(xp.abs(scale - identity)))

@@ -165,6 +165,21 @@ def test_triangular_affine_makes_any_multivariate_normal(rng):
     np.testing.assert_allclose(ndist.Normal(0, 1).log_prob(x).sum(-1) + log_det, expected, rtol=1e-10)
 
 
+def test_a_linear_map_of_a_subspace_is_a_matrix_of_low_rank_added_to_the_identity(rng):
+    layer = fp.Subspace(6, fp.TriangularAffine(2))
+    params = merged(layer, draw(layer, rng))
+    columns = np.linalg.qr(params["frame"])[0]
+    loc, small = layer.bijection.loc_and_scale(params["bijection"])
+    matrix = np.eye(6) + columns @ (small - np.eye(2)) @ columns.T
+    x = rng.normal(size=(5, 6))
+    y, log_det = layer.forward(params, x)
+    np.testing.assert_allclose(y, x @ matrix.T + columns @ loc, rtol=1e-12)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(matrix)[1], rtol=1e-12)
+    back, log_det = layer.inverse(params, y)
+    np.testing.assert_allclose(back, x, rtol=1e-12)
+    np.testing.assert_allclose(log_det, -np.linalg.slogdet(matrix)[1], rtol=1e-12)
+
+
 def test_flow_pushes_its_base_forward(rng):
     """The density is that of the samples: a histogram of a one-dimensional flow against exp(log_prob)."""
     flow = fp.Chain([fp.Planar(1, num_flows=3), fp.ElementwiseAffine(1)])
