@@ -19,23 +19,25 @@ from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
 
 
 class _Draws:
-    """First values from a JAX key, in the default float dtype."""
+    """First values in the default float dtype, cut from two long arrays; zeros, counted in ``taken``, without them."""
 
-    def __init__(self, key):
-        self.key = key
+    def __init__(self, long_arrays=None):
+        self.long_arrays = long_arrays
+        self.taken = {"normal": 0, "uniform": 0}
 
-    def _next(self):
-        self.key, key = jax.random.split(self.key)
-        return key
+    def _take(self, kind, shape):
+        begin = self.taken[kind]
+        self.taken[kind] = end = begin + math.prod(shape)
+        return jnp.zeros(shape) if self.long_arrays is None else self.long_arrays[kind][begin:end].reshape(shape)
 
     def full(self, shape, value):
         return jnp.full(shape, value, dtype=float)
 
     def normal(self, shape):
-        return jax.random.normal(self._next(), shape, dtype=float)
+        return self._take("normal", shape)
 
     def uniform(self, shape):
-        return jax.random.uniform(self._next(), shape, dtype=float)
+        return self._take("uniform", shape)
 
 
 def init_params(bijection: Bijection, key) -> _tree.Tree:
@@ -46,7 +48,13 @@ def init_params(bijection: Bijection, key) -> _tree.Tree:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init_params(bijection, key):
-    return initialize(bijection, _Draws(key))
+    # To compile a draw of its own for each weight would take three times as long.
+    counter = _Draws()
+    jax.eval_shape(lambda: initialize(bijection, counter))
+    draws = {"normal": jax.random.normal, "uniform": jax.random.uniform}
+    keys = jax.random.split(key)
+    long_arrays = {kind: draws[kind](key, (counter.taken[kind],), dtype=float) for kind, key in zip(draws, keys)}
+    return initialize(bijection, _Draws(long_arrays))
 
 
 @functools.lru_cache(maxsize=256)
