@@ -362,7 +362,7 @@ def main():
     parser.add_argument("--posterior", nargs="+", help="names; all unless given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--guides", nargs="+", help="names of guides, or parts of names; all unless given")
-    parser.add_argument("--cap", type=float, default=300.0, help="the most seconds that a training may take")
+    parser.add_argument("--cap", type=float, default=240.0, help="the most seconds that a training may take")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--larger", action="store_true")
     args = parser.parse_args()

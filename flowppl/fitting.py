@@ -40,7 +40,7 @@ FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
         guide: the guide; ``None`` is an :class:`AutoFlow`, with a flow of wider bounds than its default. It must draw
             all latents of the model, so discrete ones have to be summed out.{again}
         loss: an objective of the host for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
-        num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 1,000 to 6,000,
+        num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 1,000 to 12,000,
             as many as are needed.
         num_particles: draws for each step; ``None`` means 64 (16 for guides trained by the host's means). In NumPyro
             an ``AutoFlow`` takes them by 64.
@@ -49,7 +49,8 @@ FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
         num_restarts: so many guides, each with first weights and a searched start of its own, are trained in the first
             round, {restarts}; the one of the highest ELBO goes on.
         max_seconds: the time that the training may take, without that of searching the start. The learning rate comes
-            down in time.
+            down in time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
+            short, ``.stopped == "max_seconds"``, depends on the machine.
         progress: whether to show a progress bar.
 
     Returns:
@@ -72,6 +73,7 @@ CHECK_BATCHES = 4
 MAX_POWER = 0.5
 MAX_STRETCH = 1.5
 WARM_UP = 50
+MAX_SECONDS = 240.0
 MAX_AFFINE_ROUNDS = 10  # those of a start that was far off; most take one or two
 
 
@@ -83,11 +85,17 @@ class Round:
     num_particles: int
     learning_rate: float
     affine: bool = False
+    least_gain: float = 0.0  # it is left out if the round before raised the ELBO by less
 
 
 AFFINE_ROUND = Round(400, BLOCK, 0.05, affine=True)
 # Many steps of few particles: as many particles in larger steps came less far.
-FLOW_ROUNDS: tuple[Round, ...] = (Round(1000, BLOCK, 3e-3), Round(4000, BLOCK, 2e-3), Round(6000, BLOCK, 1e-3))
+FLOW_ROUNDS: tuple[Round, ...] = (
+    Round(1000, BLOCK, 3e-3),
+    Round(4000, BLOCK, 2e-3),
+    Round(6000, BLOCK, 1e-3),
+    Round(12_000, BLOCK, 1e-3, least_gain=0.1),
+)
 OTHER_ROUNDS: tuple[Round, ...] = (Round(2000, 16, 1e-2), Round(2000, 16, 3e-3), Round(4000, 16, 1e-3))
 
 
@@ -141,9 +149,9 @@ class History:
     stopped: str
 
 
-def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float | None, progress: bool) -> History:
+def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float, progress: bool) -> History:
     """Train until the guide is good, or the rounds or the time end. The trainer keeps the parameters to be used."""
-    end = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
+    end = time.monotonic() + max_seconds
     todo = [AFFINE_ROUND] * (MAX_AFFINE_ROUNDS * trainer.has_affine) + list(rounds)
     is_first = True  # until a round of the flow is over
     losses: list[np.ndarray] = []
@@ -156,6 +164,8 @@ def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float | None
         try:
             while todo and not stopped:
                 this = todo.pop(0)
+                if this.least_gain and checks[-1].elbo - checks[-2].elbo < this.least_gain:
+                    break
                 losses += _run_round(trainer, this, end, bar)
                 if this.affine and trainer.fold() < 0.5:
                     todo = [each for each in todo if not each.affine]
@@ -258,11 +268,20 @@ def choose_rounds(
     return tuple(dataclasses.replace(each, **{k: v for k, v in changes.items() if v is not None}) for each in rounds)
 
 
+def time_limit(max_seconds: float | None, num_steps: int | None) -> float:
+    """The seconds of a training, by default so many that a large model is not trained for hours unasked."""
+    if max_seconds is not None:
+        return max_seconds
+    return MAX_SECONDS if num_steps is None else math.inf
+
+
 def check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds) -> None:
     """Raise ValueError for an option of ``fit`` that cannot be meant."""
     sizes = {"num_steps": num_steps, "num_particles": num_particles, "num_restarts": num_restarts}
     check_sizes("fit", **{name: size for name, size in sizes.items() if size is not None})
-    positive = {"learning_rate": learning_rate, "clip_norm": clip_norm, "max_seconds": max_seconds}
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"fit: max_seconds must be positive, got {max_seconds!r}")
+    positive = {"learning_rate": learning_rate, "clip_norm": clip_norm}
     for name, value in positive.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"fit: {name} must be positive and finite, got {value!r}")

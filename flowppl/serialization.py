@@ -10,7 +10,7 @@ text, the metadata entry ``flowppl``, is JSON:
 ``backend``     "pyro" or "numpyro", the language that it was saved from
 ``kind``        "flow", "transform", "guide" or "fit"
 ``bijection``   the bijection: the name of its class as ``type``, and its fields, some of them such objects again;
-                of a guide its flow, without the affine layers, whose weights are there under 1 and 2
+                of a guide its flow, without the affine layers, whose weights are there under the next numbers
 ``base``        the base distribution: its name as ``type``, and its arguments, null for each array; or null
 ``guide``       of a guide or fit, else null: its ``latents``, from "0" on as they lie in the unconstrained vector, each
                 with its name, shape in unconstrained space, support, event_dim and plates (name, dim, size); the

@@ -30,6 +30,7 @@ from flowppl.fitting import (
     FitBase,
     check_options,
     choose_rounds,
+    time_limit,
     train,
 )
 from flowppl.guides import affine_part, distance_from_identity, fold, path_flow, stage
@@ -104,7 +105,8 @@ def fit(
         trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, train_key, norm)
         default = OTHER_ROUNDS
     trainer.is_subsampled = is_subsampled(model_plates(model, guide, trainer.first(), args, kwargs))
-    history = train(trainer, choose_rounds(default, num_steps, num_particles, learning_rate), max_seconds, progress)
+    rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
+    history = train(trainer, rounds, time_limit(max_seconds, num_steps), progress)
     return Fit(guide, trainer.first(), history, model, (args, kwargs), fit_key)
 
 

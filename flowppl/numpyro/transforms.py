@@ -52,8 +52,8 @@ def _init_params(bijection, key):
     counter = _Draws()
     jax.eval_shape(lambda: initialize(bijection, counter))
     draws = {"normal": jax.random.normal, "uniform": jax.random.uniform}
-    keys = jax.random.split(key)
-    long_arrays = {kind: draws[kind](key, (counter.taken[kind],), dtype=float) for kind, key in zip(draws, keys)}
+    keys = dict(zip(draws, jax.random.split(key), strict=True))
+    long_arrays = {kind: draw(keys[kind], (counter.taken[kind],), dtype=float) for kind, draw in draws.items()}
     return initialize(bijection, _Draws(long_arrays))
 
 
