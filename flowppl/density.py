@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from flowppl._array import Array, namespace
 from flowppl.bijection import Bijection, check_event, check_sizes
+from flowppl.epochs import Epochs, Progress, run_epochs
 
 INIT_ROWS = 4096  # of the training data, for layers that start from data
 
@@ -61,34 +61,15 @@ FIT_DENSITY_DOC = """Fit a flow to data by maximum likelihood.
     Example:{example}"""
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class DensityFit:
-    """What ``fit_density`` returns.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class DensityFit(Epochs):
+    """The flow that ``fit_density`` trained, and the record of its training; losses are negative log likelihoods.
 
     Args:
-        flow: the trained flow.
-        losses: the mean negative log likelihood of the training rows in each epoch, under the weights of each step.
-        validation_losses: that of the held-out rows at the end of each epoch; empty without validation.
-        best_epoch: the epoch, counted from 0, whose weights the flow has: that of the smallest validation loss, without
-            validation the last. It is -1 if none was completed.
-        stopped: why training ended: ``"num_epochs"``, ``"patience"`` or ``"interrupted"``.
-        num_skipped: the number of steps left out because their loss or gradient was not finite.
+        flow: the trained flow, with the weights of ``best_epoch``.
     """
 
     flow: Any
-    losses: np.ndarray
-    validation_losses: np.ndarray
-    best_epoch: int
-    stopped: str
-    num_skipped: int
-
-    def __repr__(self):
-        facts = [f"{len(self.losses)} epochs", f"stopped by {self.stopped!r}", f"best_epoch={self.best_epoch}"]
-        if self.best_epoch >= 0:
-            facts.append(f"loss={self.losses[self.best_epoch]:.4f}")
-            if len(self.validation_losses):
-                facts.append(f"validation_loss={self.validation_losses[self.best_epoch]:.4f}")
-        return f"DensityFit({', '.join(facts)}, num_skipped={self.num_skipped})"
 
 
 def check_options(*, learning_rate, clip_norm, patience, **sizes) -> None:
@@ -189,47 +170,30 @@ def train(
         flow_with: the flow with given weights.
         rng: draws the orders.
     """
-    sizes = np.minimum(batch_size, num_rows - np.arange(0, num_rows, batch_size))
-    epochs: list[tuple[float, float | None, int]] = []
-    best, stopped, failure = (math.inf, -1, weights()), "num_epochs", ""
-    with tqdm(range(num_epochs), "fit_density", unit="epoch", disable=not progress) as bar:
-        try:
-            for epoch in bar:
-                # At rates that suit, this ends 0.02 to 0.05 nat above a constant rate (two moons; a mixture in 5-D).
-                rate = learning_rate * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
-                step_losses, validation_loss = run_epoch(rate, rng.permutation(num_rows))
-                step_losses = np.asarray(step_losses, dtype=np.float64)
-                taken = ~np.isnan(step_losses)
-                if not taken.any():
-                    failure = f"the loss of every step of epoch {epoch}"
-                    break
-                loss = float(np.average(step_losses[taken], weights=sizes[taken]))
-                score = None if validation_loss is None else float(validation_loss)
-                epochs.append((loss, score, int(np.sum(~taken))))
-                bar.set_postfix({"loss": loss} if score is None else {"loss": loss, "validation": score})
-                if score is None:
-                    best = (math.inf, epoch, weights())
-                elif score < best[0]:
-                    best = (score, epoch, weights())
-                elif patience is not None and epoch - best[1] >= patience:
-                    stopped = "patience"
-                    break
-        except KeyboardInterrupt:
-            stopped = "interrupted"
-    flow = flow_with(best[2])
-    if epochs and best[1] < 0:
-        failure = failure or "the validation loss of every epoch"
-    if failure:
-        raise RuntimeError(
-            f"fit_density: {failure} was not finite; use a smaller learning_rate (it was {learning_rate:g}), or scale "
-            "the data to mean 0 and standard deviation 1"
+    best, done = weights(), Progress()
+
+    def keep():
+        nonlocal best
+        best = weights()
+
+    def run(epoch):
+        # At rates that suit, this ends 0.02 to 0.05 nat above a constant rate (two moons; a mixture in 5-D).
+        rate = learning_rate * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
+        return run_epoch(rate, rng.permutation(num_rows))
+
+    try:
+        run_epochs(
+            "fit_density",
+            run,
+            keep,
+            done,
+            batch_sizes=np.minimum(batch_size, num_rows - np.arange(0, num_rows, batch_size)),
+            num_epochs=num_epochs,
+            patience=patience,
+            bar=progress,
+            advice=f"use a smaller learning_rate (it was {learning_rate:g}), or scale the data to mean 0 and standard "
+            "deviation 1",
         )
-    losses, scores, skipped = zip(*epochs, strict=True) if epochs else ((), (), ())
-    return DensityFit(
-        flow=flow,
-        losses=np.array(losses, dtype=np.float64),
-        validation_losses=np.array([score for score in scores if score is not None], dtype=np.float64),
-        best_epoch=best[1],
-        stopped=stopped,
-        num_skipped=sum(skipped),
-    )
+    finally:
+        flow = flow_with(best)
+    return DensityFit(flow=flow, **done.record())

@@ -8,7 +8,7 @@ text, the metadata entry ``flowppl``, is JSON:
 ``format``      the version of this layout, an integer
 ``flowppl``     the version of the package that wrote the file
 ``backend``     "pyro" or "numpyro", the language that it was saved from
-``kind``        "flow", "transform", "guide" or "fit"
+``kind``        "flow", "transform", "guide" or "fit"; "checkpoint" is another layout, of :mod:`flowppl.vae`
 ``bijection``   the bijection: the name of its class as ``type``, and its fields, some of them such objects again;
                 of a guide its flow, without the affine layers, whose weights are there under the next numbers
 ``base``        the base distribution: its name as ``type``, and its arguments, null for each array; or null
@@ -152,8 +152,6 @@ def save(path: str | os.PathLike, trained: Any, params: Tree | None = None) -> N
     if kind == "flow" and trained.base is not None:
         parts["base"] = adapter.read_base(trained.base)
     config = {
-        "format": FORMAT,
-        "flowppl": flowppl.__version__,
         "backend": backend,
         "kind": kind,
         "bijection": _encode(bijection, "bijection"),
@@ -163,7 +161,7 @@ def save(path: str | os.PathLike, trained: Any, params: Tree | None = None) -> N
         for path, leaf in leaves({"weights": adapter.read_weights(transform)} | parts)
         if isinstance(leaf, np.ndarray)
     }
-    _write(pathlib.Path(path), safetensors.numpy.save(arrays, {"flowppl": json.dumps(config)}))
+    write_file(pathlib.Path(path), config, arrays)
 
 
 def load(
@@ -217,7 +215,9 @@ def load(
         >>> bool(same.get_posterior().log_prob(z) == guide.get_posterior().log_prob(z))
         True
     """
-    config, arrays = _read(path)
+    config, arrays = read_file(path)
+    if config["kind"] not in KINDS:
+        raise ValueError(f"{path} holds a {config['kind']}, which flowppl.load does not read; fit_vae goes on from it")
     adapter = _adapter(config["backend"] if backend is None else backend)
     bijection = _decode(config["bijection"], path, {kind.__name__: kind for kind in classes})
     check_bijection(bijection)
@@ -363,7 +363,7 @@ def _check_arrays(path, outline, parameters, constants, arrays):
             )
 
 
-def _read(path):
+def read_file(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
     """The configuration and the arrays of a file."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
@@ -372,7 +372,7 @@ def _read(path):
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or save it again") from error
     if text is None:
-        raise ValueError(f"{path} was not written by flowppl.save: it has no entry 'flowppl' in its metadata")
+        raise ValueError(f"{path} was not written by flowppl: it has no entry 'flowppl' in its metadata")
     config = json.loads(text)
     if config["format"] != FORMAT:
         raise ValueError(
@@ -382,8 +382,10 @@ def _read(path):
     return config, arrays
 
 
-def _write(path, content):
+def write_file(path: pathlib.Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write all of a file or nothing."""
+    text = json.dumps({"format": FORMAT, "flowppl": flowppl.__version__} | config)
+    content = safetensors.numpy.save(arrays, {"flowppl": text})
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save to {path}: there is no folder {path.parent}; make it first")
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")

@@ -136,7 +136,11 @@ def test_a_context_size_must_be_an_integer(build):
         ),
         (lambda: fp.householder_sylvester(3, num_units=4), ValueError, "num_units=4 is more than dim=3"),
         (lambda: fp.Subspace(3, fp.Planar(4)), ValueError, r"at most dim=3 coordinates, but Planar .* shape \(4,\)"),
-        (lambda: fp.Subspace(3, fp.Elementwise(2, fp.Tanh())), ValueError, "real numbers to real numbers, but Elementw"),
+        (
+            lambda: fp.Subspace(3, fp.Elementwise(2, fp.Tanh())),
+            ValueError,
+            "real numbers to real numbers, but Elementw",
+        ),
         (lambda: fp.LU(3, permutation=(0, 1)), ValueError, "must have dim=3 entries, got 2"),
         (lambda: fp.LU(3, permutation=(0, 1, 1)), ValueError, "exactly once"),
         (lambda: fp.RationalQuadraticSpline(501), ValueError, "num_bins must be at most 500"),

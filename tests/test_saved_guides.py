@@ -284,7 +284,7 @@ def test_supports_of_numpyro_alone(path, rng):
 
 def load_only(name, path):
     """Load into Pyro a file with nothing but this latent."""
-    config, _ = serialization._read(path)
+    config, _ = serialization.read_file(path)
     (latent,) = (latent for latent in config["guide"]["latents"].values() if latent["name"] == name)
     fpp.serialization._make_support(name, latent["support"])
 

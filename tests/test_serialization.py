@@ -332,7 +332,7 @@ def test_files_that_are_none_of_ours_are_refused(path, rng):
         with pytest.raises(ValueError, match=r"is not a whole safetensors file .* copy or save it again"):
             load(path)
     safetensors.numpy.save_file({"a": np.ones(2)}, path)
-    with pytest.raises(ValueError, match=r"was not written by flowppl.save: it has no entry 'flowppl'"):
+    with pytest.raises(ValueError, match=r"was not written by flowppl: it has no entry 'flowppl'"):
         load(path)
 
 

@@ -14,6 +14,7 @@ from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
 from flowppl.numpyro.transforms import FlowTransform
+from flowppl.numpyro.vae import FlowVAE, evaluate_vae, fit_vae
 from flowppl.numpyro.wrap import Wrap
 
 globals().update(_transforms.named)
@@ -26,6 +27,7 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "FlowTransform",
+    "FlowVAE",
     "ForwardKL",
     "ImportanceWeightedELBO",
     "PathELBO",
@@ -33,7 +35,9 @@ __all__ = [
     "annealed",
     "flow",
     "diagnose",
+    "evaluate_vae",
     "fit_density",
+    "fit_vae",
     "linear_annealing",
     "log_weights",
     "resample",

@@ -13,6 +13,7 @@ from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
 from flowppl.pyro.transforms import FlowTransform
+from flowppl.pyro.vae import FlowVAE, evaluate_vae, fit_vae
 from flowppl.pyro.wrap import Wrap
 
 globals().update(_transforms.named)
@@ -25,13 +26,16 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "FlowTransform",
+    "FlowVAE",
     "ForwardKL",
     "ImportanceWeightedELBO",
     "PathELBO",
     "Wrap",
     "annealed",
     "diagnose",
+    "evaluate_vae",
     "fit_density",
+    "fit_vae",
     "linear_annealing",
     "log_weights",
     "resample",

@@ -1,0 +1,123 @@
+"""Training in passes over data: the loop, when it stops, and the record of what happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tqdm.auto import tqdm
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Epochs:
+    """What happened in a training.
+
+    Args:
+        losses: the mean loss of the training rows in each epoch, under the weights of each step.
+        validation_losses: that of the held-out rows at the end of each epoch; empty without validation.
+        best_epoch: the epoch, counted from 0, whose weights were kept: that of the smallest validation loss, without
+            validation the last. It is -1 if none was completed.
+        stopped: why training ended: ``"num_epochs"``, ``"patience"`` or ``"interrupted"``.
+        num_skipped: the number of steps left out because their loss or gradient was not finite.
+    """
+
+    losses: np.ndarray
+    validation_losses: np.ndarray
+    best_epoch: int
+    stopped: str
+    num_skipped: int
+
+    def __repr__(self):
+        facts = [f"{len(self.losses)} epochs", f"stopped by {self.stopped!r}", f"best_epoch={self.best_epoch}"]
+        if self.best_epoch >= 0:
+            facts.append(f"loss={self.losses[self.best_epoch]:.4f}")
+            if len(self.validation_losses):
+                facts.append(f"validation_loss={self.validation_losses[self.best_epoch]:.4f}")
+        return f"{type(self).__name__}({', '.join(facts)}, num_skipped={self.num_skipped})"
+
+
+@dataclasses.dataclass
+class Progress:
+    """A training so far, in plain numbers; the loss of an epoch is a mean, ``None`` where nothing is held out."""
+
+    losses: list[float] = dataclasses.field(default_factory=list)
+    validation_losses: list[float] = dataclasses.field(default_factory=list)
+    best_epoch: int = -1
+    num_skipped: int = 0
+    stopped: str = ""
+
+    def record(self) -> dict:
+        """The arguments of :class:`Epochs`."""
+        series = {name: np.array(getattr(self, name), dtype=np.float64) for name in ("losses", "validation_losses")}
+        rest = {name: getattr(self, name) for name in ("best_epoch", "stopped", "num_skipped")}
+        return series | rest
+
+
+def run_epochs(
+    owner: str,
+    run_epoch: Callable[[int], tuple[Sequence[float], float | None]],
+    keep: Callable[[], None],
+    progress: Progress,
+    *,
+    batch_sizes: np.ndarray,
+    num_epochs: int,
+    patience: int | None,
+    judged_from: int = 0,
+    after_epoch: Callable[[], None] = lambda: None,
+    bar: bool,
+    advice: str,
+) -> None:
+    """Run epochs, the first after those in ``progress``, until one of the reasons to stop.
+
+    Args:
+        owner: who trains, for messages.
+        run_epoch: trains one epoch; gives the loss of each step, NaN where it was skipped, and the validation loss.
+        keep: keeps the present weights: they are the best so far.
+        progress: is brought up to date.
+        batch_sizes: the rows of each step.
+        num_epochs: the number of epochs.
+        patience: the number of epochs without a better validation loss after which to stop; ``None`` never does.
+        judged_from: the first epoch that counts for ``patience``.
+        after_epoch: called after each complete epoch.
+        bar: whether to show a progress bar.
+        advice: what to try if no loss is finite.
+
+    Raises:
+        RuntimeError: if no step of an epoch, or no validation loss, is finite.
+    """
+    done = len(progress.losses)
+    if progress.stopped == "patience":
+        return
+    progress.stopped = "num_epochs"
+    with tqdm(total=num_epochs, initial=done, desc=owner, unit="epoch", disable=not bar) as shown:
+        try:
+            for epoch in range(done, num_epochs):
+                losses, score = run_epoch(epoch)
+                steps = np.asarray(losses, dtype=np.float64)
+                taken = ~np.isnan(steps)
+                if not taken.any():
+                    raise RuntimeError(f"{owner}: the loss of every step of epoch {epoch} was not finite; {advice}")
+                loss = float(np.average(steps[taken], weights=batch_sizes[taken]))
+                progress.losses.append(loss)
+                progress.num_skipped += int(np.sum(~taken))
+                best = math.inf
+                if score is not None:
+                    if progress.best_epoch >= 0:
+                        best = progress.validation_losses[progress.best_epoch]
+                    progress.validation_losses.append(float(score))
+                if score is None or score < best:
+                    progress.best_epoch = epoch
+                    keep()
+                elif patience is not None and epoch - max(progress.best_epoch, judged_from) >= patience:
+                    progress.stopped = "patience"
+                after_epoch()
+                shown.update()
+                shown.set_postfix({"loss": loss} if score is None else {"loss": loss, "validation": float(score)})
+                if progress.stopped == "patience":
+                    break
+        except KeyboardInterrupt:
+            progress.stopped = "interrupted"
+    if progress.losses and progress.best_epoch < 0:
+        raise RuntimeError(f"{owner}: the validation loss of every epoch was not finite; {advice}")

@@ -1,0 +1,409 @@
+"""Variational autoencoders with flows in NumPyro."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+from jax.flatten_util import ravel_pytree
+from numpyro import handlers
+from numpyro.contrib.module import nnx_module
+
+from flowppl.bijection import Bijection
+from flowppl.losses import standard_log_prob
+from flowppl.numpyro.density import _batches
+from flowppl.numpyro.flow import Flow, flow, standard_normal
+from flowppl.vae import (
+    ENCODE_DOC,
+    EVALUATE_VAE_DOC,
+    FIT_VAE_DOC,
+    FLOW_VAE_DOC,
+    INTERPOLATE_DOC,
+    RECONSTRUCT_DOC,
+    SAMPLE_DOC,
+    Evaluation,
+    VAEFit,
+    check_data,
+    check_features,
+    check_options,
+    check_output,
+    check_parts,
+    evaluate,
+    path_weights,
+    train,
+)
+
+LIKELIHOODS: dict[str, Callable] = {
+    "bernoulli": lambda output: dist.Bernoulli(logits=output, validate_args=False),
+    "categorical": lambda output: dist.Categorical(logits=output, validate_args=False),
+    "gaussian": lambda output: dist.Normal(output[0], jnp.exp(output[1]), validate_args=False),
+}
+
+
+class FlowVAE:
+    __doc__ = FLOW_VAE_DOC.format(
+        encoder="a module of ``flax.nnx``, or a function that declares its parameters by NumPyro's own means",
+        frozen=", and not trained",
+        example="""
+        >>> import jax, jax.numpy as jnp, numpyro, flowppl as fp
+        >>> from flax import nnx
+        >>> from numpyro.infer import SVI, Trace_ELBO
+        >>> from flowppl.numpyro import FlowVAE
+        >>> posterior = fp.amortized_posterior(2, context_dim=16, flow="planar", num_flows=4)
+        >>> rngs = nnx.Rngs(0)
+        >>> encoder = nnx.Sequential(nnx.Linear(9, 16, rngs=rngs), nnx.relu)
+        >>> vae = FlowVAE(encoder, nnx.Linear(2, 9, rngs=rngs), posterior)
+        >>> svi = SVI(vae.model, vae.guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
+        >>> state, loss = svi.update(svi.init(jax.random.key(0), jnp.ones((5, 9))), jnp.ones((5, 9)))
+        >>> vae.sample(jax.random.key(1), svi.get_params(state), 3).shape
+        (3, 9)
+""",
+    )
+
+    def __init__(self, encoder, decoder, posterior: Bijection, prior=None, likelihood="bernoulli"):
+        check_parts(posterior, prior.bijection if isinstance(prior, Flow) else prior, likelihood)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.posterior = posterior
+        self.prior = prior
+        self.likelihood = likelihood
+
+    @property
+    def dim(self) -> int:
+        """The number of latents."""
+        return self.posterior.y_shape[0]
+
+    def model(self, x):
+        """The generative model of the data ``x``, with the sites ``z`` and ``x`` in a plate ``data``."""
+        decoder = _network("decoder", self.decoder)
+        prior = self._prior()
+        with numpyro.plate("data", len(x), dim=-1):
+            z = numpyro.sample("z", standard_normal((self.dim,)) if prior is None else prior())
+            numpyro.sample("x", self._likelihood(decoder, z, x), obs=x)
+
+    def guide(self, x):
+        """The posterior of ``z``."""
+        posterior = flow("posterior", self.posterior)(self._features(x))
+        with numpyro.plate("data", len(x), dim=-1):
+            numpyro.sample("z", posterior)
+
+    def init(self, rng_key, x) -> dict[str, Any]:
+        """The first parameters, by the names that ``svi.get_params`` gives them; ``x`` are some of the data."""
+
+        states: list[str] = []
+
+        @jax.jit
+        def declare(x):
+            with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=rng_key):
+                self.terms({}, x, jnp.zeros((1, self.dim)))
+            states.extend(name for name, site in trace.items() if site["type"] == "mutable")
+            return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+
+        params = declare(self._rows(x[:1]))
+        if states:
+            raise ValueError(
+                f"FlowVAE: the networks keep a state, {', '.join(states)}, as batch normalisation and dropout do; "
+                "only SVI with model and guide trains those. Use layers without one, such as LayerNorm"
+            )
+        return params
+
+    def encode(self, rng_key, params, x, num_samples: int = 1) -> jax.Array:
+        noise = jax.random.normal(rng_key, (num_samples, len(x), self.dim))
+        return _encode(self, params, self._rows(x), noise)
+
+    def reconstruct(self, rng_key, params, x, num_samples: int = 1) -> jax.Array:
+        return _decode(self, params, self.encode(rng_key, params, x, num_samples), None)
+
+    def sample(self, rng_key, params, num_samples: int = 1, *, mean: bool = True) -> jax.Array:
+        z_key, x_key = jax.random.split(rng_key)
+        noise = jax.random.normal(z_key, (num_samples, self.dim))
+        transform = self._prior_transform(params)
+        return _decode(self, params, noise if transform is None else transform(noise), None if mean else x_key)
+
+    def interpolate(self, rng_key, params, first, second, num_steps: int = 8, *, spherical: bool = False) -> jax.Array:
+        keys = jax.random.split(rng_key)
+        ends = [self.encode(key, params, x)[0] for key, x in zip(keys, (first, second), strict=True)]
+        transform = self._prior_transform(params)
+        ends = ends if transform is None else [transform.inv(end) for end in ends]
+        weights = [jnp.asarray(each)[:, None, None] for each in path_weights(num_steps, spherical)]
+        noise = sum(weight * end for weight, end in zip(weights, ends, strict=True))
+        return _decode(self, params, noise if transform is None else transform(noise), None)
+
+    encode.__doc__, reconstruct.__doc__ = ENCODE_DOC, RECONSTRUCT_DOC
+    sample.__doc__, interpolate.__doc__ = SAMPLE_DOC, INTERPOLATE_DOC
+
+    def terms(self, params, x, noise) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The two parts of the ELBO of each datum at given noise, and the latents.
+
+        Args:
+            params: the weights, by name.
+            x: n data.
+            noise: an array ``(..., n, dim)``.
+
+        Returns:
+            log p(x | z) and log q(z | x) - log p(z), each of shape ``(..., n)``, and z.
+        """
+        with handlers.substitute(data=params):
+            z, log_det = self._posterior_transform(x).forward_and_log_det(noise)
+            prior = self._prior()
+            log_prior = standard_log_prob(z) if prior is None else prior().log_prob(z)
+            log_likelihood = self._likelihood(_network("decoder", self.decoder), z, x).log_prob(x)
+        return log_likelihood, standard_log_prob(noise) - log_det - log_prior, z
+
+    def _features(self, x):
+        features = _network("encoder", self.encoder)(x)
+        check_features(features.shape, len(x), self.posterior.context_dim)
+        return features
+
+    def _posterior_transform(self, x):
+        return flow("posterior", self.posterior).transform.condition(self._features(x))
+
+    def _prior(self) -> Flow | None:
+        return flow("prior", self.prior) if isinstance(self.prior, Bijection) else self.prior
+
+    def _prior_transform(self, params):
+        """The transform from the prior's noise to latents; ``None`` if latents are noise."""
+        with handlers.substitute(data=params):
+            prior = self._prior()
+        return None if prior is None else prior.transform
+
+    def _likelihood(self, decoder, z, x=None):
+        """The distribution of data, such as ``x``, for each row of latents; the decoder sees one axis of rows."""
+        batch = z.shape[:-1]
+        output = decoder(z.reshape(-1, z.shape[-1]))
+        output = jax.tree.map(lambda part: part.reshape(*batch, *part.shape[1:]) if jnp.ndim(part) else part, output)
+        make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
+        likelihood = make(output)
+        likelihood = likelihood.to_event(len(likelihood.batch_shape) - len(batch))
+        if x is not None:
+            check_output(self.likelihood, likelihood.event_shape, x.shape[1:])
+        return likelihood
+
+    def _rows(self, x):
+        """Data as an array of the default float dtype, unless they are numbers of categories."""
+        x = jnp.asarray(x)
+        return x if self.likelihood == "categorical" else x.astype(float)
+
+    def _check(self, params, x):
+        """Raise ValueError unless networks, likelihood and data fit together."""
+        found = []
+
+        def look(params, x):
+            with handlers.substitute(data=params):
+                z = self._posterior_transform(x)(jnp.zeros((1, self.dim)))
+                found.append(self._likelihood(_network("decoder", self.decoder), z, x))
+
+        jax.eval_shape(look, params, self._rows(x[:1]))
+        num_categories = _base(found[0]).logits.shape[-1] if self.likelihood == "categorical" else None
+        check_data(self.likelihood, np.asarray(x), num_categories)
+
+
+def _network(name, network):
+    """The function of a module of flax, its parameters one ``param`` site; any other function as it is."""
+    from flax import nnx
+
+    return nnx_module(name, network) if isinstance(network, nnx.Module) else network
+
+
+def _base(likelihood):
+    return getattr(likelihood, "base_dist", likelihood)
+
+
+# One program for all calls with arrays of the same shapes; an autoencoder is hashed by its identity.
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(vae, params, x, noise):
+    with handlers.substitute(data=params):
+        return vae._posterior_transform(x)(noise)
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(vae, params, z, key):
+    with handlers.substitute(data=params):
+        likelihood = vae._likelihood(_network("decoder", vae.decoder), z)
+    if key is not None:
+        return likelihood.sample(key)
+    if isinstance(_base(likelihood), dist.CategoricalLogits):
+        probs = _base(likelihood).probs
+        return probs @ jnp.arange(probs.shape[-1], dtype=probs.dtype)
+    return likelihood.mean
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _weigh(vae, params, x, key, num_draws):
+    return vae.terms(params, x, jax.random.normal(key, (num_draws, len(x), vae.dim)))
+
+
+def fit_vae(
+    rng_key,
+    vae: FlowVAE,
+    x,
+    *,
+    validation=0.1,
+    batch_size: int = 100,
+    num_epochs: int = 500,
+    learning_rate: float | Callable[[int], float] = 1e-3,
+    optimizer: str = "adam",
+    warm_up: int = 50,
+    free_bits: float = 0.0,
+    patience: int | None = 50,
+    clip_norm: float | None = None,
+    checkpoint=None,
+    progress: bool = True,
+) -> VAEFit:
+    sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
+    check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, **sizes)
+    init_key, seed_key = jax.random.split(rng_key)
+    params = vae.init(init_key, x)
+    for data in (x, validation):
+        if hasattr(data, "shape"):
+            vae._check(params, data)
+    norm = math.inf if clip_norm is None else clip_norm
+
+    def make_trainer(data, held_out, seed):
+        return _Trainer(vae, params, data, held_out, seed, batch_size, optimizer, free_bits, norm)
+
+    trainer, record = train(
+        make_trainer,
+        np.asarray(x),
+        validation,
+        int(jax.random.randint(seed_key, (), 0, 2**31 - 1)),
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+        learning_rate=learning_rate,
+        warm_up=warm_up,
+        patience=patience,
+        checkpoint=checkpoint,
+        fixed={"backend": "numpyro", "optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm},
+        progress=progress,
+    )
+    return VAEFit(vae=vae, params=trainer.params, **record)
+
+
+class _Trainer:
+    """The steps of :func:`fit_vae`: see :class:`flowppl.vae.Trainer`."""
+
+    def __init__(self, vae, params, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm):
+        self.vae, self.params, self.batch_size = vae, params, batch_size
+        self.data, self.held_out = (None if rows is None else vae._rows(rows) for rows in (data, held_out))
+        self.num_held_out = 0 if held_out is None else len(held_out)
+        self.key = jax.random.key(seed)
+        scale = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}[optimizer]
+        self.optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), scale())
+        self.memory = self.optimizer.init(params)
+        self.free_bits = free_bits
+        self._step = jax.jit(self._take_step, donate_argnums=(0, 1))
+        self._score = jax.jit(self._sum_loss)
+
+    def run_epoch(self, epoch, order, rate, beta):
+        losses = []
+        key = jax.random.fold_in(self.key, epoch + 1)
+        for i, batch in enumerate(zip(*_batches(order, self.batch_size), strict=True)):
+            carry = (self.params, self.memory, self.data, *batch, jax.random.fold_in(key, i), rate, beta)
+            self.params, self.memory, loss = self._step(*carry)
+            losses.append(loss)
+        return [float(loss) for loss in losses], self._validation_loss() if self.num_held_out else None
+
+    def _take_step(self, params, memory, data, index, weights, key, rate, beta):
+        x = data[index]
+        noise = jax.random.normal(key, (len(x), self.vae.dim))
+
+        def mean_loss(params):
+            log_likelihood, kl, _ = self.vae.terms(params, x, noise)
+            mean = functools.partial(jnp.average, weights=weights)
+            return beta * jnp.maximum(mean(kl), self.free_bits) - mean(log_likelihood)
+
+        loss, gradient = jax.value_and_grad(mean_loss)(params)
+        updates, new_memory = self.optimizer.update(gradient, memory)
+        new_params = jax.tree.map(lambda leaf, update: (leaf - rate * update).astype(leaf.dtype), params, updates)
+        taken = jnp.isfinite(ravel_pytree((loss, gradient))[0]).all()
+        new = jax.tree.map(partial(jnp.where, taken), (new_params, new_memory), (params, memory))
+        return *new, jnp.where(taken, loss, jnp.nan)
+
+    def _validation_loss(self):
+        num, total = self.num_held_out, 0.0
+        for i, (index, weights) in enumerate(zip(*_batches(np.arange(num), self.batch_size), strict=True)):
+            key = jax.random.fold_in(jax.random.fold_in(self.key, 0), i)
+            total += float(self._score(self.params, self.held_out, index, weights, key))
+        return total / num
+
+    def _sum_loss(self, params, data, index, weights, key):
+        x = data[index]
+        log_likelihood, kl, _ = self.vae.terms(params, x, jax.random.normal(key, (len(x), self.vae.dim)))
+        return jnp.dot(kl - log_likelihood, weights)
+
+    def weights(self):
+        return _to_arrays(self.params)
+
+    def state(self):
+        return _to_arrays(self.memory)
+
+    def restore(self, weights, state):
+        self.params = _from_arrays(self.params, weights)
+        if state is not None:
+            self.memory = _from_arrays(self.memory, state)
+
+
+def _to_arrays(tree):
+    """The leaves of a pytree by name, in NumPy."""
+    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _from_arrays(tree, arrays):
+    return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(arrays[jax.tree_util.keystr(path)]), tree)
+
+
+def evaluate_vae(rng_key, vae: FlowVAE, params, x, *, num_samples: int = 5000, chunk_size: int = 1000) -> Evaluation:
+    vae._check(params, x)
+
+    def weigh(part, num_draws, count):
+        rows = vae._rows(x[part])
+        return jax.tree.map(np.asarray, _weigh(vae, params, rows, jax.random.fold_in(rng_key, count), num_draws))
+
+    return evaluate(weigh, len(x), math.prod(np.shape(x)[1:]), num_samples, chunk_size)
+
+
+EXAMPLE = """
+        >>> import jax, jax.numpy as jnp, flowppl as fp
+        >>> from flax import nnx
+        >>> from flowppl.numpyro import FlowVAE, {name}
+        >>> x = jnp.broadcast_to(jax.random.bernoulli(jax.random.key(0), 0.5, (200, 1)), (200, 9)).astype(float)
+        >>> posterior = fp.amortized_posterior(2, context_dim=16, flow="planar", num_flows=2)
+        >>> rngs = nnx.Rngs(0)
+        >>> encoder = nnx.Sequential(nnx.Linear(9, 16, rngs=rngs), nnx.relu)
+        >>> vae = FlowVAE(encoder, nnx.Linear(2, 9, rngs=rngs), posterior)"""
+
+fit_vae.__doc__ = FIT_VAE_DOC.format(
+    returns="""The result has the weights
+    of the epoch of the best validation loss; without validation, of the last.""",
+    key="\n        rng_key: determines the flows' first weights, the batches and the noise.",
+    example=EXAMPLE.format(name="fit_vae")
+    + """
+        >>> fit = fit_vae(
+        ...     jax.random.key(1), vae, x, num_epochs=5, learning_rate=0.03, warm_up=0, progress=False
+        ... )
+        >>> bool(fit.losses[-1] < fit.losses[0])
+        True
+""",
+)
+
+evaluate_vae.__doc__ = EVALUATE_VAE_DOC.format(
+    key="\n        rng_key: determines the draws.",
+    params="\n        params: its weights, by name.",
+    example=EXAMPLE.format(name="evaluate_vae")
+    + """
+        >>> found = evaluate_vae(jax.random.key(1), vae, vae.init(jax.random.key(2), x), x, num_samples=50)
+        >>> found.log_prob > found.elbo, found.num_dims
+        (True, 9)
+""",
+)

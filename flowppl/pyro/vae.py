@@ -1,0 +1,342 @@
+"""Variational autoencoders with flows in Pyro."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from flowppl.bijection import Bijection
+from flowppl.losses import standard_log_prob
+from flowppl.pyro.flow import Flow, standard_normal
+from flowppl.vae import (
+    ENCODE_DOC,
+    EVALUATE_VAE_DOC,
+    FIT_VAE_DOC,
+    FLOW_VAE_DOC,
+    INTERPOLATE_DOC,
+    RECONSTRUCT_DOC,
+    SAMPLE_DOC,
+    Evaluation,
+    VAEFit,
+    check_data,
+    check_features,
+    check_options,
+    check_output,
+    check_parts,
+    evaluate,
+    path_weights,
+    train,
+)
+
+LIKELIHOODS: dict[str, Callable] = {
+    "bernoulli": lambda output: dist.Bernoulli(logits=output, validate_args=False),
+    "categorical": lambda output: dist.Categorical(logits=output, validate_args=False),
+    "gaussian": lambda output: dist.Normal(output[0], output[1].exp(), validate_args=False),
+}
+
+
+class FlowVAE(torch.nn.Module):
+    __doc__ = FLOW_VAE_DOC.format(
+        encoder="a ``torch.nn.Module``",
+        frozen=", which ``freeze()`` keeps from training",
+        example="""
+        >>> import torch, pyro, flowppl as fp
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from flowppl.pyro import FlowVAE
+        >>> posterior = fp.amortized_posterior(2, context_dim=16, flow="planar", num_flows=4)
+        >>> encoder = torch.nn.Sequential(torch.nn.Linear(9, 16), torch.nn.ReLU())
+        >>> vae = FlowVAE(encoder, torch.nn.Linear(2, 9), posterior)
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        >>> loss = svi.step(torch.ones(5, 9))
+        >>> vae.sample(3).shape
+        torch.Size([3, 9])
+""",
+    )
+
+    def __init__(self, encoder, decoder, posterior: Bijection, prior=None, likelihood="bernoulli"):
+        super().__init__()
+        check_parts(posterior, prior.bijection if isinstance(prior, Flow) else prior, likelihood)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.posterior = Flow(posterior)
+        self.prior = Flow(prior) if isinstance(prior, Bijection) else prior
+        self.likelihood = likelihood
+
+    @property
+    def dim(self) -> int:
+        """The number of latents."""
+        return self.posterior.bijection.y_shape[0]
+
+    def model(self, x):
+        """The generative model of the data ``x``, with the sites ``z`` and ``x`` in a plate ``data``."""
+        self._register("decoder", "prior")
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", self._prior())
+            pyro.sample("x", self._likelihood(z, x), obs=x)
+
+    def guide(self, x):
+        """The posterior of ``z``."""
+        self._register("encoder", "posterior")
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", self.posterior(self._features(x)))
+
+    def _register(self, *names):
+        for name in names:
+            module = getattr(self, name)
+            if module is not None and any(parameter.requires_grad for parameter in module.parameters()):
+                pyro.module(name, module)
+
+    @torch.no_grad()
+    def encode(self, x, num_samples: int = 1) -> torch.Tensor:
+        return self.posterior(self._features(self._rows(x))).sample((num_samples,))
+
+    @torch.no_grad()
+    def reconstruct(self, x, num_samples: int = 1) -> torch.Tensor:
+        return _mean(self._likelihood(self.encode(x, num_samples)))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int = 1, *, mean: bool = True) -> torch.Tensor:
+        likelihood = self._likelihood(self._prior().sample((num_samples,)))
+        return _mean(likelihood) if mean else likelihood.sample()
+
+    @torch.no_grad()
+    def interpolate(self, first, second, num_steps: int = 8, *, spherical: bool = False) -> torch.Tensor:
+        transform = None if self.prior is None else self.prior.transform
+        ends = [self.encode(x)[0] for x in (first, second)]
+        ends = ends if transform is None else [transform.inv(end) for end in ends]
+        weights = [ends[0].new_tensor(each)[:, None, None] for each in path_weights(num_steps, spherical)]
+        noise = sum(weight * end for weight, end in zip(weights, ends, strict=True))
+        return _mean(self._likelihood(noise if transform is None else transform(noise)))
+
+    encode.__doc__, reconstruct.__doc__ = ENCODE_DOC, RECONSTRUCT_DOC
+    sample.__doc__, interpolate.__doc__ = SAMPLE_DOC, INTERPOLATE_DOC
+
+    def terms(self, x, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The two parts of the ELBO of each datum at given noise, and the latents.
+
+        Args:
+            x: n data.
+            noise: an array ``(..., n, dim)``.
+
+        Returns:
+            log p(x | z) and log q(z | x) - log p(z), each of shape ``(..., n)``, and z.
+        """
+        z, log_det = self.posterior.transform.condition(self._features(x)).forward_and_log_det(noise)
+        kl = standard_log_prob(noise) - log_det - self._prior().log_prob(z)
+        return self._likelihood(z, x).log_prob(x), kl, z
+
+    def _features(self, x):
+        features = self.encoder(x)
+        check_features(tuple(features.shape), len(x), self.posterior.bijection.context_dim)
+        return features
+
+    def _prior(self):
+        return standard_normal(self.posterior._zeros) if self.prior is None else self.prior()
+
+    def _likelihood(self, z, x=None):
+        """The distribution of data, such as ``x``, for each row of latents; the decoder sees one axis of rows."""
+        batch = z.shape[:-1]
+        output = self.decoder(z.reshape(-1, z.shape[-1]))
+        if isinstance(output, tuple):
+            output = tuple(part.reshape(*batch, *part.shape[1:]) if part.ndim else part for part in output)
+        else:
+            output = output.reshape(*batch, *output.shape[1:])
+        make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
+        likelihood = make(output)
+        likelihood = likelihood.to_event(len(likelihood.batch_shape) - len(batch))
+        if x is not None:
+            check_output(self.likelihood, tuple(likelihood.event_shape), tuple(x.shape[1:]))
+        return likelihood
+
+    def _rows(self, x):
+        """Data as a tensor on the device of the flows and, unless they are numbers of categories, of their dtype."""
+        zeros: Any = self.posterior._zeros
+        x = x if isinstance(x, torch.Tensor) else torch.as_tensor(np.asarray(x))
+        return x.to(zeros.device) if self.likelihood == "categorical" else x.to(zeros)
+
+    @torch.no_grad()
+    def _check(self, x):
+        """Raise ValueError unless networks, likelihood and data fit together."""
+        first = self._rows(x[:1])
+        likelihood: Any = self._likelihood(self.encode(first)[0], first)
+        num_categories = likelihood.base_dist.logits.shape[-1] if self.likelihood == "categorical" else None
+        check_data(self.likelihood, np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x), num_categories)
+
+
+def _mean(likelihood):
+    base = getattr(likelihood, "base_dist", likelihood)
+    if isinstance(base, dist.Categorical):
+        return base.probs @ torch.arange(base.probs.shape[-1]).to(base.probs)
+    return likelihood.mean
+
+
+def fit_vae(
+    vae: FlowVAE,
+    x,
+    *,
+    validation=0.1,
+    batch_size: int = 100,
+    num_epochs: int = 500,
+    learning_rate: float | Callable[[int], float] = 1e-3,
+    optimizer: str = "adam",
+    warm_up: int = 50,
+    free_bits: float = 0.0,
+    patience: int | None = 50,
+    clip_norm: float | None = None,
+    checkpoint=None,
+    progress: bool = True,
+) -> VAEFit:
+    sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
+    check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, **sizes)
+    for data in (x, validation):
+        if hasattr(data, "shape"):
+            vae._check(data)
+    norm = math.inf if clip_norm is None else clip_norm
+
+    def make_trainer(data, held_out, seed):
+        return _Trainer(vae, data, held_out, seed, batch_size, optimizer, free_bits, norm)
+
+    was_training = vae.training
+    _, record = train(
+        make_trainer,
+        x,
+        validation,
+        int(torch.randint(2**31, ())),
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+        learning_rate=learning_rate,
+        warm_up=warm_up,
+        patience=patience,
+        checkpoint=checkpoint,
+        fixed={"backend": "pyro", "optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm},
+        progress=progress,
+    )
+    vae.train(was_training)
+    return VAEFit(vae=vae, params=dict(vae.state_dict()), **record)
+
+
+class _Trainer:
+    """The steps of :func:`fit_vae`: see :class:`flowppl.vae.Trainer`."""
+
+    def __init__(self, vae, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm):
+        self.vae, self.data, self.held_out, self.seed = vae, data, held_out, seed
+        self.batch_size, self.free_bits, self.clip_norm = batch_size, free_bits, clip_norm
+        self.trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+        kinds: dict[str, Callable] = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+        self.optimizer = kinds[optimizer](self.trained)
+
+    def run_epoch(self, epoch, order, rate, beta):
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.vae.train()
+        with self._noise_of(epoch + 1):
+            losses = [self._step(rows, beta) for rows in torch.as_tensor(order).split(self.batch_size)]
+        return losses, None if self.held_out is None else self._validation_loss()
+
+    def _step(self, rows, beta):
+        self.optimizer.zero_grad()
+        x = self.vae._rows(self.data[rows])
+        log_likelihood, kl, _ = self.vae.terms(x, self._noise(len(x)))
+        loss = beta * kl.mean().clamp(min=self.free_bits) - log_likelihood.mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
+        if not (loss.isfinite() & norm.isfinite()):
+            return math.nan
+        self.optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def _validation_loss(self):
+        self.vae.eval()
+        total = 0.0
+        with self._noise_of(0):
+            for begin in range(0, len(self.held_out), self.batch_size):
+                x = self.vae._rows(self.held_out[begin : begin + self.batch_size])
+                log_likelihood, kl, _ = self.vae.terms(x, self._noise(len(x)))
+                total += float((kl - log_likelihood).sum())
+        return total / len(self.held_out)
+
+    def _noise(self, num):
+        return torch.randn_like(self.vae.posterior._zeros.expand(num, -1))
+
+    @contextlib.contextmanager
+    def _noise_of(self, index):
+        """Random numbers, those of dropout too, that depend on the seed and this index only."""
+        device = self.vae.posterior._zeros.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(np.random.SeedSequence([self.seed, index]).generate_state(1)[0].item())
+            yield
+
+    def weights(self):
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.vae.state_dict().items()}
+
+    def state(self):
+        memory = self.optimizer.state_dict()["state"]
+        return {f"{i}.{name}": value.cpu().numpy() for i, of in memory.items() for name, value in of.items()}
+
+    def restore(self, weights, state):
+        self.vae.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
+        self.optimizer.zero_grad()
+        if state is not None:
+            memory: dict[int, dict] = {}
+            for name, array in state.items():
+                index, _, entry = name.partition(".")
+                memory.setdefault(int(index), {})[entry] = torch.as_tensor(array)
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": memory})
+
+
+def evaluate_vae(vae: FlowVAE, x, *, num_samples: int = 5000, chunk_size: int = 1000) -> Evaluation:
+    vae._check(x)
+    zeros: Any = vae.posterior._zeros
+    was_training = vae.training
+    vae.eval()
+
+    @torch.no_grad()
+    def weigh(part, num_draws, _):
+        rows = vae._rows(x[part])
+        noise = torch.randn_like(zeros.expand(num_draws, len(rows), -1))
+        return tuple(each.cpu().numpy() for each in vae.terms(rows, noise))
+
+    found = evaluate(weigh, len(x), math.prod(x.shape[1:]), num_samples, chunk_size)
+    vae.train(was_training)
+    return found
+
+
+EXAMPLE = """
+        >>> import torch, flowppl as fp
+        >>> from flowppl.pyro import FlowVAE, {name}
+        >>> x = (torch.rand(200, 1) < 0.5).expand(200, 9).float()
+        >>> posterior = fp.amortized_posterior(2, context_dim=16, flow="planar", num_flows=2)
+        >>> encoder = torch.nn.Sequential(torch.nn.Linear(9, 16), torch.nn.ReLU())
+        >>> vae = FlowVAE(encoder, torch.nn.Linear(2, 9), posterior)"""
+
+fit_vae.__doc__ = FIT_VAE_DOC.format(
+    returns="""The module is trained in
+    place, and ends with the weights of the epoch of the best validation loss; without validation, of the last.
+    ``pyro.set_rng_seed`` determines the batches and the noise.""",
+    key="",
+    example=EXAMPLE.format(name="fit_vae")
+    + """
+        >>> fit = fit_vae(vae, x, num_epochs=5, learning_rate=0.03, warm_up=0, progress=False)
+        >>> bool(fit.losses[-1] < fit.losses[0])
+        True
+""",
+)
+
+evaluate_vae.__doc__ = EVALUATE_VAE_DOC.format(
+    key="",
+    params="",
+    example=EXAMPLE.format(name="evaluate_vae")
+    + """
+        >>> found = evaluate_vae(vae, x, num_samples=50)
+        >>> found.log_prob > found.elbo, found.num_dims
+        (True, 9)
+""",
+)

@@ -1,0 +1,500 @@
+r"""What the variational autoencoders of both adapters share: texts, checks, the training loop and the evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import numbers
+import pathlib
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from flowppl.bijection import REAL_LINE, Bijection, check_bijection, check_sizes
+from flowppl.epochs import Epochs, Progress, run_epochs
+from flowppl.serialization import read_file, write_file
+
+FLOW_VAE_DOC = r"""A variational autoencoder whose posterior, and whose prior, may be flows.
+
+    .. math::
+        z \sim p(z), \quad x \sim p(x \mid \mathrm{{decoder}}(z)), \qquad
+        q(z \mid x): \; z = f\big(\varepsilon;\, \mathrm{{encoder}}(x)\big), \quad \varepsilon \sim N(0, I).
+
+    ``model`` and ``guide`` are for the host's ``SVI``, with any of its objectives; :func:`fit_vae` trains the same
+    weights with warm-up, early stopping and checkpoints, and :func:`evaluate_vae` says how good they are.
+
+    Args:
+        encoder: the network from a batch of data, ``(n, *shape)``, to features, ``(n, context_dim)``: {encoder}.
+        decoder: the network from latents, ``(n, dim)``, to what the likelihood needs, with n in front.
+        posterior: the flow from noise to latents given the features, such as
+            ``flowppl.amortized_posterior(dim, context_dim, "sylvester", 4)``.
+        prior: the flow of a learned prior, such as ``flowppl.realnvp(dim)``, trained with the rest; a ``Flow``, used as
+            it is{frozen}; ``None`` is the standard normal.
+        likelihood: ``"bernoulli"`` (the decoder gives logits), ``"categorical"`` (logits along a last axis of its own;
+            the data are integers from 0), ``"gaussian"`` (the decoder gives a pair, the mean and the log of the
+            standard deviation, which need only broadcast), or a function from the decoder's output to a distribution.
+
+    Raises:
+        ValueError: for an unknown likelihood, a posterior without a context, or a prior whose shape is not that of the
+            latents; in use, for features or outputs of the wrong shape.
+        TypeError: if posterior or prior is no flow.
+
+    References:
+        Kingma, Welling: Auto-Encoding Variational Bayes, 2013, arXiv 1312.6114. Rezende, Mohamed: Variational Inference
+        with Normalizing Flows, 2015, arXiv 1505.05770. A flow as the prior: Chen et al.: Variational Lossy Autoencoder,
+        2016, arXiv 1611.02731.
+
+    Example:{example}"""
+
+FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
+
+    In epoch t, with :math:`\beta = \min(1, (t+1) / \mathrm{{warm\_up}})`, it minimises the batch mean of
+
+    .. math::
+        -\log p(x \mid z) + \beta\, \max\big(\log q(z \mid x) - \log p(z),\; \mathrm{{free\_bits}}\big),
+        \qquad z \sim q(z \mid x),
+
+    where the maximum is taken of the mean of the batch. {returns}
+
+    A step whose loss or gradient is not finite is left out and counted. An interruption (Ctrl-C) ends the training; the
+    result is what the complete epochs reached.
+
+    Args:{key}
+        vae: the autoencoder.
+        x: the data, one row for each datum.
+        validation: the fraction of rows to hold out at random, or held-out data; ``None`` for no validation. Its loss
+            is minus the ELBO, with one draw for each datum, the same in all epochs.
+        batch_size: the number of rows in one step; the last batch of an epoch may be smaller.
+        num_epochs: the number of passes over the data, unless ``patience`` ends them.
+        learning_rate: the learning rate, or a function from the epoch, counted from 0, to it.
+        optimizer: ``"adam"`` or ``"adamax"``.
+        warm_up: the number of epochs in which the weight of the KL term rises to 1; 0 for none.
+        free_bits: the nats of KL for each datum that cost nothing: latents are then not given up early.
+        patience: stop after so many epochs, from the end of the warm-up on, without a better validation loss; ``None``
+            never does.
+        clip_norm: the largest norm of a gradient; ``None`` for no limit.
+        checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
+            the result that it would have had without an interruption.
+        progress: whether to show a progress bar.
+
+    Returns:
+        A :class:`flowppl.vae.VAEFit`.
+
+    Raises:
+        ValueError: if the data do not fit the likelihood (the message names the range) or the networks, for an option
+            that cannot be meant, or a checkpoint that is not whole or of another training; it is then as it was.
+        RuntimeError: if no step of an epoch, or no validation loss, is finite.
+
+    References:
+        Warm-up: Bowman et al.: Generating Sentences from a Continuous Space, 2015, arXiv 1511.06349; Sonderby et al.:
+        Ladder Variational Autoencoders, 2016, arXiv 1602.02282. Free bits: Kingma et al.: Improving Variational
+        Inference with Inverse Autoregressive Flow, 2016, arXiv 1606.04934.
+
+    Example:{example}"""
+
+EVALUATE_VAE_DOC = r"""How good a :class:`FlowVAE` is on data.
+
+    With the weights :math:`w_k = p(x, z_k) / q(z_k \mid x)` of K draws, the ELBO is the mean of their logarithms, and
+    :math:`\log p(x) \approx \log \frac{{1}}{{K}} \sum_k w_k`, which is below it in the mean, the less the larger K.
+
+    Args:{key}
+        vae: the autoencoder.{params}
+        x: the data.
+        num_samples: the number K of draws for each datum.
+        chunk_size: how many draws are decoded at once; it bounds the memory.
+
+    Returns:
+        A :class:`flowppl.vae.Evaluation`.
+
+    Raises:
+        ValueError: as for :func:`fit_vae`.
+
+    References:
+        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders, 2015, arXiv 1509.00519: the estimate of log
+        p(x), and active units.
+
+    Example:{example}"""
+
+ENCODE_DOC = """Draws of the latents from the posterior.
+
+        Returns:
+            An array of shape ``(num_samples, n, dim)``.
+        """
+
+RECONSTRUCT_DOC = """The mean of the likelihood at draws from the posterior.
+
+        Of categories it is the mean of their numbers.
+
+        Returns:
+            An array of shape ``(num_samples, n, *shape)``.
+        """
+
+SAMPLE_DOC = """The mean of the likelihood at draws from the prior; with ``mean=False`` draws from the likelihood.
+
+        Returns:
+            An array of shape ``(num_samples, *shape)``.
+        """
+
+INTERPOLATE_DOC = r"""The mean of the likelihood on the way from data to other data, in the noise of the prior.
+
+        One draw of each latent is mapped to the noise :math:`u_0, u_1` of the prior; there the way is
+        :math:`(1-t)\,u_0 + t\,u_1`, or, ``spherical``, :math:`\cos(\varphi)\,u_0 + \sin(\varphi)\,u_1` with
+        :math:`\varphi = t \pi / 2`, which of independent normals makes standard normals all the way (Dinh,
+        Sohl-Dickstein, Bengio 2016, arXiv 1605.08803).
+
+        Returns:
+            An array of shape ``(num_steps, n, *shape)``, from the reconstruction of the first to that of the second.
+        """
+
+LIKELIHOODS = ("bernoulli", "categorical", "gaussian")
+OPTIMIZERS = ("adam", "adamax")
+ACTIVE = 0.01  # a unit is active if the variance over the data of its posterior mean is above this
+
+
+def check_parts(posterior: Any, prior: Bijection | None, likelihood: Any) -> None:
+    """Raise an error unless posterior, prior and likelihood can be those of one autoencoder."""
+    check_bijection(posterior)
+    if not posterior.context_dim:
+        raise ValueError(
+            "FlowVAE: the posterior must depend on features of the data: give it context_dim, or make it by "
+            "flowppl.amortized_posterior(dim, context_dim)"
+        )
+    if posterior.y_support != REAL_LINE or len(posterior.y_shape) != 1:
+        raise ValueError("FlowVAE: the posterior must map to vectors of real numbers, without a last layer that bounds")
+    if prior is not None:
+        check_bijection(prior)
+        if prior.y_shape != posterior.y_shape or prior.y_support != REAL_LINE or prior.context_dim:
+            raise ValueError(
+                f"FlowVAE: the prior must be an unconditional flow of real vectors of shape {posterior.y_shape}, as "
+                f"the posterior's are; this {type(prior).__name__} has the shape {prior.y_shape}, the support "
+                f"{prior.y_support} and context_dim={prior.context_dim}"
+            )
+    if not callable(likelihood) and likelihood not in LIKELIHOODS:
+        raise ValueError(
+            f"FlowVAE: likelihood must be one of {', '.join(LIKELIHOODS)}, or a function from the decoder's output to "
+            f"a distribution, got {likelihood!r}"
+        )
+
+
+def check_features(found: tuple[int, ...], num: int, context_dim: int) -> None:
+    """Raise ValueError unless the encoder gives features of the right shape."""
+    if found != (num, context_dim):
+        raise ValueError(
+            f"FlowVAE: the encoder must give features of shape ({num}, {context_dim}) for {num} data, since the "
+            f"posterior has context_dim={context_dim}, got {found}"
+        )
+
+
+def check_output(kind: Any, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise ValueError unless the likelihood is one of data of this shape."""
+    if found != expected:
+        hint = "; its last axis counts the categories" if kind == "categorical" else ""
+        raise ValueError(
+            f"FlowVAE: the decoder gives a likelihood of data of shape {found}, but the data have the shape {expected}"
+            f"{hint}"
+        )
+
+
+def check_data(kind: Any, x: np.ndarray, num_categories: int | None) -> None:
+    """Raise ValueError unless all data are in the support of the likelihood."""
+    if x.size == 0:
+        raise ValueError("FlowVAE: there are no data")
+    low, high = x.min(), x.max()
+    has = f"but the data range from {low} to {high}"
+    if not np.isfinite(low + 0.0) or not np.isfinite(high + 0.0):
+        raise ValueError("FlowVAE: the data are not all finite; drop or impute what is missing")
+    if kind == "bernoulli" and not np.isin(x, (0, 1)).all():
+        raise ValueError(
+            f"FlowVAE: the likelihood 'bernoulli' is of data that are 0 or 1, {has}; binarise them, or take "
+            "'categorical' for integers and 'gaussian' for real numbers"
+        )
+    if kind == "categorical":
+        if not np.issubdtype(x.dtype, np.integer):
+            raise ValueError(f"FlowVAE: the likelihood 'categorical' is of integers, but the data are {x.dtype}")
+        if low < 0 or high >= num_categories:  # type: ignore[operator]
+            raise ValueError(
+                f"FlowVAE: the decoder gives logits of {num_categories} categories, 0 to {num_categories - 1}, {has}"  # type: ignore[operator]
+            )
+
+
+def path_weights(num_steps: int, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of the first and of the second end in each step of an interpolation."""
+    check_sizes("interpolate", at_least=2, num_steps=num_steps)
+    t = np.linspace(0.0, 1.0, num_steps)
+    return (np.cos(t * math.pi / 2), np.sin(t * math.pi / 2)) if spherical else (1 - t, t)
+
+
+# Training
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class VAEFit(Epochs):
+    """The autoencoder that ``fit_vae`` trained, and the record of its training.
+
+    Args:
+        vae: the autoencoder.
+        params: its weights of ``best_epoch``, by name; in Pyro the autoencoder has them too.
+    """
+
+    vae: Any
+    params: Any
+
+
+class Trainer(Protocol):
+    """What an adapter does for :func:`train`: the arrays and the steps. States are dicts of NumPy arrays."""
+
+    def run_epoch(self, epoch: int, order: np.ndarray, rate: float, beta: float) -> tuple[list[float], float | None]:
+        """Train on the rows in this order; give the loss of each step, NaN where skipped, and the validation loss."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """A copy of the present weights."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What is needed beside the weights to go on: the optimiser's memory."""
+
+    def restore(self, weights: dict[str, np.ndarray], state: dict[str, np.ndarray] | None) -> None:
+        """Go back to weights, and to such a state."""
+
+
+SomeTrainer = TypeVar("SomeTrainer", bound=Trainer)
+
+
+def train(
+    make_trainer: Callable[[Any, Any, int], SomeTrainer],
+    x: Any,
+    validation: Any,
+    seed: int,
+    *,
+    batch_size: int,
+    num_epochs: int,
+    learning_rate: float | Callable[[int], float],
+    warm_up: int,
+    patience: int | None,
+    checkpoint: Any,
+    fixed: dict[str, Any],
+    progress: bool,
+) -> tuple[SomeTrainer, dict[str, Any]]:
+    """Train from the start or from the checkpoint.
+
+    Args:
+        make_trainer: makes a trainer of the data, the held-out data or ``None``, and a seed.
+        seed: determines the held-out rows, the orders and the noise, unless a checkpoint does.
+        fixed: what must be the same when a training goes on, in plain values.
+
+    Returns:
+        The trainer, with the best weights, and the arguments of :class:`Epochs`.
+    """
+    path = None if checkpoint is None else pathlib.Path(checkpoint)
+    saved = None if path is None or not path.exists() else _read_checkpoint(path)
+    seed = seed if saved is None else saved[0]["seed"]
+    data, held_out = _split(x, validation, np.random.default_rng(seed))
+    trainer = make_trainer(data, held_out, seed)
+    done, best = Progress(), trainer.weights()
+    fixed = fixed | {"seed": seed, "num_rows": len(data), "batch_size": batch_size, "warm_up": warm_up}
+    if saved is not None:
+        config, now, best, state = saved
+        _check_same(path, fixed, config["fixed"], trainer.weights(), now)
+        done = Progress(**config["progress"])
+        trainer.restore(now, state)
+
+    def run(epoch):
+        order = np.random.default_rng([seed, epoch]).permutation(len(data))
+        rate = learning_rate(epoch) if callable(learning_rate) else learning_rate
+        return trainer.run_epoch(epoch, order, rate, min(1.0, (epoch + 1) / warm_up) if warm_up else 1.0)
+
+    def keep():
+        nonlocal best
+        best = trainer.weights()
+
+    def save():
+        if path is not None:
+            parts = {"now": trainer.weights(), "best": best, "state": trainer.state()}
+            arrays = {f"{part}/{name}": array for part, tree in parts.items() for name, array in tree.items()}
+            config = {"kind": "checkpoint", "seed": seed, "fixed": fixed, "progress": dataclasses.asdict(done)}
+            write_file(path, config, arrays)
+
+    try:
+        run_epochs(
+            "fit_vae",
+            run,
+            keep,
+            done,
+            batch_sizes=np.minimum(batch_size, len(data) - np.arange(0, len(data), batch_size)),
+            num_epochs=num_epochs,
+            patience=patience,
+            judged_from=warm_up,
+            after_epoch=save,
+            bar=progress,
+            advice="use a smaller learning_rate, a clip_norm, or a longer warm_up",
+        )
+    finally:
+        trainer.restore(best, None)
+    return trainer, done.record()
+
+
+def _split(x, validation, rng):
+    """The data to train on, and those to hold out or ``None``."""
+    if validation is not None and not isinstance(validation, numbers.Real):
+        return x, validation
+    fraction = 0.0 if validation is None else float(validation)
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fit_vae: validation must be a fraction from 0 to 1, or held-out data, got {validation}")
+    if not fraction:
+        return x, None
+    size, order = min(max(round(fraction * len(x)), 1), len(x) - 1), rng.permutation(len(x))
+    return x[order[size:]], x[order[:size]]
+
+
+def _read_checkpoint(path):
+    """What a checkpoint holds: its configuration, the weights, the best weights, the optimiser's state."""
+    config, arrays = read_file(path)
+    if config["kind"] != "checkpoint":
+        raise ValueError(f"{path} holds a {config['kind']}, not a checkpoint of fit_vae; name another file")
+    parts: dict[str, dict[str, np.ndarray]] = {"now": {}, "best": {}, "state": {}}
+    for name, array in arrays.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = array
+    return config, *parts.values()
+
+
+def _check_same(path, fixed, found, weights, saved_weights):
+    """Raise ValueError if the checkpoint is of another training."""
+    changed = [name for name, value in json.loads(json.dumps(fixed)).items() if found.get(name) != value]
+    shapes, saved = ({name: array.shape for name, array in tree.items()} for tree in (weights, saved_weights))
+    changed += ["the networks and flows"] * (shapes != saved)
+    if changed:
+        raise ValueError(
+            f"{path} is a checkpoint of another training, with other {', '.join(changed)}; name another file, or "
+            "delete it to start anew"
+        )
+
+
+def check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, **sizes) -> None:
+    """Raise ValueError for an option of ``fit_vae`` that cannot be meant."""
+    check_sizes("fit_vae", **sizes, **({} if patience is None else {"patience": patience}))
+    check_sizes("fit_vae", at_least=0, warm_up=warm_up)
+    positive = {"learning_rate": 1 if callable(learning_rate) else learning_rate}
+    for name, value in (positive | {"clip_norm": 1 if clip_norm is None else clip_norm}).items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"fit_vae: {name} must be positive and finite, got {value!r}")
+    if not 0 <= free_bits < math.inf:
+        raise ValueError(f"fit_vae: free_bits must be at least 0 and finite, got {free_bits!r}")
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"fit_vae: optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
+
+
+# Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate_vae`` found: means over the data, in nats, and ``_se``, their Monte-Carlo standard errors.
+
+    The errors are those of the draws; that the data are a sample themselves is not in them.
+
+    Args:
+        elbo: the ELBO.
+        reconstruction: its first part, the mean of log p(x | z).
+        kl: its second part: the ELBO is the reconstruction less this.
+        log_prob: the importance weighted estimate of log p(x).
+        bits_per_dim: minus that, in bits, divided by the numbers in a datum.
+        active_units: how many latents have a posterior mean whose variance over the data is above 0.01; the error is
+            that of counting those whose variance is near it.
+        num_samples: the draws for each datum.
+        num_data: the number of data.
+        num_dims: the numbers in a datum.
+    """
+
+    elbo: float
+    elbo_se: float
+    reconstruction: float
+    reconstruction_se: float
+    kl: float
+    kl_se: float
+    log_prob: float
+    log_prob_se: float
+    active_units: int
+    active_units_se: float
+    num_samples: int
+    num_data: int
+    num_dims: int
+
+    @property
+    def bits_per_dim(self) -> float:
+        return -self.log_prob / (self.num_dims * math.log(2))
+
+    @property
+    def bits_per_dim_se(self) -> float:
+        return self.log_prob_se / (self.num_dims * math.log(2))
+
+    def __str__(self):
+        rows = ("elbo", "reconstruction", "kl", "log_prob", "bits_per_dim", "active_units")
+        lines = [f"{name:<15}{getattr(self, name):>12.4f} ± {getattr(self, name + '_se'):.4f}" for name in rows]
+        return "\n".join([*lines, f"{self.num_data} data, {self.num_samples} draws for each"])
+
+
+def evaluate(
+    weigh: Callable[[slice, int, int], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    num_data: int,
+    num_dims: int,
+    num_samples: int,
+    chunk_size: int,
+) -> Evaluation:
+    """Gather the draws in chunks.
+
+    Args:
+        weigh: for a slice of the data, a number of draws and a count that never repeats, gives log p(x | z), the KL
+            terms log q(z | x) - log p(z), each (draws, data), and the draws themselves.
+    """
+    check_sizes("evaluate_vae", at_least=2, num_samples=num_samples, chunk_size=chunk_size)  # one draw has no spread
+    num_draws = min(num_samples, chunk_size)
+    num_rows = max(1, chunk_size // num_draws)
+    count, parts = 0, []
+    for begin in range(0, num_data, num_rows):
+        chunks = []
+        for _ in range(math.ceil(num_samples / num_draws)):  # all of one size, so that one program does
+            chunks.append(weigh(slice(begin, min(begin + num_rows, num_data)), num_draws, count))
+            count += 1
+        chunk = (np.concatenate(arrays)[:num_samples] for arrays in zip(*chunks, strict=True))
+        parts.append(_of_each(*chunk))
+    each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    spread = each["mean_error"]  # the variance of each posterior mean, from the draws
+    variances = np.var(each["mean"], axis=0) - np.mean(spread, axis=0)
+    # Of a variance over the data, given the data: twice the deviations times the errors of the means.
+    centred = each["mean"] - each["mean"].mean(axis=0)
+    errors = np.sqrt(np.mean(4 * centred**2 * spread + 2 * spread**2, axis=0) / num_data)
+    distances = (variances - ACTIVE) / np.maximum(errors, np.finfo(float).tiny)
+    above = np.array([0.5 * math.erfc(-distance / math.sqrt(2)) for distance in distances])
+
+    def mean(name):
+        return float(each[name].mean()), float(np.sqrt(np.sum(each[name + "_error"])) / num_data)
+
+    found = {name: mean(name) for name in ("elbo", "reconstruction", "kl", "log_prob")}
+    return Evaluation(
+        **{name: value for name, (value, _) in found.items()},
+        **{name + "_se": error for name, (_, error) in found.items()},
+        active_units=int(np.sum(variances > ACTIVE)),
+        active_units_se=float(np.sqrt(np.sum(above * (1 - above)))),
+        num_samples=num_samples,
+        num_data=num_data,
+        num_dims=num_dims,
+    )
+
+
+def _of_each(log_likelihood, kl, z):
+    """Of each datum the means over the draws, and the squared errors of these."""
+    log_likelihood, kl, z = (np.asarray(array, dtype=np.float64) for array in (log_likelihood, kl, z))
+    log_w = log_likelihood - kl
+    peak = log_w.max(axis=0)
+    w = np.exp(log_w - peak)
+    result = {"log_prob": peak + np.log(w.mean(axis=0)), "log_prob_error": _squared_error(w / w.mean(axis=0))}
+    for name, values in (("elbo", log_w), ("reconstruction", log_likelihood), ("kl", kl), ("mean", z)):
+        result |= {name: values.mean(axis=0), name + "_error": _squared_error(values)}
+    return result
+
+
+def _squared_error(values):
+    """Of a mean over the first axis."""
+    return np.var(values, axis=0, ddof=1) / len(values)
