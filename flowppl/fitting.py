@@ -167,9 +167,10 @@ def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float, progr
                 if this.least_gain and checks[-1].elbo - checks[-2].elbo < this.least_gain:
                     break
                 losses += _run_round(trainer, this, end, bar)
-                if this.affine and trainer.fold() < 0.5:
-                    todo = [each for each in todo if not each.affine]
+                moved = trainer.fold() if this.affine else 0.0
                 now, index = _judge(trainer)
+                if this.affine and (moved < 0.5 or now.elbo - checks[-1].elbo < 1):
+                    todo = [each for each in todo if not each.affine]
                 if not this.affine and trainer.num_restarts > 1:
                     kept = trainer.select(index, kept)
                     losses = [rows[index : index + 1] for rows in losses]
