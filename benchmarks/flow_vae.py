@@ -128,14 +128,19 @@ def torch_networks(shape, kind):
 
     if kind == "dense":
 
+        def linear(a, b):
+            layer = torch.nn.Linear(a, b)
+            # As in flax. From torch's smaller weights the plain autoencoder gives up half of its latents for good.
+            torch.nn.init.normal_(layer.weight, std=a**-0.5)
+            torch.nn.init.zeros_(layer.bias)
+            return layer
+
         def gated(a, b):
-            return Gated(torch.nn.Linear(a, 2 * b))
+            return Gated(linear(a, 2 * b))
 
         size = shape[0] * shape[1]
         encoder = torch.nn.Sequential(torch.nn.Flatten(), gated(size, 256), gated(256, 256))
-        decoder = torch.nn.Sequential(
-            gated(32, 256), gated(256, 256), torch.nn.Linear(256, size), torch.nn.Unflatten(1, shape)
-        )
+        decoder = torch.nn.Sequential(gated(32, 256), gated(256, 256), linear(256, size), torch.nn.Unflatten(1, shape))
         return encoder, decoder
     conv, transposed = torch.nn.Conv2d, torch.nn.ConvTranspose2d
     last = tuple(size // 4 for size in shape)
