@@ -31,8 +31,10 @@ from pathlib import Path
 import numpy as np
 
 import flowppl as fp
+from flowppl._array import namespace
 from flowppl.bijection import Normal, Parameter
 from flowppl.images import load_images
+from flowppl.linear import diagonal
 from flowppl.residual import times
 from flowppl.sylvester import Sylvester
 
@@ -72,19 +74,18 @@ class DenseHouseholder(Sylvester):
 
     def _frame(self, params):
         v = params["v"]
-        xp = v.__array_namespace__() if hasattr(v, "__array_namespace__") else __import__("torch")
-        v = v / (v * v).sum(-1)[..., None] ** 0.5
-        eye = xp.eye(DIM, dtype=v.dtype, device=v.device)
-        frame = eye
+        xp = namespace(v)
+        v = v / xp.sqrt(xp.sum(v * v, axis=-1, keepdims=True))
+        frame = eye = diagonal(xp.ones_like(v[..., 0, :]))
         for i in range(8):
             frame = xp.matmul(frame, eye - 2 * v[..., i, :, None] * v[..., i, None, :])
         return frame
 
     def _to_frame(self, frame, x):
-        return times(_Matmul(frame), frame.mT, x)
+        return times(namespace(x), frame.mT, x)
 
     def _from_frame(self, frame, v):
-        return times(_Matmul(frame), frame, v)
+        return times(namespace(v), frame, v)
 
 
 class Bjorck(DenseHouseholder):
@@ -97,18 +98,11 @@ class Bjorck(DenseHouseholder):
 
     def _frame(self, params):
         frame = params["q"]
-        frame = frame / (frame * frame).sum((-2, -1))[..., None, None] ** 0.5
+        xp = namespace(frame)
+        frame = frame / xp.sqrt(xp.sum(frame * frame, axis=(-2, -1), keepdims=True))
         for _ in range(100):
-            product = _Matmul(frame).matmul(frame.mT, frame)
-            frame = frame + 0.5 * (frame - _Matmul(frame).matmul(frame, product))
+            frame = frame + 0.5 * (frame - xp.matmul(frame, xp.matmul(frame.mT, frame)))
         return frame
-
-
-class _Matmul:
-    """The one function that :func:`flowppl.residual.times` needs."""
-
-    def __init__(self, array):
-        self.matmul = lambda a, b: a @ b
 
 
 # Networks, of both libraries.

@@ -1,9 +1,17 @@
-"""Float64 everywhere, and programs that compile fast."""
+"""Float64 everywhere, and programs that compile fast, and once."""
 
 import os
+import pathlib
 
 # Most programs here run once or twice, also those of the notebooks; must come before jax is imported.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Modules, notebooks and examples share them, and so do the next runs; workers do not, lest one reads while one writes.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import numpy as np
