@@ -23,6 +23,7 @@ keeps trainings, which go on where they stopped. On a GPU if the backend has one
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -154,11 +155,11 @@ def torch_networks(shape, kind):
     return tuple(network.to(memory_format=torch.channels_last) for network in (encoder, decoder))
 
 
-def flax_networks(shape, kind):
+def flax_networks(seed, shape, kind):
     import jax
     from flax import nnx
 
-    rngs = nnx.Rngs(0)
+    rngs = nnx.Rngs(seed)
 
     def gate(x):
         h, gate = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
@@ -224,7 +225,7 @@ class Language:
             return FlowVAE(*torch_networks(shape, kind), posterior, prior, likelihood).to(self.device)
         from flowppl.numpyro import FlowVAE
 
-        return FlowVAE(*flax_networks(shape, kind), posterior, prior, likelihood)
+        return FlowVAE(*flax_networks(seed, shape, kind), posterior, prior, likelihood)
 
     def fit(self, seed, vae, x, **options):
         if self.backend == "pyro":
@@ -322,7 +323,7 @@ def frey(language, args, results):
         parts = [images[part] for part in np.split(order, [1565, 1765])]
         for model in args.models or FREY_MODELS:
             labels = {"experiment": "frey", "backend": args.backend, "model": model, "seed": seed}
-            labels |= {"num_flows": args.num_flows, "max_epochs": args.epochs or 2000}
+            labels |= {"num_flows": args.num_flows, "max_epochs": args.epochs or 2000, "num_samples": args.num_samples}
 
             def measure(model=model, seed=seed, parts=parts, labels=labels):
                 posterior = frey_posterior(model, args.num_flows)
@@ -347,7 +348,7 @@ def mnist(language, args, results):
     for seed in args.seeds or (0, 1, 2):
         for model in args.models or MNIST_MODELS:
             labels = {"experiment": "mnist", "backend": args.backend, "model": model, "seed": seed}
-            labels |= {"num_flows": args.num_flows}
+            labels |= {"num_flows": args.num_flows, "max_epochs": args.epochs or 500, "num_samples": args.num_samples}
 
             def measure(model=model, seed=seed, labels=labels):
                 flow = "householder_sylvester" if model in ("flow posterior", "both") else None
@@ -401,6 +402,9 @@ def main():
     parser.add_argument("--checkpoints", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.experiment == "speed":  # must come before torch and jax are imported
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     if args.experiment != "speed" and args.data is None:
         parser.error("--data is needed: no images come with this package")
     {"frey": frey, "mnist": mnist, "speed": speed}[args.experiment](Language(args.backend), args, Results(args.json))

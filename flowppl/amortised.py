@@ -10,17 +10,6 @@ from flowppl.conditional import Conditional
 from flowppl.linear import ElementwiseAffine
 from flowppl.recipes import make_flow
 
-# Flows of few weights, all of which one head makes; the others have networks, which are given the context.
-HYPERNET_FLOWS = (
-    "planar",
-    "radial",
-    "sylvester",
-    "orthogonal_sylvester",
-    "householder_sylvester",
-    "triangular_sylvester",
-    "householder",
-)
-
 
 def amortized_posterior(
     dim: int,
@@ -75,8 +64,8 @@ def amortized_posterior(
         if options:
             raise TypeError(f"amortized_posterior: without a flow there is no use for {', '.join(options)}")
         return Conditional(base, context_dim, hidden_dims)
-    if flow in HYPERNET_FLOWS:
-        return Conditional(Chain([base, make_flow(flow, dim, **options)]), context_dim, hidden_dims)  # type: ignore
     options["context_dim"] = context_dim
     inner = make_flow(flow, dim, **options) if isinstance(flow, str) else flow(dim, **options)
+    if isinstance(inner, Conditional):  # a flow of few weights, all made from the context: one head makes the base, too
+        return Conditional(Chain([base, inner.bijection]), context_dim, hidden_dims)
     return Chain([Conditional(base, context_dim, hidden_dims), inner])

@@ -52,7 +52,7 @@ FIT_DENSITY_DOC = """Fit a flow to data by maximum likelihood.
     Raises:
         TypeError: if ``flow`` is not a flow.
         ValueError: if the data do not fit the flow or are not finite, or an option is out of range.
-        RuntimeError: if no step of an epoch, or no validation loss, is finite.
+        RuntimeError: if no step of the first epoch, or no validation loss, is finite.
 
     References:
         Kingma, Ba: Adam: A Method for Stochastic Optimization, 2014, arXiv 1412.6980. Loshchilov, Hutter: SGDR:

@@ -15,7 +15,8 @@ class Epochs:
     """What happened in a training.
 
     Args:
-        losses: the mean loss of the training rows in each epoch, under the weights of each step.
+        losses: the mean loss of the training rows in each epoch, under the weights of each step; NaN where all steps
+            were left out.
         validation_losses: that of the held-out rows at the end of each epoch; empty without validation.
         best_epoch: the epoch, counted from 0, whose weights were kept: that of the smallest validation loss, without
             validation the last. It is -1 if none was completed.
@@ -85,22 +86,23 @@ def run_epochs(
         advice: what to try if no loss is finite.
 
     Raises:
-        RuntimeError: if no step of an epoch, or no validation loss, is finite.
+        RuntimeError: if no step of the first epoch, or no validation loss, is finite.
     """
     done = len(progress.losses)
-    if progress.stopped == "patience":
-        return
     progress.stopped = "num_epochs"
     with tqdm(total=num_epochs, initial=done, desc=owner, unit="epoch", disable=not bar) as shown:
         try:
             for epoch in range(done, num_epochs):
+                if patience is not None and epoch - 1 - max(progress.best_epoch, judged_from) >= patience:
+                    progress.stopped = "patience"
+                    break
                 losses, score = run_epoch(epoch)
                 steps = np.asarray(losses, dtype=np.float64)
                 taken = ~np.isnan(steps)
-                if not taken.any():
-                    raise RuntimeError(f"{owner}: the loss of every step of epoch {epoch} was not finite; {advice}")
-                loss = float(np.average(steps[taken], weights=batch_sizes[taken]))
+                loss = float(np.average(steps[taken], weights=batch_sizes[taken])) if taken.any() else math.nan
                 progress.losses.append(loss)
+                if np.isnan(progress.losses).all():
+                    raise RuntimeError(f"{owner}: the loss of every step was not finite; {advice}")
                 progress.num_skipped += int(np.sum(~taken))
                 best = math.inf
                 if score is not None:
@@ -110,13 +112,9 @@ def run_epochs(
                 if score is None or score < best:
                     progress.best_epoch = epoch
                     keep()
-                elif patience is not None and epoch - max(progress.best_epoch, judged_from) >= patience:
-                    progress.stopped = "patience"
                 after_epoch()
                 shown.update()
                 shown.set_postfix({"loss": loss} if score is None else {"loss": loss, "validation": float(score)})
-                if progress.stopped == "patience":
-                    break
         except KeyboardInterrupt:
             progress.stopped = "interrupted"
     if progress.losses and progress.best_epoch < 0:

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -35,11 +36,7 @@ def load_images(path: str | os.PathLike | None = None) -> np.ndarray:
 
         return load_digits().images.astype(np.uint8)
     path = pathlib.Path(path)
-    if zipfile.is_zipfile(path):
-        images = _read_npz(path)
-    else:
-        content = path.read_bytes()
-        images = _read_idx(path, gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+    images = _read_npz(path) if zipfile.is_zipfile(path) else _read_idx(path, _unpacked(path))
     if images.ndim != 3 or images.dtype != np.uint8:
         raise ValueError(
             f"{path}: images must be bytes of shape (n, height, width), got {images.dtype} of shape {images.shape}"
@@ -52,6 +49,16 @@ def _read_npz(path):
         if "images" not in arrays:
             raise ValueError(f"{path} has no array 'images'; it has {', '.join(arrays) or 'none'}")
         return arrays["images"]
+
+
+def _unpacked(path):
+    content = path.read_bytes()
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is not whole ({error}); copy it again") from error
 
 
 def _read_idx(path, content):

@@ -157,7 +157,7 @@ def save(path: str | os.PathLike, trained: Any, params: Tree | None = None) -> N
         "bijection": _encode(bijection, "bijection"),
     } | map_tree(lambda leaf: None if isinstance(leaf, np.ndarray) else leaf, parts)
     arrays = {
-        ".".join(path): np.asarray(leaf, order="C")  # safetensors writes memory as it lies
+        ".".join(path): leaf
         for path, leaf in leaves({"weights": adapter.read_weights(transform)} | parts)
         if isinstance(leaf, np.ndarray)
     }
@@ -382,12 +382,18 @@ def read_file(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
     return config, arrays
 
 
-def write_file(path: pathlib.Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write all of a file or nothing."""
-    text = json.dumps({"format": FORMAT, "flowppl": flowppl.__version__} | config)
-    content = safetensors.numpy.save(arrays, {"flowppl": text})
+def check_folder(path: pathlib.Path) -> None:
+    """Raise FileNotFoundError unless a file can be made there."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save to {path}: there is no folder {path.parent}; make it first")
+
+
+def write_file(path: pathlib.Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Write all of a file or nothing."""
+    check_folder(path)
+    text = json.dumps({"format": FORMAT, "flowppl": flowppl.__version__} | config)
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # it writes memory as it lies
+    content = safetensors.numpy.save(arrays, {"flowppl": text})
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -19,8 +19,8 @@ class Subspace(Bijection):
         \partial f|,
 
     with D x R orthonormal columns Q: what is orthogonal to all of them stays as it is. The inverse is the same with
-    :math:`f^{-1}`. With a linear f this is a matrix of low rank added to the identity; R(R + D) operations, where
-    a triangular matrix takes :math:`D^2`.
+    :math:`f^{-1}`. With a linear f this is a matrix of low rank added to the identity: 2RD operations for each event,
+    and once :math:`R^2 D` for Q, where a triangular matrix takes :math:`D^2` for each.
 
     Args:
         dim: the number D of coordinates.
@@ -79,6 +79,13 @@ class Subspace(Bijection):
     def constants(self) -> Tree:
         constants = self.bijection.constants()
         return {"bijection": constants} if constants else {}
+
+    def init_from(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        xp = namespace(y)
+        inside = times(xp, xp.linalg.qr(params["frame"])[0].mT, y)
+        inner = self.bijection.init_from(params.get("bijection", {}), inside, context)
+        return {"frame": params["frame"], "bijection": inner}
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)

@@ -7,6 +7,7 @@ import json
 import math
 import numbers
 import pathlib
+import zlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from flowppl.bijection import REAL_LINE, Bijection, check_bijection, check_sizes
 from flowppl.epochs import Epochs, Progress, run_epochs
-from flowppl.serialization import read_file, write_file
+from flowppl.serialization import check_folder, read_file, write_file
 
 FLOW_VAE_DOC = r"""A variational autoencoder whose posterior, and whose prior, may be flows.
 
@@ -34,7 +35,8 @@ FLOW_VAE_DOC = r"""A variational autoencoder whose posterior, and whose prior, m
             it is{frozen}; ``None`` is the standard normal.
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"categorical"`` (logits along a last axis of its own;
             the data are integers from 0), ``"gaussian"`` (the decoder gives a pair, the mean and the log of the
-            standard deviation, which need only broadcast), or a function from the decoder's output to a distribution.
+            standard deviation, for all rows or one for each), or a function from the decoder's output to a
+            distribution.
 
     Raises:
         ValueError: for an unknown likelihood, a posterior without a context, or a prior whose shape is not that of the
@@ -53,17 +55,16 @@ FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
     In epoch t, with :math:`\beta = \min(1, (t+1) / \mathrm{{warm\_up}})`, it minimises the batch mean of
 
     .. math::
-        -\log p(x \mid z) + \beta\, \max\big(\log q(z \mid x) - \log p(z),\; \mathrm{{free\_bits}}\big),
-        \qquad z \sim q(z \mid x),
+        -\log p(x \mid z) + \beta\, \big(\log q(z \mid x) - \log p(z)\big), \qquad z \sim q(z \mid x),
 
-    where the maximum is taken of the mean of the batch. {returns}
+    where ``free_bits``, if there are any, stand in for the batch mean of the second term when that is less. {returns}
 
     A step whose loss or gradient is not finite is left out and counted. An interruption (Ctrl-C) ends the training; the
     result is what the complete epochs reached.
 
     Args:{key}
         vae: the autoencoder.
-        x: the data, one row for each datum.
+        x: the data, one row for each datum.{start}
         validation: the fraction of rows to hold out at random, or held-out data; ``None`` for no validation. Its loss
             is minus the ELBO, with one draw for each datum, the same in all epochs.
         batch_size: the number of rows in one step; the last batch of an epoch may be smaller.
@@ -85,7 +86,7 @@ FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
     Raises:
         ValueError: if the data do not fit the likelihood (the message names the range) or the networks, for an option
             that cannot be meant, or a checkpoint that is not whole or of another training; it is then as it was.
-        RuntimeError: if no step of an epoch, or no validation loss, is finite.
+        RuntimeError: if no step of the first epoch, or no validation loss, is finite.
 
     References:
         Warm-up: Bowman et al.: Generating Sentences from a Continuous Space, 2015, arXiv 1511.06349; Sonderby et al.:
@@ -141,7 +142,7 @@ INTERPOLATE_DOC = r"""The mean of the likelihood on the way from data to other d
 
         One draw of each latent is mapped to the noise :math:`u_0, u_1` of the prior; there the way is
         :math:`(1-t)\,u_0 + t\,u_1`, or, ``spherical``, :math:`\cos(\varphi)\,u_0 + \sin(\varphi)\,u_1` with
-        :math:`\varphi = t \pi / 2`, which of independent normals makes standard normals all the way (Dinh,
+        :math:`\varphi = t \pi / 2`, which of independent standard normals makes standard normals all the way (Dinh,
         Sohl-Dickstein, Bengio 2016, arXiv 1605.08803).
 
         Returns:
@@ -287,12 +288,15 @@ def train(
         The trainer, with the best weights, and the arguments of :class:`Epochs`.
     """
     path = None if checkpoint is None else pathlib.Path(checkpoint)
+    if path is not None:
+        check_folder(path)
     saved = None if path is None or not path.exists() else _read_checkpoint(path)
     seed = seed if saved is None else saved[0]["seed"]
     data, held_out = _split(x, validation, np.random.default_rng(seed))
     trainer = make_trainer(data, held_out, seed)
     done, best = Progress(), trainer.weights()
-    fixed = fixed | {"seed": seed, "num_rows": len(data), "batch_size": batch_size, "warm_up": warm_up}
+    fixed = fixed | {"batch_size": batch_size, "warm_up": warm_up}
+    fixed |= {"data": _digest(data), "validation": None if held_out is None else _digest(held_out)}
     if saved is not None:
         config, now, best, state = saved
         _check_same(path, fixed, config["fixed"], trainer.weights(), now)
@@ -345,6 +349,24 @@ def _split(x, validation, rng):
         return x, None
     size, order = min(max(round(fraction * len(x)), 1), len(x) - 1), rng.permutation(len(x))
     return x[order[size:]], x[order[:size]]
+
+
+def _digest(data):
+    """A number by which other data are told from these."""
+    array = np.ascontiguousarray(data.cpu() if hasattr(data, "cpu") else data)
+    return zlib.crc32(repr((array.shape, str(array.dtype))).encode() + array.tobytes())
+
+
+def describe(posterior: Bijection, prior: Any, likelihood: Any) -> dict[str, Any]:
+    """What of an autoencoder a checkpoint tells, in plain values; networks are told by the shapes of their weights."""
+    kind = likelihood if isinstance(likelihood, str) else "own"
+    return {"posterior": repr(posterior), "prior": repr(getattr(prior, "bijection", prior)), "likelihood": kind}
+
+
+def as_data(values: Any) -> Any:
+    """Data as an array, if they are none yet; a fraction or ``None`` as it is."""
+    plain = values is None or isinstance(values, numbers.Real)
+    return values if plain or (hasattr(values, "shape") and hasattr(values, "dtype")) else np.asarray(values)
 
 
 def _read_checkpoint(path):
@@ -449,12 +471,13 @@ def evaluate(
             terms log q(z | x) - log p(z), each (draws, data), and the draws themselves.
     """
     check_sizes("evaluate_vae", at_least=2, num_samples=num_samples, chunk_size=chunk_size)  # one draw has no spread
-    num_draws = min(num_samples, chunk_size)
+    num_chunks = math.ceil(num_samples / chunk_size)
+    num_draws = math.ceil(num_samples / num_chunks)  # all chunks are of one size, so that one program does
     num_rows = max(1, chunk_size // num_draws)
     count, parts = 0, []
     for begin in range(0, num_data, num_rows):
         chunks = []
-        for _ in range(math.ceil(num_samples / num_draws)):  # all of one size, so that one program does
+        for _ in range(num_chunks):
             chunks.append(weigh(slice(begin, min(begin + num_rows, num_data)), num_draws, count))
             count += 1
         chunk = (np.concatenate(arrays)[:num_samples] for arrays in zip(*chunks, strict=True))

@@ -200,9 +200,8 @@ def test_folding_keeps_the_guide(rng, dim):
     scale = np.exp(rng.normal(size=dim))
     tree = start_at(bijection, params, rng.normal(size=dim), scale, fixed=True)
     constants = bijection.constants()
-    merged = {key: tree[key] | constants.get(key, {}) for key in tree}
-    folded = fold(bijection, merged)
-    new = {key: folded[key] | constants.get(key, {}) for key in folded}
+    merged = merge(tree, constants)
+    new = merge(fold(bijection, merged), constants)
     x = rng.normal(size=(5, dim))
     for before, after in zip(bijection.forward(merged, x), bijection.forward(new, x), strict=True):
         np.testing.assert_allclose(before, after, rtol=1e-10, atol=1e-9)

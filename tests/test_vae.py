@@ -235,7 +235,7 @@ def test_evaluation_finds_the_evidence_and_knows_its_errors(lang, rng):
         assert 0.6 < np.std(values) / np.median(errors) < 1.6
         assert abs(np.mean(values) - getattr(found, name)) < 5 * np.std(values) / 40**0.5
     assert "bits_per_dim" in str(found)
-    assert found.num_data, found.num_dims == (12, 4)
+    assert (found.num_data, found.num_dims) == (12, 4)
 
 
 def test_active_units_are_counted_with_the_error_of_counting():
@@ -303,6 +303,86 @@ def test_a_training_resumed_is_the_training_uninterrupted(lang, tmp_path):
     assert_same(again.params, whole.params)
 
 
+def test_a_resumed_training_has_the_same_memory_of_any_layout_and_the_same_noise(tmp_path):
+    """Another order of memory, averages of batches, dropout, a rate that changes, data held out."""
+    x = stripes().reshape(-1, 1, 3, 3)
+
+    def make():
+        torch.manual_seed(0)
+        layers = torch.nn.Conv2d(1, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.Dropout(0.2), torch.nn.Flatten()
+        encoder = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 1, 1), *layers)
+        decoder = torch.nn.Sequential(torch.nn.Linear(2, 9), torch.nn.Unflatten(1, (1, 3, 3)))
+        return fpp.FlowVAE(
+            encoder.to(memory_format=torch.channels_last), decoder, fp.amortized_posterior(2, 6, "planar", 2)
+        )
+
+    options = {"batch_size": 19, "warm_up": 0, "optimizer": "adamax", "validation": x[:9]}
+    options |= {"learning_rate": lambda epoch: 0.02 / (1 + epoch)}
+    whole = Pyro.fit(1, make(), x, num_epochs=4, **options)
+    path = tmp_path / "vae.safetensors"
+    Pyro.fit(1, make(), x, num_epochs=2, checkpoint=path, **options)
+    resumed = Pyro.fit(2, make(), x, num_epochs=4, checkpoint=path, **options)
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+    assert_same(resumed.params, whole.params)
+
+
+@both
+def test_patience_may_be_given_later(lang, tmp_path):
+    path, x = tmp_path / "vae.safetensors", stripes()
+    options = {"warm_up": 0, "learning_rate": lambda epoch: 0.01 if epoch < 2 else 2.0, "checkpoint": path}
+    assert lang.fit(0, small(lang), x, num_epochs=50, patience=3, **options).stopped == "patience"
+    assert len(lang.fit(0, small(lang), x, num_epochs=12, patience=None, **options).losses) == 12
+
+
+def test_modes_and_averages_are_left_as_they_are():
+    x = stripes()
+    frozen = fpp.Flow(fp.realnvp(2, 2, hidden_dims=4)).freeze()
+    encoder = torch.nn.Sequential(torch.nn.Linear(9, 6), torch.nn.BatchNorm1d(6))
+    vae = fpp.FlowVAE(encoder, torch.nn.Linear(2, 9), fp.amortized_posterior(2, 6, None), frozen)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    fpp.evaluate_vae(vae, x, num_samples=5)
+    vae.reconstruct(x)
+    assert_same(dict(vae.state_dict()), before)
+    fit = Pyro.fit(0, vae, x[:20], num_epochs=1, warm_up=0, batch_size=10, validation=None)
+    assert vae.training
+    assert not frozen.training
+    assert_same(
+        {k: v for k, v in vae.state_dict().items() if "prior" in k}, {k: v for k, v in before.items() if "prior" in k}
+    )
+    kept = {name: value.clone() for name, value in fit.params.items()}
+    Pyro.fit(0, vae, x, num_epochs=1, warm_up=0)
+    assert_same(fit.params, kept)
+
+
+def test_svi_in_pyro_refuses_a_second_autoencoder_beside_the_first():
+    first, second, x = small(Pyro), small(Pyro), torch.tensor(stripes())
+    for vae in (first, second):
+        svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+        if vae is first:
+            svi.step(x)
+            svi.step(x)
+    with pytest.raises(ValueError, match="parameter store has the encoder of another autoencoder"):
+        svi.step(x)
+
+
+def test_a_prior_with_a_base_of_its_own_is_sampled_from_it():
+    base = numpyro.distributions.Normal(jnp.full(2, 100.0), 1.0)
+    vae = small(NumPyro, prior=fnp.Flow.init(jax.random.key(0), fp.ElementwiseAffine(2), base))
+    vae = fnp.FlowVAE(vae.encoder, lambda z: z.repeat(5, -1)[:, :9], vae.posterior, vae.prior, "bernoulli")
+    params = NumPyro.params(vae, stripes())
+    assert (np.asarray(vae.sample(jax.random.key(0), params, 20)) > 0.99).all()
+
+
+def test_parameters_with_constraints_are_refused_where_they_would_be_lost():
+    def decoder(z):
+        scale = numpyro.param("scale", jnp.array(0.3), constraint=numpyro.distributions.constraints.positive)
+        return z.repeat(5, -1)[:, :9] * scale
+
+    vae = fnp.FlowVAE(NumPyro.networks(9, 6, 2, 9)[0], decoder, fp.amortized_posterior(2, 6, None))
+    with pytest.raises(ValueError, match="the parameters scale have constraints"):
+        vae.init(jax.random.key(0), stripes())
+
+
 @both
 def test_bad_checkpoints_are_told_and_left_as_they_are(lang, tmp_path):
     x, path = stripes(), tmp_path / "vae.safetensors"
@@ -314,8 +394,14 @@ def test_bad_checkpoints_are_told_and_left_as_they_are(lang, tmp_path):
     whole = path.read_bytes()
     with pytest.raises(ValueError, match="another training, with other batch_size"):
         fit(small(lang), batch_size=30)
-    with pytest.raises(ValueError, match="with other the networks and flows"):
+    with pytest.raises(ValueError, match="with other posterior, the networks and flows"):
         fit(small(lang, dim=3), batch_size=20)
+    with pytest.raises(ValueError, match="with other data"):
+        lang.fit(0, small(lang), 1 - x, num_epochs=2, warm_up=0, checkpoint=path, batch_size=20)
+    with pytest.raises(ValueError, match="with other data, validation"):
+        fit(small(lang), batch_size=20, validation=x[:5])
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        lang.fit(0, small(lang), x, checkpoint=tmp_path / "none" / "vae.safetensors")
     with pytest.raises(ValueError, match=r"holds a checkpoint, which flowppl.load does not read"):
         fp.load(path)
     assert path.read_bytes() == whole
@@ -354,6 +440,14 @@ def test_warm_up_and_free_bits_weigh_the_kl_term(lang):
 
 
 @both
+def test_rows_may_be_lists_and_the_last_batch_one_row(lang):
+    x = stripes(20)
+    fit = lang.fit(0, small(lang), x.tolist(), num_epochs=1, warm_up=0, batch_size=19, validation=x[:3].tolist())
+    same = lang.fit(0, small(lang), x, num_epochs=1, warm_up=0, batch_size=19, validation=x[:3])
+    np.testing.assert_array_equal(fit.losses, same.losses)
+
+
+@both
 def test_bad_steps_are_left_out(lang):
     vae = lang.adapter.FlowVAE(
         lang.networks(1, 4, 1, 1)[0],
@@ -370,7 +464,7 @@ def test_bad_steps_are_left_out(lang):
         fp.amortized_posterior(1, 4, None),
         likelihood="gaussian",
     )
-    with pytest.raises(RuntimeError, match="every step of epoch 0 was not finite; use a smaller learning_rate"):
+    with pytest.raises(RuntimeError, match="every step was not finite; use a smaller learning_rate"):
         lang.fit(0, never, np.ones((20, 1)), num_epochs=4, warm_up=0)
 
 
@@ -559,3 +653,6 @@ def test_images_from_files(tmp_path):
             load_images(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         load_images(tmp_path / "none")
+    (tmp_path / "f.gz").write_bytes((tmp_path / "c.gz").read_bytes()[:-12])
+    with pytest.raises(ValueError, match="is not whole"):
+        load_images(tmp_path / "f.gz")

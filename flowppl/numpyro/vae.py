@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,11 +33,13 @@ from flowppl.vae import (
     SAMPLE_DOC,
     Evaluation,
     VAEFit,
+    as_data,
     check_data,
     check_features,
     check_options,
     check_output,
     check_parts,
+    describe,
     evaluate,
     path_weights,
     train,
@@ -49,6 +52,7 @@ LIKELIHOODS: dict[str, Callable] = {
 }
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class FlowVAE:
     __doc__ = FLOW_VAE_DOC.format(
         encoder="a module of ``flax.nnx``, or a function that declares its parameters by NumPyro's own means",
@@ -69,13 +73,15 @@ class FlowVAE:
 """,
     )
 
-    def __init__(self, encoder, decoder, posterior: Bijection, prior=None, likelihood="bernoulli"):
-        check_parts(posterior, prior.bijection if isinstance(prior, Flow) else prior, likelihood)
-        self.encoder = encoder
-        self.decoder = decoder
-        self.posterior = posterior
-        self.prior = prior
-        self.likelihood = likelihood
+    encoder: Any
+    decoder: Any
+    posterior: Bijection
+    prior: Any = None
+    likelihood: Any = "bernoulli"
+
+    def __post_init__(self):
+        prior = self.prior.bijection if isinstance(self.prior, Flow) else self.prior
+        check_parts(self.posterior, prior, self.likelihood)
 
     @property
     def dim(self) -> int:
@@ -99,22 +105,7 @@ class FlowVAE:
     def init(self, rng_key, x) -> dict[str, Any]:
         """The first parameters, by the names that ``svi.get_params`` gives them; ``x`` are some of the data."""
 
-        states: list[str] = []
-
-        @jax.jit
-        def declare(x):
-            with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=rng_key):
-                self.terms({}, x, jnp.zeros((1, self.dim)))
-            states.extend(name for name, site in trace.items() if site["type"] == "mutable")
-            return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
-
-        params = declare(self._rows(x[:1]))
-        if states:
-            raise ValueError(
-                f"FlowVAE: the networks keep a state, {', '.join(states)}, as batch normalisation and dropout do; "
-                "only SVI with model and guide trains those. Use layers without one, such as LayerNorm"
-            )
-        return params
+        return _init(self, rng_key, self._rows(x[:1]))
 
     def encode(self, rng_key, params, x, num_samples: int = 1) -> jax.Array:
         noise = jax.random.normal(rng_key, (num_samples, len(x), self.dim))
@@ -125,14 +116,17 @@ class FlowVAE:
 
     def sample(self, rng_key, params, num_samples: int = 1, *, mean: bool = True) -> jax.Array:
         z_key, x_key = jax.random.split(rng_key)
-        noise = jax.random.normal(z_key, (num_samples, self.dim))
-        transform = self._prior_transform(params)
-        return _decode(self, params, noise if transform is None else transform(noise), None if mean else x_key)
+        with handlers.substitute(data=params):
+            prior = self._prior()
+        distribution = standard_normal((self.dim,)) if prior is None else prior()
+        return _decode(self, params, distribution.sample(z_key, (num_samples,)), None if mean else x_key)
 
     def interpolate(self, rng_key, params, first, second, num_steps: int = 8, *, spherical: bool = False) -> jax.Array:
         keys = jax.random.split(rng_key)
         ends = [self.encode(key, params, x)[0] for key, x in zip(keys, (first, second), strict=True)]
-        transform = self._prior_transform(params)
+        with handlers.substitute(data=params):
+            prior = self._prior()
+        transform = None if prior is None else prior.transform
         ends = ends if transform is None else [transform.inv(end) for end in ends]
         weights = [jnp.asarray(each)[:, None, None] for each in path_weights(num_steps, spherical)]
         noise = sum(weight * end for weight, end in zip(weights, ends, strict=True))
@@ -170,17 +164,15 @@ class FlowVAE:
     def _prior(self) -> Flow | None:
         return flow("prior", self.prior) if isinstance(self.prior, Bijection) else self.prior
 
-    def _prior_transform(self, params):
-        """The transform from the prior's noise to latents; ``None`` if latents are noise."""
-        with handlers.substitute(data=params):
-            prior = self._prior()
-        return None if prior is None else prior.transform
-
     def _likelihood(self, decoder, z, x=None):
         """The distribution of data, such as ``x``, for each row of latents; the decoder sees one axis of rows."""
         batch = z.shape[:-1]
-        output = decoder(z.reshape(-1, z.shape[-1]))
-        output = jax.tree.map(lambda part: part.reshape(*batch, *part.shape[1:]) if jnp.ndim(part) else part, output)
+        rows = z.reshape(-1, z.shape[-1])
+
+        def unflatten(part):
+            return part.reshape(*batch, *part.shape[1:]) if part.shape[:1] == rows.shape[:1] else part
+
+        output = jax.tree.map(unflatten, decoder(rows))
         make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
         likelihood = make(output)
         likelihood = likelihood.to_event(len(likelihood.batch_shape) - len(batch))
@@ -222,6 +214,27 @@ def _base(likelihood):
 
 
 @partial(jax.jit, static_argnums=0)
+def _init(vae, key, x):
+    with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=key):
+        vae.terms({}, x, jnp.zeros((1, vae.dim)))
+    states = [name for name, site in trace.items() if site["type"] == "mutable"]
+    if states:
+        raise ValueError(
+            f"FlowVAE: the networks keep a state, {', '.join(states)}, as batch normalisation and dropout do; only SVI "
+            "with model and guide trains those. Use layers without one, such as LayerNorm"
+        )
+    sites = {name: site for name, site in trace.items() if site["type"] == "param"}
+    real = dist.constraints.real
+    bounded = [name for name, site in sites.items() if site["kwargs"].get("constraint", real) is not real]
+    if bounded:
+        raise ValueError(
+            f"FlowVAE: the parameters {', '.join(bounded)} have constraints; only SVI with model and guide keeps them. "
+            "Declare unconstrained ones, and map them inside the network"
+        )
+    return {name: site["value"] for name, site in sites.items()}
+
+
+@partial(jax.jit, static_argnums=0)
 def _encode(vae, params, x, noise):
     with handlers.substitute(data=params):
         return vae._posterior_transform(x)(noise)
@@ -233,7 +246,7 @@ def _decode(vae, params, z, key):
         likelihood = vae._likelihood(_network("decoder", vae.decoder), z)
     if key is not None:
         return likelihood.sample(key)
-    if isinstance(_base(likelihood), dist.CategoricalLogits):
+    if isinstance(_base(likelihood), (dist.CategoricalLogits, dist.CategoricalProbs)):
         probs = _base(likelihood).probs
         return probs @ jnp.arange(probs.shape[-1], dtype=probs.dtype)
     return likelihood.mean
@@ -244,11 +257,44 @@ def _weigh(vae, params, x, key, num_draws):
     return vae.terms(params, x, jax.random.normal(key, (num_draws, len(x), vae.dim)))
 
 
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def _take_step(vae, options, params, memory, data, index, weights, key, rate, beta):
+    optimizer, free_bits, clip_norm = options
+    x = vae._rows(data[index])
+    noise = jax.random.normal(key, (len(x), vae.dim))
+
+    def mean_loss(params):
+        log_likelihood, kl, _ = vae.terms(params, x, noise)
+        mean_kl = jnp.average(kl, weights=weights)
+        mean_kl = jnp.maximum(mean_kl, free_bits) if free_bits else mean_kl
+        return beta * mean_kl - jnp.average(log_likelihood, weights=weights)
+
+    loss, gradient = jax.value_and_grad(mean_loss)(params)
+    updates, new_memory = _optimizer(optimizer, clip_norm).update(gradient, memory)
+    new_params = jax.tree.map(lambda leaf, update: (leaf - rate * update).astype(leaf.dtype), params, updates)
+    taken = jnp.isfinite(ravel_pytree((loss, gradient))[0]).all()
+    new = jax.tree.map(partial(jnp.where, taken), (new_params, new_memory), (params, memory))
+    return *new, jnp.where(taken, loss, jnp.nan)
+
+
+@partial(jax.jit, static_argnums=0)
+def _sum_loss(vae, params, data, index, weights, key):
+    x = vae._rows(data[index])
+    log_likelihood, kl, _ = vae.terms(params, x, jax.random.normal(key, (len(x), vae.dim)))
+    return jnp.dot(kl - log_likelihood, weights)
+
+
+def _optimizer(name, clip_norm):
+    scale = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}[name]
+    return optax.chain(optax.clip_by_global_norm(clip_norm), scale())
+
+
 def fit_vae(
     rng_key,
     vae: FlowVAE,
     x,
     *,
+    params=None,
     validation=0.1,
     batch_size: int = 100,
     num_epochs: int = 500,
@@ -264,15 +310,17 @@ def fit_vae(
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
     check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, **sizes)
     init_key, seed_key = jax.random.split(rng_key)
-    params = vae.init(init_key, x)
+    x, validation = as_data(x), as_data(validation)
+    start = vae.init(init_key, x) if params is None else params
     for data in (x, validation):
-        if hasattr(data, "shape"):
-            vae._check(params, data)
+        if data is not None and not isinstance(data, numbers.Real):
+            vae._check(start, data)
     norm = math.inf if clip_norm is None else clip_norm
 
     def make_trainer(data, held_out, seed):
-        return _Trainer(vae, params, data, held_out, seed, batch_size, optimizer, free_bits, norm)
+        return _Trainer(vae, start, data, held_out, seed, batch_size, optimizer, free_bits, norm)
 
+    of_vae = describe(vae.posterior, vae.prior, vae.likelihood)
     trainer, record = train(
         make_trainer,
         np.asarray(x),
@@ -284,7 +332,7 @@ def fit_vae(
         warm_up=warm_up,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "numpyro", "optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm},
+        fixed={"backend": "numpyro", "optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm} | of_vae,
         progress=progress,
     )
     return VAEFit(vae=vae, params=trainer.params, **record)
@@ -294,53 +342,29 @@ class _Trainer:
     """The steps of :func:`fit_vae`: see :class:`flowppl.vae.Trainer`."""
 
     def __init__(self, vae, params, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm):
-        self.vae, self.params, self.batch_size = vae, params, batch_size
-        self.data, self.held_out = (None if rows is None else vae._rows(rows) for rows in (data, held_out))
+        self.vae, self.batch_size = vae, batch_size
+        self.data, self.held_out = (None if rows is None else jnp.asarray(rows) for rows in (data, held_out))
         self.num_held_out = 0 if held_out is None else len(held_out)
         self.key = jax.random.key(seed)
-        scale = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}[optimizer]
-        self.optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), scale())
-        self.memory = self.optimizer.init(params)
-        self.free_bits = free_bits
-        self._step = jax.jit(self._take_step, donate_argnums=(0, 1))
-        self._score = jax.jit(self._sum_loss)
+        self.options = (optimizer, free_bits, clip_norm)
+        self.params = jax.tree.map(jnp.array, params)  # copies: a step gives its arguments up
+        self.memory = _optimizer(optimizer, clip_norm).init(params)
 
     def run_epoch(self, epoch, order, rate, beta):
         losses = []
         key = jax.random.fold_in(self.key, epoch + 1)
         for i, batch in enumerate(zip(*_batches(order, self.batch_size), strict=True)):
-            carry = (self.params, self.memory, self.data, *batch, jax.random.fold_in(key, i), rate, beta)
-            self.params, self.memory, loss = self._step(*carry)
+            known = (self.params, self.memory, self.data, *batch, jax.random.fold_in(key, i), rate, beta)
+            self.params, self.memory, loss = _take_step(self.vae, self.options, *known)
             losses.append(loss)
         return [float(loss) for loss in losses], self._validation_loss() if self.num_held_out else None
 
-    def _take_step(self, params, memory, data, index, weights, key, rate, beta):
-        x = data[index]
-        noise = jax.random.normal(key, (len(x), self.vae.dim))
-
-        def mean_loss(params):
-            log_likelihood, kl, _ = self.vae.terms(params, x, noise)
-            mean = functools.partial(jnp.average, weights=weights)
-            return beta * jnp.maximum(mean(kl), self.free_bits) - mean(log_likelihood)
-
-        loss, gradient = jax.value_and_grad(mean_loss)(params)
-        updates, new_memory = self.optimizer.update(gradient, memory)
-        new_params = jax.tree.map(lambda leaf, update: (leaf - rate * update).astype(leaf.dtype), params, updates)
-        taken = jnp.isfinite(ravel_pytree((loss, gradient))[0]).all()
-        new = jax.tree.map(partial(jnp.where, taken), (new_params, new_memory), (params, memory))
-        return *new, jnp.where(taken, loss, jnp.nan)
-
     def _validation_loss(self):
-        num, total = self.num_held_out, 0.0
-        for i, (index, weights) in enumerate(zip(*_batches(np.arange(num), self.batch_size), strict=True)):
-            key = jax.random.fold_in(jax.random.fold_in(self.key, 0), i)
-            total += float(self._score(self.params, self.held_out, index, weights, key))
-        return total / num
-
-    def _sum_loss(self, params, data, index, weights, key):
-        x = data[index]
-        log_likelihood, kl, _ = self.vae.terms(params, x, jax.random.normal(key, (len(x), self.vae.dim)))
-        return jnp.dot(kl - log_likelihood, weights)
+        batches = _batches(np.arange(self.num_held_out), self.batch_size)
+        key, total = jax.random.fold_in(self.key, 0), 0.0
+        for i, batch in enumerate(zip(*batches, strict=True)):
+            total += float(_sum_loss(self.vae, self.params, self.held_out, *batch, jax.random.fold_in(key, i)))
+        return total / self.num_held_out
 
     def weights(self):
         return _to_arrays(self.params)
@@ -364,6 +388,7 @@ def _from_arrays(tree, arrays):
 
 
 def evaluate_vae(rng_key, vae: FlowVAE, params, x, *, num_samples: int = 5000, chunk_size: int = 1000) -> Evaluation:
+    x = as_data(x)
     vae._check(params, x)
 
     def weigh(part, num_draws, count):
@@ -387,6 +412,8 @@ fit_vae.__doc__ = FIT_VAE_DOC.format(
     returns="""The result has the weights
     of the epoch of the best validation loss; without validation, of the last.""",
     key="\n        rng_key: determines the flows' first weights, the batches and the noise.",
+    start="""
+        params: the weights to start from; ``None`` means ``vae.init``.""",
     example=EXAMPLE.format(name="fit_vae")
     + """
         >>> fit = fit_vae(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -25,11 +26,13 @@ from flowppl.vae import (
     SAMPLE_DOC,
     Evaluation,
     VAEFit,
+    as_data,
     check_data,
     check_features,
     check_options,
     check_output,
     check_parts,
+    describe,
     evaluate,
     path_weights,
     train,
@@ -76,7 +79,7 @@ class FlowVAE(torch.nn.Module):
 
     def model(self, x):
         """The generative model of the data ``x``, with the sites ``z`` and ``x`` in a plate ``data``."""
-        self._register("decoder", "prior")
+        self._register("decoder", "prior", "likelihood")
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", self._prior())
             pyro.sample("x", self._likelihood(z, x), obs=x)
@@ -88,23 +91,30 @@ class FlowVAE(torch.nn.Module):
             pyro.sample("z", self.posterior(self._features(x)))
 
     def _register(self, *names):
+        store = pyro.get_param_store()
         for name in names:
             module = getattr(self, name)
-            if module is not None and any(parameter.requires_grad for parameter in module.parameters()):
-                pyro.module(name, module)
+            if not (isinstance(module, torch.nn.Module) and any(p.requires_grad for p in module.parameters())):
+                continue
+            pyro.module(name, module)
+            for part, parameter in module.named_parameters():
+                if parameter.requires_grad and store._params[f"{name}$$${part}"] is not parameter:
+                    raise ValueError(
+                        f"FlowVAE: Pyro's parameter store has the {name} of another autoencoder, which SVI would train "
+                        "in the place of this one: call pyro.clear_param_store() first"
+                    )
 
-    @torch.no_grad()
     def encode(self, x, num_samples: int = 1) -> torch.Tensor:
-        return self.posterior(self._features(self._rows(x))).sample((num_samples,))
+        with _modes(self, trains=False), torch.no_grad():
+            return self.posterior(self._features(self._rows(x))).sample((num_samples,))
 
-    @torch.no_grad()
     def reconstruct(self, x, num_samples: int = 1) -> torch.Tensor:
-        return _mean(self._likelihood(self.encode(x, num_samples)))
+        return self._decode(self.encode(x, num_samples))
 
-    @torch.no_grad()
     def sample(self, num_samples: int = 1, *, mean: bool = True) -> torch.Tensor:
-        likelihood = self._likelihood(self._prior().sample((num_samples,)))
-        return _mean(likelihood) if mean else likelihood.sample()
+        with torch.no_grad():
+            z = self._prior().sample((num_samples,))
+        return self._decode(z, mean)
 
     @torch.no_grad()
     def interpolate(self, first, second, num_steps: int = 8, *, spherical: bool = False) -> torch.Tensor:
@@ -113,7 +123,7 @@ class FlowVAE(torch.nn.Module):
         ends = ends if transform is None else [transform.inv(end) for end in ends]
         weights = [ends[0].new_tensor(each)[:, None, None] for each in path_weights(num_steps, spherical)]
         noise = sum(weight * end for weight, end in zip(weights, ends, strict=True))
-        return _mean(self._likelihood(noise if transform is None else transform(noise)))
+        return self._decode(noise if transform is None else transform(noise))
 
     encode.__doc__, reconstruct.__doc__ = ENCODE_DOC, RECONSTRUCT_DOC
     sample.__doc__, interpolate.__doc__ = SAMPLE_DOC, INTERPOLATE_DOC
@@ -140,14 +150,21 @@ class FlowVAE(torch.nn.Module):
     def _prior(self):
         return standard_normal(self.posterior._zeros) if self.prior is None else self.prior()
 
+    def _decode(self, z, mean=True):
+        with _modes(self, trains=False), torch.no_grad():
+            likelihood = self._likelihood(z)
+            return _mean(likelihood) if mean else likelihood.sample()
+
     def _likelihood(self, z, x=None):
         """The distribution of data, such as ``x``, for each row of latents; the decoder sees one axis of rows."""
         batch = z.shape[:-1]
-        output = self.decoder(z.reshape(-1, z.shape[-1]))
-        if isinstance(output, tuple):
-            output = tuple(part.reshape(*batch, *part.shape[1:]) if part.ndim else part for part in output)
-        else:
-            output = output.reshape(*batch, *output.shape[1:])
+        rows = z.reshape(-1, z.shape[-1])
+
+        def unflatten(part):
+            return part.reshape(*batch, *part.shape[1:]) if part.shape[:1] == rows.shape[:1] else part
+
+        output = self.decoder(rows)
+        output = tuple(map(unflatten, output)) if isinstance(output, (tuple, list)) else unflatten(output)
         make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
         likelihood = make(output)
         likelihood = likelihood.to_event(len(likelihood.batch_shape) - len(batch))
@@ -161,17 +178,36 @@ class FlowVAE(torch.nn.Module):
         x = x if isinstance(x, torch.Tensor) else torch.as_tensor(np.asarray(x))
         return x.to(zeros.device) if self.likelihood == "categorical" else x.to(zeros)
 
-    @torch.no_grad()
     def _check(self, x):
         """Raise ValueError unless networks, likelihood and data fit together."""
-        first = self._rows(x[:1])
-        likelihood: Any = self._likelihood(self.encode(first)[0], first)
-        num_categories = likelihood.base_dist.logits.shape[-1] if self.likelihood == "categorical" else None
+        first, zeros = self._rows(x[:1]), torch.zeros(1, self.dim)
+        with _modes(self, trains=False), torch.no_grad():
+            z = self.posterior.transform.condition(self._features(first))(zeros.to(self.posterior._zeros))
+            likelihood = self._likelihood(z, first)
+        num_categories = _base(likelihood).logits.shape[-1] if self.likelihood == "categorical" else None
         check_data(self.likelihood, np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x), num_categories)
 
 
+@contextlib.contextmanager
+def _modes(vae, trains):
+    """Evaluation mode, or the training mode of what has something to train; the modes are put back."""
+    before = [(module, module.training) for module in vae.modules()]
+    vae.eval()
+    for child in vae.children() if trains else ():
+        child.train(any(parameter.requires_grad for parameter in child.parameters()))
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def _base(likelihood) -> Any:
+    return getattr(likelihood, "base_dist", likelihood)
+
+
 def _mean(likelihood):
-    base = getattr(likelihood, "base_dist", likelihood)
+    base = _base(likelihood)
     if isinstance(base, dist.Categorical):
         return base.probs @ torch.arange(base.probs.shape[-1]).to(base.probs)
     return likelihood.mean
@@ -195,15 +231,16 @@ def fit_vae(
 ) -> VAEFit:
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
     check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, **sizes)
+    x, validation = as_data(x), as_data(validation)
     for data in (x, validation):
-        if hasattr(data, "shape"):
+        if data is not None and not isinstance(data, numbers.Real):
             vae._check(data)
     norm = math.inf if clip_norm is None else clip_norm
 
     def make_trainer(data, held_out, seed):
         return _Trainer(vae, data, held_out, seed, batch_size, optimizer, free_bits, norm)
 
-    was_training = vae.training
+    of_vae = describe(vae.posterior.bijection, vae.prior, vae.likelihood)
     _, record = train(
         make_trainer,
         x,
@@ -215,11 +252,11 @@ def fit_vae(
         warm_up=warm_up,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "pyro", "optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm},
+        fixed={"backend": "pyro", "optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm} | of_vae,
         progress=progress,
     )
-    vae.train(was_training)
-    return VAEFit(vae=vae, params=dict(vae.state_dict()), **record)
+    params = {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
+    return VAEFit(vae=vae, params=params, **record)
 
 
 class _Trainer:
@@ -231,32 +268,37 @@ class _Trainer:
         self.trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
         kinds: dict[str, Callable] = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
         self.optimizer = kinds[optimizer](self.trained)
+        # Such as the averages of batch normalisation; those of the flows never change.
+        self.buffers = [buffer for network in (vae.encoder, vae.decoder) for buffer in network.buffers()]
 
     def run_epoch(self, epoch, order, rate, beta):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.vae.train()
-        with self._noise_of(epoch + 1):
-            losses = [self._step(rows, beta) for rows in torch.as_tensor(order).split(self.batch_size)]
+        batches = [order[begin : begin + self.batch_size] for begin in range(0, len(order), self.batch_size)]
+        with _modes(self.vae, trains=True), self._noise_of(epoch + 1), pyro.validation_enabled(False):
+            losses = [self._step(rows, beta) for rows in batches]
         return losses, None if self.held_out is None else self._validation_loss()
 
     def _step(self, rows, beta):
         self.optimizer.zero_grad()
         x = self.vae._rows(self.data[rows])
+        before = [buffer.clone() for buffer in self.buffers]
         log_likelihood, kl, _ = self.vae.terms(x, self._noise(len(x)))
-        loss = beta * kl.mean().clamp(min=self.free_bits) - log_likelihood.mean()
+        mean_kl = kl.mean().clamp(min=self.free_bits) if self.free_bits else kl.mean()
+        loss = beta * mean_kl - log_likelihood.mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
         if not (loss.isfinite() & norm.isfinite()):
+            for buffer, value in zip(self.buffers, before, strict=True):
+                buffer.copy_(value)
             return math.nan
         self.optimizer.step()
         return loss.item()
 
     @torch.no_grad()
     def _validation_loss(self):
-        self.vae.eval()
         total = 0.0
-        with self._noise_of(0):
+        with _modes(self.vae, trains=False), self._noise_of(0), pyro.validation_enabled(False):
             for begin in range(0, len(self.held_out), self.batch_size):
                 x = self.vae._rows(self.held_out[begin : begin + self.batch_size])
                 log_likelihood, kl, _ = self.vae.terms(x, self._noise(len(x)))
@@ -269,8 +311,8 @@ class _Trainer:
     @contextlib.contextmanager
     def _noise_of(self, index):
         """Random numbers, those of dropout too, that depend on the seed and this index only."""
-        device = self.vae.posterior._zeros.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices):  # all of them are seeded below
             torch.manual_seed(np.random.SeedSequence([self.seed, index]).generate_state(1)[0].item())
             yield
 
@@ -293,10 +335,9 @@ class _Trainer:
 
 
 def evaluate_vae(vae: FlowVAE, x, *, num_samples: int = 5000, chunk_size: int = 1000) -> Evaluation:
+    x = as_data(x)
     vae._check(x)
     zeros: Any = vae.posterior._zeros
-    was_training = vae.training
-    vae.eval()
 
     @torch.no_grad()
     def weigh(part, num_draws, _):
@@ -304,9 +345,8 @@ def evaluate_vae(vae: FlowVAE, x, *, num_samples: int = 5000, chunk_size: int = 
         noise = torch.randn_like(zeros.expand(num_draws, len(rows), -1))
         return tuple(each.cpu().numpy() for each in vae.terms(rows, noise))
 
-    found = evaluate(weigh, len(x), math.prod(x.shape[1:]), num_samples, chunk_size)
-    vae.train(was_training)
-    return found
+    with _modes(vae, trains=False):
+        return evaluate(weigh, len(x), math.prod(x.shape[1:]), num_samples, chunk_size)
 
 
 EXAMPLE = """
@@ -322,6 +362,7 @@ fit_vae.__doc__ = FIT_VAE_DOC.format(
     place, and ends with the weights of the epoch of the best validation loss; without validation, of the last.
     ``pyro.set_rng_seed`` determines the batches and the noise.""",
     key="",
+    start="",
     example=EXAMPLE.format(name="fit_vae")
     + """
         >>> fit = fit_vae(vae, x, num_epochs=5, learning_rate=0.03, warm_up=0, progress=False)
