@@ -6,7 +6,7 @@ import contextlib
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyro
@@ -180,9 +180,9 @@ class FlowVAE(torch.nn.Module):
 
     def _check(self, x):
         """Raise ValueError unless networks, likelihood and data fit together."""
-        first, zeros = self._rows(x[:1]), torch.zeros(1, self.dim)
+        first, zeros = self._rows(x[:1]), cast(torch.Tensor, self.posterior._zeros)
         with _modes(self, trains=False), torch.no_grad():
-            z = self.posterior.transform.condition(self._features(first))(zeros.to(self.posterior._zeros))
+            z = self.posterior.transform.condition(self._features(first))(zeros[None])
             likelihood = self._likelihood(z, first)
         num_categories = _base(likelihood).logits.shape[-1] if self.likelihood == "categorical" else None
         check_data(self.likelihood, np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x), num_categories)
