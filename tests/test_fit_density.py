@@ -307,8 +307,8 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(fit, rng):
 def test_a_fit_that_cannot_go_on_says_what_to_do(fit, rng):
     x = 1.0 + rng.normal(size=(8, 1))
     remedy = "use a smaller learning_rate .* or scale the data"
-    with pytest.raises(RuntimeError, match=f"every step of epoch 1 was not finite; {remedy}"):
-        fit(Fragile(limit=0.5), x, validation=None, batch_size=8, num_epochs=5, learning_rate=1.0)
+    with pytest.raises(RuntimeError, match=f"the loss of every step was not finite; {remedy}"):
+        fit(Fragile(limit=-100.0), x, validation=None, batch_size=8, num_epochs=5)
     with pytest.raises(RuntimeError, match=f"validation loss of every epoch was not finite; {remedy}"):
         fit(Fragile(), x, validation=np.full((2, 1), -10.0), num_epochs=5)
 

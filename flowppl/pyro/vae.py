@@ -56,6 +56,7 @@ class FlowVAE(torch.nn.Module):
         >>> posterior = fp.amortized_posterior(2, context_dim=16, flow="planar", num_flows=4)
         >>> encoder = torch.nn.Sequential(torch.nn.Linear(9, 16), torch.nn.ReLU())
         >>> vae = FlowVAE(encoder, torch.nn.Linear(2, 9), posterior)
+        >>> pyro.clear_param_store()
         >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
         >>> loss = svi.step(torch.ones(5, 9))
         >>> vae.sample(3).shape
@@ -96,9 +97,9 @@ class FlowVAE(torch.nn.Module):
             module = getattr(self, name)
             if not (isinstance(module, torch.nn.Module) and any(p.requires_grad for p in module.parameters())):
                 continue
-            pyro.module(name, module)
+            pyro.module(f"vae.{name}", module)
             for part, parameter in module.named_parameters():
-                if parameter.requires_grad and store._params[f"{name}$$${part}"] is not parameter:
+                if parameter.requires_grad and store._params[f"vae.{name}$$${part}"] is not parameter:
                     raise ValueError(
                         f"FlowVAE: Pyro's parameter store has the {name} of another autoencoder, which SVI would train "
                         "in the place of this one: call pyro.clear_param_store() first"
