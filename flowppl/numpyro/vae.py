@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -104,7 +105,6 @@ class FlowVAE:
 
     def init(self, rng_key, x) -> dict[str, Any]:
         """The first parameters, by the names that ``svi.get_params`` gives them; ``x`` are some of the data."""
-
         return _init(self, rng_key, self._rows(x[:1]))
 
     def encode(self, rng_key, params, x, num_samples: int = 1) -> jax.Array:
@@ -201,9 +201,8 @@ class FlowVAE:
 
 def _network(name, network):
     """The function of a module of flax, its parameters one ``param`` site; any other function as it is."""
-    from flax import nnx
-
-    return nnx_module(name, network) if isinstance(network, nnx.Module) else network
+    nnx = sys.modules.get("flax.nnx")  # there is a module of it only where it was imported
+    return nnx_module(name, network) if nnx and isinstance(network, nnx.Module) else network
 
 
 def _base(likelihood):
