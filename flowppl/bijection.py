@@ -222,6 +222,13 @@ def check_sizes(owner: str, *, at_least: int = 1, **sizes: int) -> None:
             raise ValueError(f"{owner}: {name} must be an integer of at least {at_least}, got {value!r}")
 
 
+def check_positive(owner: str, **values: float) -> None:
+    """Raise ValueError unless all ``values`` are positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{owner}: {name} must be positive and finite, got {value!r}")
+
+
 def derived() -> Any:
     """A field of a bijection that follows from the others: no argument, not compared, not printed."""
     return dataclasses.field(init=False, repr=False, compare=False)

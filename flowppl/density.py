@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flowppl._array import Array, namespace
-from flowppl.bijection import Bijection, check_event, check_sizes
+from flowppl.bijection import Bijection, check_event, check_positive, check_sizes
 from flowppl.epochs import Epochs, Progress, run_epochs
 
 INIT_ROWS = 4096  # of the training data, for layers that start from data
@@ -75,9 +75,7 @@ class DensityFit(Epochs):
 def check_options(*, learning_rate, clip_norm, patience, **sizes) -> None:
     """Raise ValueError unless the options of ``fit_density`` are in range."""
     check_sizes("fit_density", **sizes, **({} if patience is None else {"patience": patience}))
-    for name, value in {"learning_rate": learning_rate, "clip_norm": 1 if clip_norm is None else clip_norm}.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"fit_density: {name} must be positive and finite, got {value!r}")
+    check_positive("fit_density", learning_rate=learning_rate, clip_norm=1 if clip_norm is None else clip_norm)
 
 
 def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tuple[Rows, Rows | None]:
@@ -187,7 +185,8 @@ def train(
             run,
             keep,
             done,
-            batch_sizes=np.minimum(batch_size, num_rows - np.arange(0, num_rows, batch_size)),
+            num_rows=num_rows,
+            batch_size=batch_size,
             num_epochs=num_epochs,
             patience=patience,
             bar=progress,

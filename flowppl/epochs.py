@@ -41,7 +41,7 @@ class Epochs:
 
 @dataclasses.dataclass
 class Progress:
-    """A training so far, in plain numbers; the loss of an epoch is a mean, ``None`` where nothing is held out."""
+    """A training so far, in plain numbers."""
 
     losses: list[float] = dataclasses.field(default_factory=list)
     validation_losses: list[float] = dataclasses.field(default_factory=list)
@@ -62,7 +62,8 @@ def run_epochs(
     keep: Callable[[], None],
     progress: Progress,
     *,
-    batch_sizes: np.ndarray,
+    num_rows: int,
+    batch_size: int,
     num_epochs: int,
     patience: int | None,
     judged_from: int = 0,
@@ -77,7 +78,8 @@ def run_epochs(
         run_epoch: trains one epoch; gives the loss of each step, NaN where it was skipped, and the validation loss.
         keep: keeps the present weights: they are the best so far.
         progress: is brought up to date.
-        batch_sizes: the rows of each step.
+        num_rows: the rows of an epoch.
+        batch_size: the rows of a step; the last one takes what is left.
         num_epochs: the number of epochs.
         patience: the number of epochs without a better validation loss after which to stop; ``None`` never does.
         judged_from: the first epoch that counts for ``patience``.
@@ -89,6 +91,7 @@ def run_epochs(
         RuntimeError: if no step of the first epoch, or no validation loss, is finite.
     """
     done = len(progress.losses)
+    batch_sizes = np.minimum(batch_size, num_rows - np.arange(0, num_rows, batch_size))
     progress.stopped = "num_epochs"
     with tqdm(total=num_epochs, initial=done, desc=owner, unit="epoch", disable=not bar) as shown:
         try:

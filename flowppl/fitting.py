@@ -23,7 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import flowppl
-from flowppl.bijection import check_sizes
+from flowppl.bijection import check_positive, check_sizes
 from flowppl.diagnostics import Diagnosis, diagnose
 
 FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
@@ -283,9 +283,7 @@ def check_options(num_steps, num_particles, learning_rate, clip_norm, num_restar
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"fit: max_seconds must be positive, got {max_seconds!r}")
     positive = {"learning_rate": learning_rate, "clip_norm": clip_norm}
-    for name, value in positive.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"fit: {name} must be positive and finite, got {value!r}")
+    check_positive("fit", **{name: value for name, value in positive.items() if value is not None})
 
 
 @dataclasses.dataclass(frozen=True)

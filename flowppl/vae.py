@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from flowppl.bijection import REAL_LINE, Bijection, check_bijection, check_sizes
+from flowppl.bijection import REAL_LINE, Bijection, check_bijection, check_positive, check_sizes
 from flowppl.epochs import Epochs, Progress, run_epochs
 from flowppl.serialization import check_folder, read_file, write_file
 
@@ -294,12 +294,13 @@ def train(
     seed = seed if saved is None else saved[0]["seed"]
     data, held_out = _split(x, validation, np.random.default_rng(seed))
     trainer = make_trainer(data, held_out, seed)
-    done, best = Progress(), trainer.weights()
+    first = best = trainer.weights()
+    done = Progress()
     fixed = fixed | {"batch_size": batch_size, "warm_up": warm_up}
     fixed |= {"data": _digest(data), "validation": None if held_out is None else _digest(held_out)}
     if saved is not None:
         config, now, best, state = saved
-        _check_same(path, fixed, config["fixed"], trainer.weights(), now)
+        _check_same(path, fixed, config["fixed"], first, now)
         done = Progress(**config["progress"])
         trainer.restore(now, state)
 
@@ -325,7 +326,8 @@ def train(
             run,
             keep,
             done,
-            batch_sizes=np.minimum(batch_size, len(data) - np.arange(0, len(data), batch_size)),
+            num_rows=len(data),
+            batch_size=batch_size,
             num_epochs=num_epochs,
             patience=patience,
             judged_from=warm_up,
@@ -397,10 +399,8 @@ def check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_n
     """Raise ValueError for an option of ``fit_vae`` that cannot be meant."""
     check_sizes("fit_vae", **sizes, **({} if patience is None else {"patience": patience}))
     check_sizes("fit_vae", at_least=0, warm_up=warm_up)
-    positive = {"learning_rate": 1 if callable(learning_rate) else learning_rate}
-    for name, value in (positive | {"clip_norm": 1 if clip_norm is None else clip_norm}).items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"fit_vae: {name} must be positive and finite, got {value!r}")
+    check_positive("fit_vae", learning_rate=1 if callable(learning_rate) else learning_rate)
+    check_positive("fit_vae", clip_norm=1 if clip_norm is None else clip_norm)
     if not 0 <= free_bits < math.inf:
         raise ValueError(f"fit_vae: free_bits must be at least 0 and finite, got {free_bits!r}")
     if optimizer not in OPTIMIZERS:
