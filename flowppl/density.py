@@ -12,7 +12,7 @@ import numpy as np
 
 from flowppl._array import Array, namespace
 from flowppl.bijection import Bijection, check_event, check_positive, check_sizes
-from flowppl.epochs import Epochs, Progress, run_epochs
+from flowppl.epochs import Epochs, Progress, hold_out, run_epochs
 
 INIT_ROWS = 4096  # of the training data, for layers that start from data
 
@@ -99,26 +99,19 @@ def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tu
         return rows
 
     x, context = checked(x, context, at_least=2)
-    order = rng.permutation(len(x))
 
     def take(order) -> Rows:
         return x[order], None if context is None else context[order]
 
     if validation is None or isinstance(validation, numbers.Real):
-        fraction = 0.0 if validation is None else float(validation)
-        if not 0 <= fraction < 1:
-            raise ValueError(
-                "fit_density: validation must be a fraction from 0 to 1, x_val or (x_val, context_val), "
-                f"got {validation}"
-            )
-        size = min(max(round(fraction * len(x)), 1), len(x) - 1)
-        return (take(order[size:]), take(order[:size])) if fraction else (take(order), None)
+        kept, held_out = hold_out("fit_density", validation, len(x), rng)
+        return take(kept), take(held_out) if len(held_out) else None
     if isinstance(validation, tuple) and len(validation) != 2:
         raise ValueError(
             f"fit_density: validation must be x_val or (x_val, context_val), got a tuple of {len(validation)}"
         )
     x_val, context_val = validation if isinstance(validation, tuple) else (validation, None)
-    return take(order), checked(x_val, context_val, "_val")
+    return take(rng.permutation(len(x))), checked(x_val, context_val, "_val")
 
 
 def _check_rows(bijection, x, context, suffix, at_least):

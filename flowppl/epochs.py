@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -54,6 +55,24 @@ class Progress:
         series = {name: np.array(getattr(self, name), dtype=np.float64) for name in ("losses", "validation_losses")}
         rest = {name: getattr(self, name) for name in ("best_epoch", "stopped", "num_skipped")}
         return series | rest
+
+
+def hold_out(owner: str, validation: Any, num_rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to train on and those to hold out, at random.
+
+    Args:
+        owner: who trains, for messages.
+        validation: the fraction to hold out; ``None`` is 0. A positive one is at least one row, and never all.
+
+    Raises:
+        ValueError: if the fraction is not in [0, 1).
+    """
+    fraction = 0.0 if validation is None else float(validation)
+    if not 0 <= fraction < 1:
+        raise ValueError(f"{owner}: validation must be a fraction from 0 to 1, or held-out data, got {validation}")
+    order = rng.permutation(num_rows)
+    size = min(max(round(fraction * num_rows), 1), num_rows - 1) if fraction else 0
+    return order[size:], order[:size]
 
 
 def run_epochs(

@@ -363,7 +363,7 @@ def test_progress(fit, rng, capsys):
         (CONDITIONAL, X, np.zeros((6, 2)), {}, r"last axis has size 3, got shape \(6, 2\)"),
         (CONDITIONAL, X, np.zeros((5, 3)), {}, r"one row for each of x, .* \(6, 3\), got \(5, 3\)"),
         (CONDITIONAL, X, np.full((6, 3), np.nan), {}, "6 of the 6 rows of context are not finite"),
-        (PLAIN, X, None, {"validation": 1.0}, "a fraction from 0 to 1, x_val or .*, got 1.0"),
+        (PLAIN, X, None, {"validation": 1.0}, "a fraction from 0 to 1, or held-out data, got 1.0"),
         (PLAIN, X, None, {"validation": -0.1}, "a fraction from 0 to 1"),
         (PLAIN, X, None, {"validation": np.zeros((4, 3))}, r"x_val must have the shape \(n, 2\), got \(4, 3\)"),
         (PLAIN, X, None, {"validation": np.zeros((0, 2))}, "x_val must have at least 1 rows, got 0"),

@@ -16,8 +16,9 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._tree import leaves, map_tree, select
+from flowppl.evaluation import evaluate
 from flowppl.images import load_images
-from flowppl.vae import evaluate, path_weights
+from flowppl.vae import path_weights
 
 FLOWS = ["planar", "radial", "sylvester", "orthogonal_sylvester", "householder", "iaf", "realnvp", "nsf", None]
 

@@ -9,11 +9,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.flatten_util import ravel_pytree
 
 from flowppl.density import FIT_DENSITY_DOC, INIT_ROWS, DensityFit, check_options, split_rows, train
 from flowppl.numpyro.flow import Flow
+from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
 
 
 def fit_density(
@@ -50,12 +49,12 @@ def fit_density(
     if init:
         flow = jax.jit(Flow.init_from)(flow, *jax.tree.map(lambda leaf: leaf[:INIT_ROWS], rows))
     norm = math.inf if clip_norm is None else float(clip_norm)
-    carry = (flow.params, _adam(norm).init(flow.params))
-    held_batches = None if held_out is None else _batches(np.arange(len(held_out[0])), batch_size)
+    carry = (flow.params, make_optimizer("adam", norm).init(flow.params))
+    held_batches = None if held_out is None else split_batches(np.arange(len(held_out[0])), batch_size)
 
     def run_epoch(rate, order):
         nonlocal carry
-        batches = _batches(order, batch_size)
+        batches = split_batches(order, batch_size)
         carry, losses, validation_loss = _run_epoch(flow, carry, rate, norm, rows, batches, held_out, held_batches)
         return losses, validation_loss
 
@@ -73,10 +72,6 @@ def fit_density(
     )
 
 
-def _adam(clip_norm):
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.scale_by_adam())
-
-
 def _with_params(flow, params):
     return dataclasses.replace(flow, params=params)
 
@@ -85,17 +80,12 @@ def _with_params(flow, params):
 @jax.jit
 def _run_epoch(flow, carry, rate, clip_norm, rows, batches, held_out, held_batches):
     def step(carry, batch):
-        params, state = carry
-
         def mean_loss(params):
             losses, weights = _losses(_with_params(flow, params), rows, batch)
             return jnp.average(losses, weights=weights)
 
-        loss, gradient = jax.value_and_grad(mean_loss)(params)
-        updates, state = _adam(clip_norm).update(gradient, state)
-        params = jax.tree.map(lambda leaf, update: leaf - rate * update, params, updates)
-        taken = jnp.isfinite(ravel_pytree((loss, gradient))[0]).all()
-        return jax.tree.map(partial(jnp.where, taken), (params, state), carry), jnp.where(taken, loss, jnp.nan)
+        loss, gradient = jax.value_and_grad(mean_loss)(carry[0])
+        return take_step(make_optimizer("adam", clip_norm), carry, gradient, loss, rate)
 
     carry, losses = jax.lax.scan(step, carry, batches)
     if held_out is None:
@@ -103,13 +93,6 @@ def _run_epoch(flow, carry, rate, clip_norm, rows, batches, held_out, held_batch
     trained = _with_params(flow, carry[0])
     sums = jax.lax.map(lambda batch: jnp.dot(*_losses(trained, held_out, batch)), held_batches)
     return carry, losses, sums.sum() / len(held_out[0])
-
-
-def _batches(order, batch_size):
-    """The indices of each batch and their weights: 0 for those repeated to fill the last batch."""
-    size = min(batch_size, len(order))
-    shape = (math.ceil(len(order) / size), size)
-    return np.resize(order, shape), np.arange(math.prod(shape)).reshape(shape) < len(order)
 
 
 def _losses(flow, rows, batch):

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-import optax
-from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.infer import SVI
 
@@ -38,6 +36,7 @@ from flowppl.losses import guide_loss, standard_log_prob
 from flowppl.numpyro.diagnostics import _draw, diagnose, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.objectives import PathELBO
+from flowppl.numpyro.steps import make_optimizer, take_step
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import _constants
 
@@ -134,7 +133,7 @@ class _Trainer(abc.ABC):
     def __init__(self, starts, key, clip_norm):
         self.set(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))
         self.key = key
-        self.optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.scale_by_adam(eps=1e-4))
+        self.optimizer = make_optimizer("adam", clip_norm, eps=1e-4)
         self._run = jax.jit(_over_restarts(self._steps, 2), static_argnums=4)
         self._weigh = jax.jit(_over_restarts(self._log_weights, 2))
 
@@ -188,7 +187,7 @@ class _Trainer(abc.ABC):
 
     def _steps(self, carry, key, schedule, num_blocks, affine):
         def step(carry, now):
-            (params, state), (key, rate, power, stretch) = carry, now
+            (params, _), (key, rate, power, stretch) = carry, now
 
             def add_block(i, sums):
                 block_key = jax.random.fold_in(key, i)
@@ -198,10 +197,7 @@ class _Trainer(abc.ABC):
             zeros = jax.tree.map(jnp.zeros_like, (params, jnp.zeros(())))
             sums = jax.lax.fori_loop(0, num_blocks, add_block, zeros)
             gradient, loss = jax.tree.map(lambda leaf: leaf / num_blocks, sums)
-            updates, new_state = self.optimizer.update(gradient, state)
-            new = jax.tree.map(lambda leaf, update: leaf - rate * update, params, updates), new_state
-            taken = jnp.isfinite(ravel_pytree((gradient, loss))[0]).all()
-            return jax.tree.map(partial(jnp.where, taken), new, carry), jnp.where(taken, loss, jnp.nan)
+            return take_step(self.optimizer, carry, gradient, loss, rate)
 
         return jax.lax.scan(step, carry, (jax.random.split(key, CHUNK), *schedule))
 

@@ -15,24 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-import optax
-from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.contrib.module import nnx_module
 
 from flowppl.bijection import Bijection
+from flowppl.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
 from flowppl.losses import standard_log_prob
-from flowppl.numpyro.density import _batches
 from flowppl.numpyro.flow import Flow, flow, standard_normal
+from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
 from flowppl.vae import (
     ENCODE_DOC,
-    EVALUATE_VAE_DOC,
     FIT_VAE_DOC,
     FLOW_VAE_DOC,
     INTERPOLATE_DOC,
     RECONSTRUCT_DOC,
     SAMPLE_DOC,
-    Evaluation,
     VAEFit,
     as_data,
     check_data,
@@ -41,7 +38,6 @@ from flowppl.vae import (
     check_output,
     check_parts,
     describe,
-    evaluate,
     path_weights,
     train,
 )
@@ -256,8 +252,8 @@ def _weigh(vae, params, x, key, num_draws):
     return vae.terms(params, x, jax.random.normal(key, (num_draws, len(x), vae.dim)))
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
-def _take_step(vae, options, params, memory, data, index, weights, key, rate, beta):
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _take_step(vae, options, carry, data, index, weights, key, rate, beta):
     optimizer, free_bits, clip_norm = options
     x = vae._rows(data[index])
     noise = jax.random.normal(key, (len(x), vae.dim))
@@ -268,12 +264,8 @@ def _take_step(vae, options, params, memory, data, index, weights, key, rate, be
         mean_kl = jnp.maximum(mean_kl, free_bits) if free_bits else mean_kl
         return beta * mean_kl - jnp.average(log_likelihood, weights=weights)
 
-    loss, gradient = jax.value_and_grad(mean_loss)(params)
-    updates, new_memory = _optimizer(optimizer, clip_norm).update(gradient, memory)
-    new_params = jax.tree.map(lambda leaf, update: (leaf - rate * update).astype(leaf.dtype), params, updates)
-    taken = jnp.isfinite(ravel_pytree((loss, gradient))[0]).all()
-    new = jax.tree.map(partial(jnp.where, taken), (new_params, new_memory), (params, memory))
-    return *new, jnp.where(taken, loss, jnp.nan)
+    loss, gradient = jax.value_and_grad(mean_loss)(carry[0])
+    return take_step(make_optimizer(optimizer, clip_norm), carry, gradient, loss, rate)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -281,11 +273,6 @@ def _sum_loss(vae, params, data, index, weights, key):
     x = vae._rows(data[index])
     log_likelihood, kl, _ = vae.terms(params, x, jax.random.normal(key, (len(x), vae.dim)))
     return jnp.dot(kl - log_likelihood, weights)
-
-
-def _optimizer(name, clip_norm):
-    scale = {"adam": optax.scale_by_adam, "adamax": optax.scale_by_adamax}[name]
-    return optax.chain(optax.clip_by_global_norm(clip_norm), scale())
 
 
 def fit_vae(
@@ -347,19 +334,19 @@ class _Trainer:
         self.key = jax.random.key(seed)
         self.options = (optimizer, free_bits, clip_norm)
         self.params = jax.tree.map(jnp.array, params)  # copies: a step gives its arguments up
-        self.memory = _optimizer(optimizer, clip_norm).init(params)
+        self.memory = make_optimizer(optimizer, clip_norm).init(params)
 
     def run_epoch(self, epoch, order, rate, beta):
         losses = []
         key = jax.random.fold_in(self.key, epoch + 1)
-        for i, batch in enumerate(zip(*_batches(order, self.batch_size), strict=True)):
-            known = (self.params, self.memory, self.data, *batch, jax.random.fold_in(key, i), rate, beta)
-            self.params, self.memory, loss = _take_step(self.vae, self.options, *known)
+        for i, batch in enumerate(zip(*split_batches(order, self.batch_size), strict=True)):
+            known = ((self.params, self.memory), self.data, *batch, jax.random.fold_in(key, i), rate, beta)
+            (self.params, self.memory), loss = _take_step(self.vae, self.options, *known)
             losses.append(loss)
         return [float(loss) for loss in losses], self._validation_loss() if self.num_held_out else None
 
     def _validation_loss(self):
-        batches = _batches(np.arange(self.num_held_out), self.batch_size)
+        batches = split_batches(np.arange(self.num_held_out), self.batch_size)
         key, total = jax.random.fold_in(self.key, 0), 0.0
         for i, batch in enumerate(zip(*batches, strict=True)):
             total += float(_sum_loss(self.vae, self.params, self.held_out, *batch, jax.random.fold_in(key, i)))

@@ -11,6 +11,7 @@ import torch
 
 from flowppl.density import FIT_DENSITY_DOC, INIT_ROWS, DensityFit, check_options, split_rows, train
 from flowppl.pyro.flow import Flow
+from flowppl.pyro.steps import take_step
 
 
 def fit_density(
@@ -50,16 +51,12 @@ def fit_density(
     if init:
         flow.init_from(*(None if values is None else values[:INIT_ROWS] for values in data))
     optimizer = torch.optim.Adam(trained, fused=True)
+    optimizer.zero_grad()
 
     def step(rows):
-        optimizer.zero_grad()
         loss = -_log_prob(flow, data, rows).mean()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if clip_norm is None else clip_norm)
-        if not (loss.isfinite() & norm.isfinite()):
-            return math.nan
-        optimizer.step()
-        return loss.item()
+        return take_step(optimizer, trained, loss.item(), math.inf if clip_norm is None else clip_norm)
 
     def run_epoch(rate, order):
         optimizer.param_groups[0]["lr"] = rate

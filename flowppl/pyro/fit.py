@@ -36,6 +36,7 @@ from flowppl.losses import guide_loss, standard_log_prob
 from flowppl.pyro.diagnostics import _draw, _traces, aside, diagnose, log_weights, model_plates, plate_nesting, resample
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.objectives import PathELBO
+from flowppl.pyro.steps import take_step
 from flowppl.pyro.target import Target
 
 
@@ -140,13 +141,7 @@ class _Trainer(abc.ABC):
     def _step(self, index, chunk, step) -> float:
         optimizer, parameters = self.optimizers[index], self.all_parameters[index]
         optimizer.param_groups[0]["lr"] = chunk.rates[step]
-        loss = self._take_gradient(index, chunk, step)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        taken = math.isfinite(loss) and bool(norm.isfinite())
-        if taken:
-            optimizer.step()
-        optimizer.zero_grad()
-        return loss if taken else math.nan
+        return take_step(optimizer, parameters, self._take_gradient(index, chunk, step), self.clip_norm)
 
     def fold(self):
         return 0.0  # no affine layer, nothing to take in

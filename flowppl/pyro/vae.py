@@ -14,17 +14,17 @@ import pyro.distributions as dist
 import torch
 
 from flowppl.bijection import Bijection
+from flowppl.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
 from flowppl.losses import standard_log_prob
 from flowppl.pyro.flow import Flow, standard_normal
+from flowppl.pyro.steps import take_step
 from flowppl.vae import (
     ENCODE_DOC,
-    EVALUATE_VAE_DOC,
     FIT_VAE_DOC,
     FLOW_VAE_DOC,
     INTERPOLATE_DOC,
     RECONSTRUCT_DOC,
     SAMPLE_DOC,
-    Evaluation,
     VAEFit,
     as_data,
     check_data,
@@ -33,7 +33,6 @@ from flowppl.vae import (
     check_output,
     check_parts,
     describe,
-    evaluate,
     path_weights,
     train,
 )
@@ -156,19 +155,21 @@ class FlowVAE(torch.nn.Module):
             likelihood = self._likelihood(z)
             return _mean(likelihood) if mean else likelihood.sample()
 
-    def _likelihood(self, z, x=None):
-        """The distribution of data, such as ``x``, for each row of latents; the decoder sees one axis of rows."""
-        batch = z.shape[:-1]
+    def _output(self, z) -> Any:
+        """What the decoder gives for each row of latents; it sees one axis of rows."""
         rows = z.reshape(-1, z.shape[-1])
 
         def unflatten(part):
-            return part.reshape(*batch, *part.shape[1:]) if part.shape[:1] == rows.shape[:1] else part
+            return part.reshape(*z.shape[:-1], *part.shape[1:]) if part.shape[:1] == rows.shape[:1] else part
 
         output = self.decoder(rows)
-        output = tuple(map(unflatten, output)) if isinstance(output, (tuple, list)) else unflatten(output)
+        return tuple(map(unflatten, output)) if isinstance(output, (tuple, list)) else unflatten(output)
+
+    def _likelihood(self, z, x=None):
+        """The distribution of data, such as ``x``, for each row of latents."""
         make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
-        likelihood = make(output)
-        likelihood = likelihood.to_event(len(likelihood.batch_shape) - len(batch))
+        likelihood = make(self._output(z))
+        likelihood = likelihood.to_event(len(likelihood.batch_shape) - z.ndim + 1)
         if x is not None:
             check_output(self.likelihood, tuple(likelihood.event_shape), tuple(x.shape[1:]))
         return likelihood
@@ -269,6 +270,7 @@ class _Trainer:
         self.trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
         kinds: dict[str, Callable] = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
         self.optimizer = kinds[optimizer](self.trained)
+        self.optimizer.zero_grad()
         # Such as the averages of batch normalisation; those of the flows never change.
         self.buffers = [buffer for network in (vae.encoder, vae.decoder) for buffer in network.buffers()]
 
@@ -281,20 +283,17 @@ class _Trainer:
         return losses, None if self.held_out is None else self._validation_loss()
 
     def _step(self, rows, beta):
-        self.optimizer.zero_grad()
         x = self.vae._rows(self.data[rows])
         before = [buffer.clone() for buffer in self.buffers]
         log_likelihood, kl, _ = self.vae.terms(x, self._noise(len(x)))
         mean_kl = kl.mean().clamp(min=self.free_bits) if self.free_bits else kl.mean()
         loss = beta * mean_kl - log_likelihood.mean()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
-        if not (loss.isfinite() & norm.isfinite()):
+        found = take_step(self.optimizer, self.trained, loss.item(), self.clip_norm)
+        if math.isnan(found):
             for buffer, value in zip(self.buffers, before, strict=True):
                 buffer.copy_(value)
-            return math.nan
-        self.optimizer.step()
-        return loss.item()
+        return found
 
     @torch.no_grad()
     def _validation_loss(self):

@@ -1,0 +1,149 @@
+r"""How good a variational autoencoder is: the record, and how it is gathered from draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from flowppl.bijection import check_sizes
+
+EVALUATE_VAE_DOC = r"""How good a :class:`FlowVAE` is on data.
+
+    With the weights :math:`w_k = p(x, z_k) / q(z_k \mid x)` of K draws, the ELBO is the mean of their logarithms, and
+    :math:`\log p(x) \approx \log \frac{{1}}{{K}} \sum_k w_k`, which is below it in the mean, the less the larger K.
+
+    Args:{key}
+        vae: the autoencoder.{params}
+        x: the data.
+        num_samples: the number K of draws for each datum.
+        chunk_size: how many draws are decoded at once; it bounds the memory.
+
+    Returns:
+        A :class:`flowppl.evaluation.Evaluation`.
+
+    Raises:
+        ValueError: as for :func:`fit_vae`.
+
+    References:
+        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders, 2015, arXiv 1509.00519: the estimate of log
+        p(x), and active units.
+
+    Example:{example}"""
+
+ACTIVE = 0.01  # a unit is active if the variance over the data of its posterior mean is above this
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate_vae`` found: means over the data, in nats, and ``_se``, their Monte-Carlo standard errors.
+
+    The errors are those of the draws; that the data are a sample themselves is not in them.
+
+    Args:
+        elbo: the ELBO.
+        reconstruction: its first part, the mean of log p(x | z).
+        kl: its second part: the ELBO is the reconstruction less this.
+        log_prob: the importance weighted estimate of log p(x).
+        bits_per_dim: minus that, in bits, divided by the numbers in a datum.
+        active_units: how many latents have a posterior mean whose variance over the data is above 0.01; the error is
+            that of counting those whose variance is near it.
+        num_samples: the draws for each datum.
+        num_data: the number of data.
+        num_dims: the numbers in a datum.
+    """
+
+    elbo: float
+    elbo_se: float
+    reconstruction: float
+    reconstruction_se: float
+    kl: float
+    kl_se: float
+    log_prob: float
+    log_prob_se: float
+    active_units: int
+    active_units_se: float
+    num_samples: int
+    num_data: int
+    num_dims: int
+
+    @property
+    def bits_per_dim(self) -> float:
+        return -self.log_prob / (self.num_dims * math.log(2))
+
+    @property
+    def bits_per_dim_se(self) -> float:
+        return self.log_prob_se / (self.num_dims * math.log(2))
+
+    def __str__(self):
+        rows = ("elbo", "reconstruction", "kl", "log_prob", "bits_per_dim", "active_units")
+        lines = [f"{name:<15}{getattr(self, name):>12.4f} ± {getattr(self, name + '_se'):.4f}" for name in rows]
+        return "\n".join([*lines, f"{self.num_data} data, {self.num_samples} draws for each"])
+
+
+def evaluate(
+    weigh: Callable[[slice, int, int], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    num_data: int,
+    num_dims: int,
+    num_samples: int,
+    chunk_size: int,
+) -> Evaluation:
+    """Gather the draws in chunks.
+
+    Args:
+        weigh: for a slice of the data, a number of draws and a count that never repeats, gives log p(x | z), the KL
+            terms log q(z | x) - log p(z), each (draws, data), and the draws themselves.
+    """
+    check_sizes("evaluate_vae", at_least=2, num_samples=num_samples, chunk_size=chunk_size)  # one draw has no spread
+    num_chunks = math.ceil(num_samples / chunk_size)
+    num_draws = math.ceil(num_samples / num_chunks)  # all chunks are of one size, so that one program does
+    num_rows = max(1, chunk_size // num_draws)
+    count, parts = 0, []
+    for begin in range(0, num_data, num_rows):
+        chunks = []
+        for _ in range(num_chunks):
+            chunks.append(weigh(slice(begin, min(begin + num_rows, num_data)), num_draws, count))
+            count += 1
+        chunk = (np.concatenate(arrays)[:num_samples] for arrays in zip(*chunks, strict=True))
+        parts.append(_of_each(*chunk))
+    each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    spread = each["mean_error"]  # the variance of each posterior mean, from the draws
+    variances = np.var(each["mean"], axis=0) - np.mean(spread, axis=0)
+    # Of a variance over the data, given the data: twice the deviations times the errors of the means.
+    centred = each["mean"] - each["mean"].mean(axis=0)
+    errors = np.sqrt(np.mean(4 * centred**2 * spread + 2 * spread**2, axis=0) / num_data)
+    distances = (variances - ACTIVE) / np.maximum(errors, np.finfo(float).tiny)
+    above = np.array([0.5 * math.erfc(-distance / math.sqrt(2)) for distance in distances])
+
+    def mean(name):
+        return float(each[name].mean()), float(np.sqrt(np.sum(each[name + "_error"])) / num_data)
+
+    found = {name: mean(name) for name in ("elbo", "reconstruction", "kl", "log_prob")}
+    return Evaluation(
+        **{name: value for name, (value, _) in found.items()},
+        **{name + "_se": error for name, (_, error) in found.items()},
+        active_units=int(np.sum(variances > ACTIVE)),
+        active_units_se=float(np.sqrt(np.sum(above * (1 - above)))),
+        num_samples=num_samples,
+        num_data=num_data,
+        num_dims=num_dims,
+    )
+
+
+def _of_each(log_likelihood, kl, z):
+    """Of each datum the means over the draws, and the squared errors of these."""
+    log_likelihood, kl, z = (np.asarray(array, dtype=np.float64) for array in (log_likelihood, kl, z))
+    log_w = log_likelihood - kl
+    peak = log_w.max(axis=0)
+    w = np.exp(log_w - peak)
+    result = {"log_prob": peak + np.log(w.mean(axis=0)), "log_prob_error": _squared_error(w / w.mean(axis=0))}
+    for name, values in (("elbo", log_w), ("reconstruction", log_likelihood), ("kl", kl), ("mean", z)):
+        result |= {name: values.mean(axis=0), name + "_error": _squared_error(values)}
+    return result
+
+
+def _squared_error(values):
+    """Of a mean over the first axis."""
+    return np.var(values, axis=0, ddof=1) / len(values)
