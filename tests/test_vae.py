@@ -557,6 +557,25 @@ def test_categories_and_likelihoods_of_ones_own(lang):
     assert found.reconstruction == pytest.approx(expected)
 
 
+@both
+def test_log_likelihood_of_categories_by_hand(lang):
+    rng = np.random.default_rng(0)
+    x, slopes = rng.integers(0, 3, (8, 9)), rng.normal(size=(9, 3))
+    vae = lang.adapter.FlowVAE(
+        lang.function(lambda xp, x: xp.ones_like(xp.asarray(x[:, :6])) * 1.0),
+        lang.function(lambda xp, z: z[:, :1, None] * xp.asarray(slopes)),
+        fp.amortized_posterior(2, 6, "planar", 2),
+        likelihood="categorical",
+    )
+    noise, params = rng.normal(size=(4, 8, 2)), lang.params(vae, x)
+    arrays = (torch.as_tensor(x), torch.as_tensor(noise)) if lang is Pyro else (params, x, noise)
+    found, _, z = (each.detach() if lang is Pyro else each for each in vae.terms(*arrays))
+    logits = np.asarray(z)[..., :1, None] * slopes
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = np.stack([sum(log_probs[:, row, i, x[row, i]] for i in range(9)) for row in range(8)], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 # Errors
 
 

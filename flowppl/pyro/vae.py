@@ -140,7 +140,7 @@ class FlowVAE(torch.nn.Module):
         """
         z, log_det = self.posterior.transform.condition(self._features(x)).forward_and_log_det(noise)
         kl = standard_log_prob(noise) - log_det - self._prior().log_prob(z)
-        return self._likelihood(z, x).log_prob(x), kl, z
+        return self._log_likelihood(z, x), kl, z
 
     def _features(self, x):
         features = self.encoder(x)
@@ -173,6 +173,17 @@ class FlowVAE(torch.nn.Module):
         if x is not None:
             check_output(self.likelihood, tuple(likelihood.event_shape), tuple(x.shape[1:]))
         return likelihood
+
+    def _log_likelihood(self, z, x):
+        if self.likelihood != "categorical":
+            return self._likelihood(z, x).log_prob(x)
+        # Torch's fused cross entropy: Categorical passes over the logits, the largest array of a step, many times.
+        logits = self._output(z)
+        check_output(self.likelihood, tuple(logits.shape[z.ndim - 1 : -1]), tuple(x.shape[1:]))
+        categories = x.expand(logits.shape[:-1]).long()
+        cross_entropy = torch.nn.functional.cross_entropy
+        losses = cross_entropy(logits.flatten(0, -2), categories.flatten(), reduction="none")
+        return -losses.reshape(*z.shape[:-1], -1).sum(-1)
 
     def _rows(self, x):
         """Data as a tensor on the device of the flows and, unless they are numbers of categories, of their dtype."""
