@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from flowppl.bijection import Bijection, check_sizes
 from flowppl.combine import Chain
 from flowppl.conditional import Conditional
+from flowppl.elementwise import Elementwise
 from flowppl.linear import ElementwiseAffine
 from flowppl.recipes import make_flow
+from flowppl.univariate import Affine
 
 
 def amortized_posterior(
@@ -18,6 +21,7 @@ def amortized_posterior(
     num_flows: int | None = None,
     *,
     hidden_dims=(),
+    scale_bounds: tuple[float, float] | None = None,
     **options,
 ) -> Bijection:
     r"""The posterior of a latent vector given features of the data: what an encoder of a variational autoencoder needs.
@@ -38,10 +42,13 @@ def amortized_posterior(
             or ``None`` for no flow, the Gaussian of a plain autoencoder.
         num_flows: the number of layers; ``None`` leaves it to the recipe.
         hidden_dims: hidden layers between the features and the head; ``()``, the default, is one linear head.
+        scale_bounds: the least and the largest :math:`\sigma`, below and above 1, never quite reached; ``None`` for any
+            positive one. Of few data a decoder that sees latents without noise learns each by heart; a least one
+            prevents it.
         options: further arguments of the recipe.
 
     Raises:
-        ValueError: for an unknown flow, or a size below 1.
+        ValueError: for an unknown flow, a size below 1, or bounds that are not below and above 1.
         TypeError: for an option that the recipe does not know.
 
     References:
@@ -57,7 +64,7 @@ def amortized_posterior(
         ((8,), 32)
     """
     check_sizes("amortized_posterior", dim=dim, context_dim=context_dim)
-    base = ElementwiseAffine(dim)
+    base = _base(dim, scale_bounds)
     if num_flows is not None:
         options["num_flows"] = num_flows
     if flow is None:
@@ -69,3 +76,15 @@ def amortized_posterior(
     if isinstance(inner, Conditional):  # a flow of few weights, all made from the context: one head makes the base, too
         return Conditional(Chain([base, inner.bijection]), context_dim, hidden_dims)
     return Chain([Conditional(base, context_dim, hidden_dims), inner])
+
+
+def _base(dim, scale_bounds) -> Bijection:
+    if scale_bounds is None:
+        return ElementwiseAffine(dim)
+    low, high = scale_bounds
+    if not 0 < low < 1 < high < math.inf:
+        raise ValueError(
+            "amortized_posterior: scale_bounds must be a positive number below 1 and a finite one above, got "
+            f"{scale_bounds}"
+        )
+    return Elementwise(dim, Affine((math.log(low), math.log(high))))

@@ -10,6 +10,7 @@ import numpyro
 import pyro
 import pytest
 import torch
+from catalogue import draw
 from flax import nnx
 
 import flowppl as fp
@@ -599,6 +600,22 @@ def test_parts_that_do_not_fit(lang, options, error, message):
 def test_an_unknown_flow_of_a_posterior():
     with pytest.raises(ValueError, match="unknown flow 'silvester'; known flows are"):
         fp.amortized_posterior(2, 6, "silvester")
+
+
+def test_scales_of_a_base_stay_in_their_bounds(rng):
+    posterior = fp.amortized_posterior(3, 6, None, scale_bounds=(0.1, 2.5))
+    params = draw(posterior, rng, scale=5.0)
+    context = rng.normal(size=(200, 6))
+    ends = [posterior.forward(params, np.full(3, x), context)[0] for x in (0.0, 1.0)]
+    scales = ends[1] - ends[0]
+    assert scales.min() == pytest.approx(0.1, rel=1e-3)
+    assert scales.max() == pytest.approx(2.5, rel=1e-3)
+    for flow in ("planar", "iaf"):
+        whole = fp.amortized_posterior(3, 6, flow, scale_bounds=(0.1, 2.5))
+        assert repr(posterior.bijection) in repr(whole)
+    for bounds in ((0.1, 0.5), (0.0, 2.0), (2.0, 3.0), (0.1, math.inf)):
+        with pytest.raises(ValueError, match="scale_bounds must be a positive number below 1 and a finite one above"):
+            fp.amortized_posterior(3, 6, None, scale_bounds=bounds)
 
 
 @both
