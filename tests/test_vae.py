@@ -12,6 +12,8 @@ import pytest
 import torch
 from catalogue import draw
 from flax import nnx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import flowppl as fp
 import flowppl.numpyro as fnp
@@ -575,6 +577,30 @@ def test_log_likelihood_of_categories_by_hand(lang):
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     expected = np.stack([sum(log_probs[:, row, i, x[row, i]] for i in range(9)) for row in range(8)], axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+class _Devices(TorchDispatchMode):
+    """Gathers the devices of all arrays that operations take or give."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        self.found |= {tensor.device.type for tensor in tensors if tensor.ndim}
+        return result
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_an_elbo_is_computed_on_the_device_of_the_module(flow):
+    """The device "meta" computes nothing, but tells what was left on another one."""
+    vae = small(Pyro, flow, prior=fp.realnvp(2)).to("meta")
+    with pyro.validation_enabled(False), _Devices() as devices:
+        log_likelihood, kl, _ = vae.terms(vae._rows(torch.ones(5, 9, device="meta")), torch.ones(5, 2, device="meta"))
+        (kl - log_likelihood).mean().backward()
+    assert devices.found == {"meta"}
 
 
 # Errors
