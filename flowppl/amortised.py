@@ -43,8 +43,8 @@ def amortized_posterior(
         num_flows: the number of layers; ``None`` leaves it to the recipe.
         hidden_dims: hidden layers between the features and the head; ``()``, the default, is one linear head.
         scale_bounds: the least and the largest :math:`\sigma`, below and above 1, never quite reached; ``None`` for any
-            positive one. Of few data a decoder that sees latents without noise learns each by heart; a least one
-            prevents it.
+            positive one. Of few data a decoder that sees latents without noise learns each by heart, which a least
+            scale prevents.
         options: further arguments of the recipe.
 
     Raises:
@@ -81,10 +81,13 @@ def amortized_posterior(
 def _base(dim, scale_bounds) -> Bijection:
     if scale_bounds is None:
         return ElementwiseAffine(dim)
-    low, high = scale_bounds
+    try:
+        low, high = map(float, scale_bounds)
+    except (TypeError, ValueError):
+        low = high = math.nan
     if not 0 < low < 1 < high < math.inf:
         raise ValueError(
             "amortized_posterior: scale_bounds must be a positive number below 1 and a finite one above, got "
-            f"{scale_bounds}"
+            f"{scale_bounds!r}"
         )
     return Elementwise(dim, Affine((math.log(low), math.log(high))))

@@ -65,11 +65,15 @@ def hold_out(owner: str, validation: Any, num_rows: int, rng: np.random.Generato
         validation: the fraction to hold out; ``None`` is 0. A positive one is at least one row, and never all.
 
     Raises:
-        ValueError: if the fraction is not in [0, 1).
+        ValueError: if the fraction is not in [0, 1), or there is only one row of which to hold out some.
     """
     fraction = 0.0 if validation is None else float(validation)
     if not 0 <= fraction < 1:
-        raise ValueError(f"{owner}: validation must be a fraction from 0 to 1, or held-out data, got {validation}")
+        raise ValueError(
+            f"{owner}: validation must be a fraction, at least 0 and below 1, or held-out data, got {validation}"
+        )
+    if fraction and num_rows < 2:
+        raise ValueError(f"{owner}: of {num_rows} row none can be held out; give validation=None, or more data")
     order = rng.permutation(num_rows)
     size = min(max(round(fraction * num_rows), 1), num_rows - 1) if fraction else 0
     return order[size:], order[:size]
@@ -101,7 +105,7 @@ def run_epochs(
         batch_size: the rows of a step; the last one takes what is left.
         num_epochs: the number of epochs.
         patience: the number of epochs without a better validation loss after which to stop; ``None`` never does.
-        judged_from: the first epoch that counts for ``patience``.
+        judged_from: ``patience`` counts the epochs after this one.
         after_epoch: called after each complete epoch.
         bar: whether to show a progress bar.
         advice: what to try if no loss is finite.
@@ -131,9 +135,9 @@ def run_epochs(
                     if progress.best_epoch >= 0:
                         best = progress.validation_losses[progress.best_epoch]
                     progress.validation_losses.append(float(score))
-                if score is None or score < best:
-                    progress.best_epoch = epoch
+                if score is None or (math.isfinite(score) and score < best):
                     keep()
+                    progress.best_epoch = epoch
                 after_epoch()
                 shown.update()
                 shown.set_postfix({"loss": loss} if score is None else {"loss": loss, "validation": float(score)})

@@ -40,14 +40,14 @@ ACTIVE = 0.01  # a unit is active if the variance over the data of its posterior
 class Evaluation:
     """What ``evaluate_vae`` found: means over the data, in nats, and ``_se``, their Monte-Carlo standard errors.
 
-    The errors are those of the draws; that the data are a sample themselves is not in them.
+    The errors are those of the draws; that the data are a sample themselves is not in them. ``bits_per_dim`` is minus
+    log p(x), in bits, divided by the numbers in a datum.
 
     Args:
         elbo: the ELBO.
         reconstruction: its first part, the mean of log p(x | z).
         kl: its second part: the ELBO is the reconstruction less this.
         log_prob: the importance weighted estimate of log p(x).
-        bits_per_dim: minus that, in bits, divided by the numbers in a datum.
         active_units: how many latents have a posterior mean whose variance over the data is above 0.01; the error is
             that of counting those whose variance is near it.
         num_samples: the draws for each datum.
@@ -96,7 +96,8 @@ def evaluate(
         weigh: for a slice of the data, a number of draws and a count that never repeats, gives log p(x | z), the KL
             terms log q(z | x) - log p(z), each (draws, data), and the draws themselves.
     """
-    check_sizes("evaluate_vae", at_least=2, num_samples=num_samples, chunk_size=chunk_size)  # one draw has no spread
+    check_sizes("evaluate_vae", at_least=2, num_samples=num_samples)  # one draw has no spread
+    check_sizes("evaluate_vae", chunk_size=chunk_size)
     num_chunks = math.ceil(num_samples / chunk_size)
     num_draws = math.ceil(num_samples / num_chunks)  # all chunks are of one size, so that one program does
     num_rows = max(1, chunk_size // num_draws)

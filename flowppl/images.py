@@ -24,6 +24,7 @@ def load_images(path: str | os.PathLike | None = None) -> np.ndarray:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ImportError: for the digits without scikit-learn.
         ValueError: if the file is neither of the two, or not whole.
 
     Example:
@@ -32,8 +33,10 @@ def load_images(path: str | os.PathLike | None = None) -> np.ndarray:
         (1797, 8, 8)
     """
     if path is None:
-        from sklearn.datasets import load_digits
-
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError("load_images: the digits are scikit-learn's; pip install scikit-learn") from error
         return load_digits().images.astype(np.uint8)
     path = pathlib.Path(path)
     images = _read_npz(path) if zipfile.is_zipfile(path) else _read_idx(path, _unpacked(path))
@@ -45,10 +48,13 @@ def load_images(path: str | os.PathLike | None = None) -> np.ndarray:
 
 
 def _read_npz(path):
-    with np.load(path) as arrays:
-        if "images" not in arrays:
-            raise ValueError(f"{path} has no array 'images'; it has {', '.join(arrays) or 'none'}")
-        return arrays["images"]
+    try:
+        with np.load(path) as arrays:
+            if "images" not in arrays:
+                raise ValueError(f"{path} has no array 'images'; it has {', '.join(arrays) or 'none'}")
+            return arrays["images"]
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not whole ({error}); copy it again") from error
 
 
 def _unpacked(path):
@@ -64,10 +70,10 @@ def _unpacked(path):
 def _read_idx(path, content):
     """Zero, zero, 8 for bytes, the number of axes, each axis as four bytes, and the values."""
     num_axes = content[3] if content[:3] == b"\x00\x00\x08" else 0
-    if not num_axes:
+    if not num_axes or len(content) < 4 + 4 * num_axes:
         raise ValueError(f"{path} is neither an .npz file nor a file of bytes in MNIST's format (IDX)")
     shape = tuple(np.frombuffer(content, ">i4", num_axes, offset=4).tolist())
     values = content[4 + 4 * num_axes :]
     if len(values) != math.prod(shape):
         raise ValueError(f"{path} is not whole: {shape} are {math.prod(shape)} values, but {len(values)} are there")
-    return np.frombuffer(values, np.uint8).reshape(shape)
+    return np.frombuffer(values, np.uint8).reshape(shape).copy()  # one that may be written to
