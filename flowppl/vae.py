@@ -97,6 +97,10 @@ FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
 
 ENCODE_DOC = """Draws of the latents from the posterior.
 
+        Args:{key}
+            x: n data.
+            num_samples: the number of draws for each.
+
         Returns:
             An array of shape ``(num_samples, n, dim)``.
         """
@@ -105,11 +109,19 @@ RECONSTRUCT_DOC = """The mean of the likelihood at draws from the posterior.
 
         Of categories it is the mean of their numbers.
 
+        Args:{key}
+            x: n data.
+            num_samples: the number of draws for each.
+
         Returns:
             An array of shape ``(num_samples, n, *shape)``.
         """
 
-SAMPLE_DOC = """The mean of the likelihood at draws from the prior; with ``mean=False`` draws from the likelihood.
+SAMPLE_DOC = """Data made from draws from the prior.
+
+        Args:{key}
+            num_samples: the number of draws.
+            mean: whether to give the mean of the likelihood at each draw, or a draw from the likelihood.
 
         Returns:
             An array of shape ``(num_samples, *shape)``.
@@ -121,6 +133,15 @@ INTERPOLATE_DOC = r"""The mean of the likelihood on the way from data to other d
         :math:`(1-t)\,u_0 + t\,u_1`, or, ``spherical``, :math:`\cos(\varphi)\,u_0 + \sin(\varphi)\,u_1` with
         :math:`\varphi = t \pi / 2`, which of independent standard normals makes standard normals all the way (Dinh,
         Sohl-Dickstein, Bengio 2016, arXiv 1605.08803).
+
+        Args:{key}
+            first: n data.
+            second: as many.
+            num_steps: the number of steps, the two ends among them.
+            spherical: whether to take the second way.
+
+        Raises:
+            ValueError: for less than two steps.
 
         Returns:
             An array of shape ``(num_steps, n, *shape)``, from the reconstruction of the first to that of the second.
@@ -164,6 +185,31 @@ def check_features(found: tuple[int, ...], num: int, context_dim: int) -> None:
         )
 
 
+def unflatten(kind: Any, output: Any, batch: tuple[int, ...]) -> Any:
+    """What a decoder gave for rows, with the axes of their batch in front in the place of one axis.
+
+    A part with fewer axes than another, such as one scale for each pixel, is for all rows.
+
+    Raises:
+        ValueError: if it is not what the likelihood needs.
+    """
+    is_tuple = isinstance(output, (tuple, list))
+    parts = tuple(output) if is_tuple else (output,)
+    if kind == "gaussian" and not (is_tuple and len(parts) == 2):
+        raise ValueError(
+            "FlowVAE: for the likelihood 'gaussian' the decoder must give a pair, the mean and the log of the standard "
+            f"deviation, got {f'{len(parts)} arrays' if is_tuple else f'one array of shape {tuple(output.shape)}'}"
+        )
+    if kind in ("bernoulli", "categorical") and is_tuple:
+        raise ValueError(f"FlowVAE: for the likelihood {kind!r} the decoder must give one array, got {len(parts)}")
+    num_axes, num_rows = max(part.ndim for part in parts), math.prod(batch)
+    of_rows = [part.ndim == num_axes > 0 and part.shape[0] == num_rows for part in parts]
+    found = tuple(
+        part.reshape(*batch, *part.shape[1:]) if each else part for part, each in zip(parts, of_rows, strict=True)
+    )
+    return found if is_tuple else found[0]
+
+
 def check_output(kind: Any, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Raise ValueError unless the likelihood is one of data of this shape."""
     if found != expected:
@@ -174,8 +220,12 @@ def check_output(kind: Any, found: tuple[int, ...], expected: tuple[int, ...]) -
         )
 
 
-def check_data(kind: Any, x: np.ndarray, num_categories: int | None) -> None:
-    """Raise ValueError unless all data are in the support of the likelihood."""
+def check_data(kind: Any, x: np.ndarray, num_categories: int | None, supported: bool) -> None:
+    """Raise ValueError unless all data are in the support of the likelihood.
+
+    Args:
+        supported: whether a likelihood of one's own has them in its support.
+    """
     if x.size == 0:
         raise ValueError("FlowVAE: there are no data")
     low, high = x.min(), x.max()
@@ -187,6 +237,8 @@ def check_data(kind: Any, x: np.ndarray, num_categories: int | None) -> None:
             f"FlowVAE: the likelihood 'bernoulli' is of data that are 0 or 1, {has}; binarise them, or take "
             "'categorical' for integers and 'gaussian' for real numbers"
         )
+    if not supported:
+        raise ValueError(f"FlowVAE: the likelihood must have all data in its support, {has}; scale or round them")
     if kind == "categorical":
         if not np.issubdtype(x.dtype, np.integer):
             raise ValueError(f"FlowVAE: the likelihood 'categorical' is of integers, but the data are {x.dtype}")
@@ -276,6 +328,7 @@ def train(
     first = best = trainer.weights()
     done = Progress()
     fixed = fixed | {"batch_size": batch_size, "warm_up": warm_up}
+    fixed = {name: value.item() if isinstance(value, np.generic) else value for name, value in fixed.items()}
     fixed |= {"data": _digest(data), "validation": None if held_out is None else _digest(held_out)}
     if saved is not None:
         config, now, best, state = saved
@@ -325,10 +378,18 @@ def _digest(data):
     return zlib.crc32(repr((array.shape, str(array.dtype))).encode() + array.tobytes())
 
 
-def describe(posterior: Bijection, prior: Any, likelihood: Any) -> dict[str, Any]:
-    """What of an autoencoder a checkpoint tells, in plain values; networks are told by the shapes of their weights."""
+def describe(posterior: Bijection, prior: Any, likelihood: Any, held: Callable | None) -> dict[str, Any]:
+    """What of an autoencoder a checkpoint tells, in plain values; networks are told by the shapes of their weights.
+
+    Args:
+        held: the log density of a prior that is not trained, of which two are told by their values at three points.
+    """
     kind = likelihood if isinstance(likelihood, str) else "own"
-    return {"posterior": repr(posterior), "prior": repr(getattr(prior, "bijection", prior)), "likelihood": kind}
+    described = {"posterior": repr(posterior), "prior": repr(getattr(prior, "bijection", prior)), "likelihood": kind}
+    if held is not None:
+        points = np.random.default_rng(0).normal(size=(3, *posterior.y_shape))
+        described["density of the prior"] = " ".join(f"{value:.5g}" for value in held(points))
+    return described
 
 
 def as_data(values: Any) -> Any:

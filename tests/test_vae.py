@@ -12,6 +12,8 @@ import pytest
 import torch
 from catalogue import draw
 from flax import nnx
+from pyro.distributions import Normal
+from scipy.stats import norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,9 +21,12 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._tree import leaves, map_tree, select
+from flowppl.epochs import Progress, run_epochs
 from flowppl.evaluation import evaluate
 from flowppl.images import load_images
-from flowppl.vae import path_weights
+from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
+from flowppl.pyro.vae import _held
+from flowppl.vae import describe, path_weights
 
 FLOWS = ["planar", "radial", "sylvester", "orthogonal_sylvester", "householder", "iaf", "realnvp", "nsf", None]
 
@@ -400,6 +405,10 @@ def test_bad_checkpoints_are_told_and_left_as_they_are(lang, tmp_path):
         fit(small(lang), batch_size=30)
     with pytest.raises(ValueError, match="with other posterior, the networks and flows"):
         fit(small(lang, dim=3), batch_size=20)
+    held = [fp.realnvp(2), fp.ElementwiseAffine(2)]
+    held = [fpp.Flow(each).freeze() if lang is Pyro else fnp.Flow.init(jax.random.key(0), each) for each in held]
+    with pytest.raises(ValueError, match="with other prior, density of the prior"):
+        fit(small(lang, prior=held[0]), batch_size=20)
     with pytest.raises(ValueError, match="with other data"):
         lang.fit(0, small(lang), 1 - x, num_epochs=2, warm_up=0, checkpoint=path, batch_size=20)
     with pytest.raises(ValueError, match="with other data, validation"):
@@ -505,6 +514,68 @@ def test_svi_trains_all_parts_but_a_frozen_prior():
     assert set(svi.get_params(state)) == set(NumPyro.params(peer, x))
 
 
+def test_a_prior_that_is_held_is_told_by_its_density():
+    flow, other = (fpp.Flow(fp.ElementwiseAffine(2), base) for base in (None, Normal(torch.zeros(2), 9.0).to_event(1)))
+    for one in (flow, other):
+        one.freeze()
+    vaes = [small(Pyro, prior=prior) for prior in (flow, other)]
+    first, second = (describe(vae.posterior.bijection, vae.prior, "bernoulli", _held(vae)) for vae in vaes)
+    assert [name for name in first if first[name] != second[name]] == ["density of the prior"]
+    assert "density of the prior" not in describe(flow.bijection, fpp.Flow(flow.bijection), "bernoulli", None)
+
+
+def test_numbers_of_numpy_are_options_like_others(tmp_path):
+    options = {"batch_size": np.int64(20), "free_bits": np.float32(1.0), "warm_up": np.int64(0)}
+    path = tmp_path / "vae.safetensors"
+    Pyro.fit(0, small(Pyro), stripes(), num_epochs=1, checkpoint=path, **options)
+    assert len(Pyro.fit(0, small(Pyro), stripes(), num_epochs=2, checkpoint=path, **options).losses) == 2
+
+
+def test_params_of_other_networks_are_told():
+    vae, x = small(NumPyro), stripes()
+    params = vae.init(jax.random.key(0), x)
+    del params["posterior"]
+    with pytest.raises(ValueError, match=r"names and shapes of vae.init\(key, x\); .* \['posterior'\]"):
+        NumPyro.fit(0, vae, x, params=params)
+
+
+def test_a_step_whose_gradient_overflows_is_left_out():
+    params = jnp.zeros(2, dtype=jnp.float32)
+    for clip_norm in (math.inf, 5.0):
+        optimizer = make_optimizer("adam", clip_norm)
+        carry = params, optimizer.init(params)
+        gradient = jnp.array([3e19, 1.0], dtype=jnp.float32)  # finite, and its norm is not
+        new, loss = take_step(optimizer, carry, gradient, jnp.float32(1.0), 1e-3)
+        assert jnp.isnan(loss)
+        jax.tree.map(np.testing.assert_array_equal, new, carry)
+
+
+def test_the_last_batch_is_filled_with_its_own_row():
+    index, weights = split_batches(np.array([4, 1, 0, 3, 2]), 3)
+    assert index.tolist() == [[4, 1, 0], [3, 2, 3]]
+    assert weights.tolist() == [[True] * 3, [True, True, False]]
+    index, weights = split_batches(np.arange(6), 3)
+    assert index.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert weights.all()
+
+
+def test_infinitely_good_validation_is_none():
+    progress, scores = Progress(), [3.0, -math.inf, 2.0]
+    run_epochs(
+        "fit_vae",
+        lambda epoch: ([1.0], scores[epoch]),
+        lambda: None,
+        progress,
+        num_rows=1,
+        batch_size=1,
+        num_epochs=3,
+        patience=None,
+        bar=False,
+        advice="",
+    )
+    assert progress.best_epoch == 2
+
+
 # What a user does with it
 
 
@@ -558,6 +629,27 @@ def test_categories_and_likelihoods_of_ones_own(lang):
     found = lang.evaluate(0, vae, lang.params(vae, x), x, num_samples=10)
     expected = -9 - np.mean(np.sum([[math.lgamma(k + 1) for k in row] for row in x], axis=1))
     assert found.reconstruction == pytest.approx(expected)
+
+
+@both
+def test_one_scale_for_all_rows_stays_one_whatever_the_number_of_rows(lang):
+    """Nine numbers in a datum, and nine draws."""
+    scales = np.linspace(-1.0, 1.0, 9)
+    vae = lang.adapter.FlowVAE(
+        lang.networks(9, 6, 2, 9)[0],
+        lang.function(lambda xp, z: (xp.concatenate([z[:, :1]] * 9, -1), xp.asarray(scales))),
+        fp.amortized_posterior(2, 6, None),
+        likelihood="gaussian",
+    )
+    x = np.random.default_rng(0).normal(size=(1, 9))
+    params = lang.params(vae, x)
+    assert lang.call("reconstruct", vae, params, x, 9).shape == (9, 1, 9)
+    noise = np.random.default_rng(1).normal(size=(9, 1, 2))
+    arrays = (torch.as_tensor(x), torch.as_tensor(noise)) if lang is Pyro else (params, x, noise)
+    found, _, z = (np.asarray(each.detach() if lang is Pyro else each) for each in vae.terms(*arrays))
+    expected = norm.logpdf(x, z[..., :1], np.exp(scales)).sum(axis=-1)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    lang.evaluate(0, vae, params, x, num_samples=9, chunk_size=1)
 
 
 @both
@@ -639,7 +731,7 @@ def test_scales_of_a_base_stay_in_their_bounds(rng):
     for flow in ("planar", "iaf"):
         whole = fp.amortized_posterior(3, 6, flow, scale_bounds=(0.1, 2.5))
         assert repr(posterior.bijection) in repr(whole)
-    for bounds in ((0.1, 0.5), (0.0, 2.0), (2.0, 3.0), (0.1, math.inf)):
+    for bounds in ((0.1, 0.5), (0.0, 2.0), (2.0, 3.0), (0.1, math.inf), (0.1,), (0.1, None), 0.1):
         with pytest.raises(ValueError, match="scale_bounds must be a positive number below 1 and a finite one above"):
             fp.amortized_posterior(3, 6, None, scale_bounds=bounds)
 
@@ -661,8 +753,15 @@ def test_data_that_do_not_fit(lang):
         fit(lang.adapter.FlowVAE(*lang.networks(9, 5, 2, 9), fp.amortized_posterior(2, 6, None)), x)
     with pytest.raises(ValueError, match=r"0 or 1, but the data range from 0.0 to 2.0"):
         fit(small(lang), x, validation=2 * x[:5])
-    with pytest.raises(ValueError, match="validation must be a fraction"):
-        fit(small(lang), x, validation=1.5)
+    with pytest.raises(ValueError, match="validation must be a fraction, at least 0 and below 1"):
+        fit(small(lang), x, validation=1.0)
+    with pytest.raises(ValueError, match="of 1 row none can be held out"):
+        fit(small(lang), x[:1])
+    with pytest.raises(ValueError, match=r"must give a pair, the mean and .*, got one array of shape \(1, 9\)"):
+        fit(small(lang, likelihood="gaussian"), x)
+    own = (pyro if lang is Pyro else numpyro).distributions.Poisson
+    with pytest.raises(ValueError, match=r"all data in its support, but the data range from 0.0 to 0.5"):
+        fit(small(lang, likelihood=lambda output: own(1.0 + output**2)), x / 2)
 
 
 @both
@@ -717,5 +816,13 @@ def test_images_from_files(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_images(tmp_path / "none")
     (tmp_path / "f.gz").write_bytes((tmp_path / "c.gz").read_bytes()[:-12])
-    with pytest.raises(ValueError, match="is not whole"):
-        load_images(tmp_path / "f.gz")
+    damaged = bytearray((tmp_path / "a.npz").read_bytes())
+    damaged[damaged.index(images.tobytes())] += 1
+    (tmp_path / "g.npz").write_bytes(damaged)
+    for name in ("f.gz", "g.npz"):
+        with pytest.raises(ValueError, match="is not whole"):
+            load_images(tmp_path / name)
+    (tmp_path / "head").write_bytes(header[:10])
+    with pytest.raises(ValueError, match="nor a file of bytes in MNIST's format"):
+        load_images(tmp_path / "head")
+    assert load_images(tmp_path / "b").flags.writeable

@@ -27,13 +27,14 @@ def take_step(optimizer: optax.GradientTransformation, carry, gradient, loss, ra
     params, state = carry
     updates, new_state = optimizer.update(gradient, state)
     new_params = jax.tree.map(lambda leaf, update: (leaf - rate * update).astype(leaf.dtype), params, updates)
-    taken = jnp.isfinite(ravel_pytree((gradient, loss))[0]).all()
+    taken = jnp.isfinite(loss) & jnp.isfinite(jnp.linalg.norm(ravel_pytree(gradient)[0]))
     carry = jax.tree.map(partial(jnp.where, taken), (new_params, new_state), carry)
     return carry, jnp.where(taken, loss, jnp.nan)
 
 
 def split_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of each batch and their weights: 0 for those repeated to fill the last batch."""
+    """The indices of each batch and their weights: 0 for the last one's first row, repeated to fill it."""
     size = min(batch_size, len(order))
-    shape = (math.ceil(len(order) / size), size)
-    return np.resize(order, shape), np.arange(math.prod(shape)).reshape(shape) < len(order)
+    num = math.ceil(len(order) / size)
+    filled = np.concatenate([order, np.full(num * size - len(order), order[(num - 1) * size])])
+    return filled.reshape(num, size), (np.arange(num * size) < len(order)).reshape(num, size)

@@ -40,6 +40,7 @@ from flowppl.vae import (
     describe,
     path_weights,
     train,
+    unflatten,
 )
 
 LIKELIHOODS: dict[str, Callable] = {
@@ -47,6 +48,11 @@ LIKELIHOODS: dict[str, Callable] = {
     "categorical": lambda output: dist.Categorical(logits=output, validate_args=False),
     "gaussian": lambda output: dist.Normal(output[0], jnp.exp(output[1]), validate_args=False),
 }
+
+
+DRAWS = """
+            rng_key: determines the draws.
+            params: the weights, by name."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,8 +134,8 @@ class FlowVAE:
         noise = sum(weight * end for weight, end in zip(weights, ends, strict=True))
         return _decode(self, params, noise if transform is None else transform(noise), None)
 
-    encode.__doc__, reconstruct.__doc__ = ENCODE_DOC, RECONSTRUCT_DOC
-    sample.__doc__, interpolate.__doc__ = SAMPLE_DOC, INTERPOLATE_DOC
+    encode.__doc__, reconstruct.__doc__ = ENCODE_DOC.format(key=DRAWS), RECONSTRUCT_DOC.format(key=DRAWS)
+    sample.__doc__, interpolate.__doc__ = SAMPLE_DOC.format(key=DRAWS), INTERPOLATE_DOC.format(key=DRAWS)
 
     def terms(self, params, x, noise) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The two parts of the ELBO of each datum at given noise, and the latents.
@@ -162,16 +168,10 @@ class FlowVAE:
 
     def _likelihood(self, decoder, z, x=None):
         """The distribution of data, such as ``x``, for each row of latents; the decoder sees one axis of rows."""
-        batch = z.shape[:-1]
-        rows = z.reshape(-1, z.shape[-1])
-
-        def unflatten(part):
-            return part.reshape(*batch, *part.shape[1:]) if part.shape[:1] == rows.shape[:1] else part
-
-        output = jax.tree.map(unflatten, decoder(rows))
+        output = unflatten(self.likelihood, decoder(z.reshape(-1, z.shape[-1])), z.shape[:-1])
         make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
         likelihood = make(output)
-        likelihood = likelihood.to_event(len(likelihood.batch_shape) - len(batch))
+        likelihood = likelihood.to_event(len(likelihood.batch_shape) - z.ndim + 1)
         if x is not None:
             check_output(self.likelihood, likelihood.event_shape, x.shape[1:])
         return likelihood
@@ -192,7 +192,8 @@ class FlowVAE:
 
         jax.eval_shape(look, params, self._rows(x[:1]))
         num_categories = _base(found[0]).logits.shape[-1] if self.likelihood == "categorical" else None
-        check_data(self.likelihood, np.asarray(x), num_categories)
+        supported = not callable(self.likelihood) or _supports(_base(found[0]), self._rows(x))
+        check_data(self.likelihood, np.asarray(x), num_categories, supported)
 
 
 def _network(name, network):
@@ -203,6 +204,28 @@ def _network(name, network):
 
 def _base(likelihood):
     return getattr(likelihood, "base_dist", likelihood)
+
+
+def _checked_params(vae, params, x):
+    expected = jax.eval_shape(lambda key: vae.init(key, x), jax.random.key(0))
+    shapes, needed = (
+        {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (params, expected)
+    )
+    wrong = sorted(name for name in shapes | needed if shapes.get(name) != needed.get(name))
+    if wrong:
+        raise ValueError(
+            "fit_vae: params must have the names and shapes of vae.init(key, x); these are missing, needless or of "
+            f"another shape: {', '.join(wrong)}"
+        )
+    return params
+
+
+def _supports(likelihood, x) -> bool:
+    """Whether all data are in the support, if that is known and the same for all latents."""
+    support = likelihood.support
+    is_fixed = support is not None and not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(support))
+    return not is_fixed or bool(support(x).all())
 
 
 # One program for all calls with arrays of the same shapes; an autoencoder is hashed by its identity.
@@ -252,11 +275,16 @@ def _weigh(vae, params, x, key, num_draws):
     return vae.terms(params, x, jax.random.normal(key, (num_draws, len(x), vae.dim)))
 
 
+def _noise(vae, key, weights):
+    """A row for each of a batch; where the first row is repeated, its noise is, too, so that nothing new can happen."""
+    noise = jax.random.normal(key, (len(weights), vae.dim))
+    return jnp.where(weights[:, None], noise, noise[0])
+
+
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _take_step(vae, options, carry, data, index, weights, key, rate, beta):
     optimizer, free_bits, clip_norm = options
-    x = vae._rows(data[index])
-    noise = jax.random.normal(key, (len(x), vae.dim))
+    x, noise = vae._rows(data[index]), _noise(vae, key, weights)
 
     def mean_loss(params):
         log_likelihood, kl, _ = vae.terms(params, x, noise)
@@ -270,8 +298,7 @@ def _take_step(vae, options, carry, data, index, weights, key, rate, beta):
 
 @partial(jax.jit, static_argnums=0)
 def _sum_loss(vae, params, data, index, weights, key):
-    x = vae._rows(data[index])
-    log_likelihood, kl, _ = vae.terms(params, x, jax.random.normal(key, (len(x), vae.dim)))
+    log_likelihood, kl, _ = vae.terms(params, vae._rows(data[index]), _noise(vae, key, weights))
     return jnp.dot(kl - log_likelihood, weights)
 
 
@@ -297,7 +324,7 @@ def fit_vae(
     check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, **sizes)
     init_key, seed_key = jax.random.split(rng_key)
     x, validation = as_data(x), as_data(validation)
-    start = vae.init(init_key, x) if params is None else params
+    start = vae.init(init_key, x) if params is None else _checked_params(vae, params, x)
     for data in (x, validation):
         if data is not None and not isinstance(data, numbers.Real):
             vae._check(start, data)
@@ -306,7 +333,8 @@ def fit_vae(
     def make_trainer(data, held_out, seed):
         return _Trainer(vae, start, data, held_out, seed, batch_size, optimizer, free_bits, norm)
 
-    of_vae = describe(vae.posterior, vae.prior, vae.likelihood)
+    held = vae.prior().log_prob if isinstance(vae.prior, Flow) else None
+    of_vae = describe(vae.posterior, vae.prior, vae.likelihood, held)
     trainer, record = train(
         make_trainer,
         np.asarray(x),

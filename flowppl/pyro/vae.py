@@ -35,6 +35,7 @@ from flowppl.vae import (
     describe,
     path_weights,
     train,
+    unflatten,
 )
 
 LIKELIHOODS: dict[str, Callable] = {
@@ -125,8 +126,8 @@ class FlowVAE(torch.nn.Module):
         noise = sum(weight * end for weight, end in zip(weights, ends, strict=True))
         return self._decode(noise if transform is None else transform(noise))
 
-    encode.__doc__, reconstruct.__doc__ = ENCODE_DOC, RECONSTRUCT_DOC
-    sample.__doc__, interpolate.__doc__ = SAMPLE_DOC, INTERPOLATE_DOC
+    encode.__doc__, reconstruct.__doc__ = ENCODE_DOC.format(key=""), RECONSTRUCT_DOC.format(key="")
+    sample.__doc__, interpolate.__doc__ = SAMPLE_DOC.format(key=""), INTERPOLATE_DOC.format(key="")
 
     def terms(self, x, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The two parts of the ELBO of each datum at given noise, and the latents.
@@ -157,13 +158,7 @@ class FlowVAE(torch.nn.Module):
 
     def _output(self, z) -> Any:
         """What the decoder gives for each row of latents; it sees one axis of rows."""
-        rows = z.reshape(-1, z.shape[-1])
-
-        def unflatten(part):
-            return part.reshape(*z.shape[:-1], *part.shape[1:]) if part.shape[:1] == rows.shape[:1] else part
-
-        output = self.decoder(rows)
-        return tuple(map(unflatten, output)) if isinstance(output, (tuple, list)) else unflatten(output)
+        return unflatten(self.likelihood, self.decoder(z.reshape(-1, z.shape[-1])), tuple(z.shape[:-1]))
 
     def _likelihood(self, z, x=None):
         """The distribution of data, such as ``x``, for each row of latents."""
@@ -198,7 +193,9 @@ class FlowVAE(torch.nn.Module):
             z = self.posterior.transform.condition(self._features(first))(zeros[None])
             likelihood = self._likelihood(z, first)
         num_categories = _base(likelihood).logits.shape[-1] if self.likelihood == "categorical" else None
-        check_data(self.likelihood, np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x), num_categories)
+        supported = not callable(self.likelihood) or _supports(_base(likelihood), self._rows(x))
+        array = np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x)
+        check_data(self.likelihood, array, num_categories, supported)
 
 
 @contextlib.contextmanager
@@ -217,6 +214,16 @@ def _modes(vae, trains):
 
 def _base(likelihood) -> Any:
     return getattr(likelihood, "base_dist", likelihood)
+
+
+def _supports(likelihood, x) -> bool:
+    """Whether all data are in the support, if that is known and the same for all latents."""
+    try:
+        support = likelihood.support
+    except NotImplementedError:
+        return True
+    is_fixed = all(isinstance(value, numbers.Real) for value in vars(support).values())
+    return not is_fixed or bool(support.check(x).all())
 
 
 def _mean(likelihood):
@@ -253,7 +260,7 @@ def fit_vae(
     def make_trainer(data, held_out, seed):
         return _Trainer(vae, data, held_out, seed, batch_size, optimizer, free_bits, norm)
 
-    of_vae = describe(vae.posterior.bijection, vae.prior, vae.likelihood)
+    of_vae = describe(vae.posterior.bijection, vae.prior, vae.likelihood, _held(vae))
     _, record = train(
         make_trainer,
         x,
@@ -270,6 +277,13 @@ def fit_vae(
     )
     params = {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
     return VAEFit(vae=vae, params=params, **record)
+
+
+def _held(vae) -> Callable | None:
+    """The log density of a prior that is not trained."""
+    if vae.prior is None or any(parameter.requires_grad for parameter in vae.prior.parameters()):
+        return None
+    return torch.no_grad()(lambda points: vae._prior().log_prob(torch.as_tensor(points).to(vae.posterior._zeros)))
 
 
 class _Trainer:
