@@ -25,6 +25,11 @@ torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first: no worker waits for another at the end."""
+    items.sort(key=lambda item: item.path.stem != "test_tutorials")
+
+
 @pytest.fixture
 def rng(request):
     """A generator seeded by the test's own name: independent between tests, the same in every run."""
