@@ -333,7 +333,9 @@ def fit_vae(
     def make_trainer(data, held_out, seed):
         return _Trainer(vae, start, data, held_out, seed, batch_size, optimizer, free_bits, norm)
 
-    held = vae.prior().log_prob if isinstance(vae.prior, Flow) else None
+    # One program, and only where there is a file that tells it.
+    is_told = isinstance(vae.prior, Flow) and checkpoint is not None
+    held = jax.jit(vae.prior().log_prob) if is_told else None
     of_vae = describe(vae.posterior, vae.prior, vae.likelihood, held)
     trainer, record = train(
         make_trainer,
