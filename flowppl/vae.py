@@ -59,6 +59,10 @@ FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
 
     where ``free_bits``, if there are any, stand in for the batch mean of the second term when that is less. {returns}
 
+    With ``ema_decay`` the weights that are validated, and kept, are an average over all steps, the last steps most: of
+    step s of t it has the weight :math:`\mathrm{{ema\_decay}}^{{t-s}}`, divided by the sum of all. Averages are better
+    than the weights of any one step where steps are noisy, as those of small batches are.
+
     A step whose loss or gradient is not finite is left out and counted. An interruption (Ctrl-C) ends the training; the
     result is what the complete epochs reached.
 
@@ -76,6 +80,8 @@ FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
         patience: stop after so many epochs, from the end of the warm-up on, without a better validation loss; ``None``
             never does.
         clip_norm: the largest norm of a gradient; ``None`` for no limit.
+        ema_decay: the decay of the exponential moving average of the weights, such as 0.999, which averages about
+            1,000 steps; 0 takes the weights as they are.
         checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
             the result that it would have had without an interruption.
         progress: whether to show a progress bar.
@@ -91,7 +97,8 @@ FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
     References:
         Warm-up: Bowman et al.: Generating Sentences from a Continuous Space, 2015, arXiv 1511.06349; Sonderby et al.:
         Ladder Variational Autoencoders, 2016, arXiv 1602.02282. Free bits: Kingma et al.: Improving Variational
-        Inference with Inverse Autoregressive Flow, 2016, arXiv 1606.04934.
+        Inference with Inverse Autoregressive Flow, 2016, arXiv 1606.04934. Averages: Kingma, Ba: Adam, 2014, arXiv
+        1412.6980, section 7.2; Izmailov et al.: Averaging Weights Leads to Wider Optima, 2018, arXiv 1803.05407.
 
     Example:{example}"""
 
@@ -280,8 +287,11 @@ class Trainer(Protocol):
     def weights(self) -> dict[str, np.ndarray]:
         """A copy of the present weights."""
 
+    def averages(self) -> dict[str, np.ndarray]:
+        """A copy of their averages, whose loss is the validation loss; without ``ema_decay`` of the weights."""
+
     def state(self) -> dict[str, np.ndarray]:
-        """What is needed beside the weights to go on: the optimiser's memory."""
+        """What is needed beside the weights to go on: the averages and the optimiser's memory."""
 
     def restore(self, weights: dict[str, np.ndarray], state: dict[str, np.ndarray] | None) -> None:
         """Go back to weights, and to such a state."""
@@ -343,7 +353,7 @@ def train(
 
     def keep():
         nonlocal best
-        best = trainer.weights()
+        best = trainer.averages()
 
     def save():
         if path is not None:
@@ -422,7 +432,12 @@ def _check_same(path, fixed, found, weights, saved_weights):
         )
 
 
-def check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, **sizes) -> None:
+def average_share(ema_decay: float, num_steps: int) -> float:
+    """The share of the last of so many steps in the average of their weights."""
+    return (1 - ema_decay) / (1 - ema_decay**num_steps)
+
+
+def check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, ema_decay, **sizes) -> None:
     """Raise ValueError for an option of ``fit_vae`` that cannot be meant."""
     check_sizes("fit_vae", **sizes, **({} if patience is None else {"patience": patience}))
     check_sizes("fit_vae", at_least=0, warm_up=warm_up)
@@ -430,5 +445,7 @@ def check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_n
     check_positive("fit_vae", clip_norm=1 if clip_norm is None else clip_norm)
     if not 0 <= free_bits < math.inf:
         raise ValueError(f"fit_vae: free_bits must be at least 0 and finite, got {free_bits!r}")
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"fit_vae: ema_decay must be at least 0 and below 1, such as 0.999, got {ema_decay!r}")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"fit_vae: optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")

@@ -300,7 +300,7 @@ def test_a_flow_closes_the_gap_that_a_gaussian_leaves(lang, seed):
 
 @both
 def test_a_training_resumed_is_the_training_uninterrupted(lang, tmp_path):
-    x, options = stripes(), {"batch_size": 16, "warm_up": 2, "clip_norm": 5.0, "learning_rate": 0.01}
+    x, options = stripes(), {"batch_size": 16, "warm_up": 2, "clip_norm": 5.0, "learning_rate": 0.01, "ema_decay": 0.9}
     whole = lang.fit(1, small(lang), x, num_epochs=6, **options)
     path = tmp_path / "vae.safetensors"
     lang.fit(1, small(lang), x, num_epochs=3, checkpoint=path, **options)
@@ -333,6 +333,22 @@ def test_a_resumed_training_has_the_same_memory_of_any_layout_and_the_same_noise
     resumed = Pyro.fit(2, make(), x, num_epochs=4, checkpoint=path, **options)
     np.testing.assert_array_equal(resumed.losses, whole.losses)
     assert_same(resumed.params, whole.params)
+
+
+@both
+def test_averaged_weights_are_the_average_of_the_steps(lang):
+    x = stripes()
+    options = {"batch_size": 60, "warm_up": 0, "learning_rate": 0.05, "validation": x[:20]}  # one step in each epoch
+    fits = [lang.fit(1, small(lang), x, num_epochs=num, **options) for num in range(1, 5)]
+    found = lang.fit(1, small(lang), x, num_epochs=4, ema_decay=0.6, **options)
+    assert found.best_epoch == 3
+    shares = 0.6 ** np.arange(3, -1, -1)
+    for (path, average), *steps in zip(leaves(found.params), *(leaves(fit.params) for fit in fits), strict=True):
+        average_of_steps = np.average([np.asarray(each) for _, each in steps], axis=0, weights=shares)
+        np.testing.assert_allclose(np.asarray(average), average_of_steps, rtol=1e-5, atol=1e-6, err_msg=str(path))
+    np.testing.assert_array_equal(found.losses, fits[3].losses)  # the steps are those without an average
+    assert found.validation_losses[0] == pytest.approx(fits[3].validation_losses[0], rel=1e-6)
+    assert (found.validation_losses[1:] > fits[3].validation_losses[1:] + 1e-4).all()  # the average lags behind
 
 
 @both
@@ -775,6 +791,7 @@ def test_data_that_do_not_fit(lang):
         {"free_bits": -1.0},
         {"patience": 0},
         {"clip_norm": math.inf},
+        {"ema_decay": 1.0},
     ],
 )
 def test_options_that_cannot_be_meant(lang, options):

@@ -32,6 +32,7 @@ from flowppl.vae import (
     SAMPLE_DOC,
     VAEFit,
     as_data,
+    average_share,
     check_data,
     check_features,
     check_options,
@@ -296,6 +297,11 @@ def _take_step(vae, options, carry, data, index, weights, key, rate, beta):
     return take_step(make_optimizer(optimizer, clip_norm), carry, gradient, loss, rate)
 
 
+@partial(jax.jit, donate_argnums=0)
+def _average(average, params, share):
+    return jax.tree.map(lambda mean, leaf: (mean + share * (leaf - mean)).astype(mean.dtype), average, params)
+
+
 @partial(jax.jit, static_argnums=0)
 def _sum_loss(vae, params, data, index, weights, key):
     log_likelihood, kl, _ = vae.terms(params, vae._rows(data[index]), _noise(vae, key, weights))
@@ -317,21 +323,22 @@ def fit_vae(
     free_bits: float = 0.0,
     patience: int | None = 50,
     clip_norm: float | None = None,
+    ema_decay: float = 0.0,
     checkpoint=None,
     progress: bool = True,
 ) -> VAEFit:
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
-    check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, **sizes)
+    check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, ema_decay, **sizes)
     init_key, seed_key = jax.random.split(rng_key)
     x, validation = as_data(x), as_data(validation)
     start = vae.init(init_key, x) if params is None else _checked_params(vae, params, x)
     for data in (x, validation):
         if data is not None and not isinstance(data, numbers.Real):
             vae._check(start, data)
-    norm = math.inf if clip_norm is None else clip_norm
+    options = {"optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm, "ema_decay": ema_decay}
 
     def make_trainer(data, held_out, seed):
-        return _Trainer(vae, start, data, held_out, seed, batch_size, optimizer, free_bits, norm)
+        return _Trainer(vae, start, data, held_out, seed, batch_size, **options)
 
     # One program, and only where there is a file that tells it.
     is_told = isinstance(vae.prior, Flow) and checkpoint is not None
@@ -348,7 +355,7 @@ def fit_vae(
         warm_up=warm_up,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "numpyro", "optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm} | of_vae,
+        fixed={"backend": "numpyro"} | options | of_vae,
         progress=progress,
     )
     return VAEFit(vae=vae, params=trainer.params, **record)
@@ -357,41 +364,53 @@ def fit_vae(
 class _Trainer:
     """The steps of :func:`fit_vae`: see :class:`flowppl.vae.Trainer`."""
 
-    def __init__(self, vae, params, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm):
-        self.vae, self.batch_size = vae, batch_size
+    def __init__(self, vae, params, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm, ema_decay):
+        self.vae, self.batch_size, self.ema_decay = vae, batch_size, ema_decay
         self.data, self.held_out = (None if rows is None else jnp.asarray(rows) for rows in (data, held_out))
         self.num_held_out = 0 if held_out is None else len(held_out)
         self.key = jax.random.key(seed)
+        clip_norm = math.inf if clip_norm is None else clip_norm
         self.options = (optimizer, free_bits, clip_norm)
         self.params = jax.tree.map(jnp.array, params)  # copies: a step gives its arguments up
+        self.average = jax.tree.map(jnp.array, params) if ema_decay else None
         self.memory = make_optimizer(optimizer, clip_norm).init(params)
 
     def run_epoch(self, epoch, order, rate, beta):
         losses = []
         key = jax.random.fold_in(self.key, epoch + 1)
-        for i, batch in enumerate(zip(*split_batches(order, self.batch_size), strict=True)):
+        batches = list(zip(*split_batches(order, self.batch_size), strict=True))
+        for i, batch in enumerate(batches):
             known = ((self.params, self.memory), self.data, *batch, jax.random.fold_in(key, i), rate, beta)
             (self.params, self.memory), loss = _take_step(self.vae, self.options, *known)
             losses.append(loss)
+            if self.ema_decay:
+                share = average_share(self.ema_decay, epoch * len(batches) + i + 1)
+                self.average = _average(self.average, self.params, share)
         return [float(loss) for loss in losses], self._validation_loss() if self.num_held_out else None
 
     def _validation_loss(self):
         batches = split_batches(np.arange(self.num_held_out), self.batch_size)
         key, total = jax.random.fold_in(self.key, 0), 0.0
         for i, batch in enumerate(zip(*batches, strict=True)):
-            total += float(_sum_loss(self.vae, self.params, self.held_out, *batch, jax.random.fold_in(key, i)))
+            total += float(_sum_loss(self.vae, self._kept(), self.held_out, *batch, jax.random.fold_in(key, i)))
         return total / self.num_held_out
+
+    def _kept(self):
+        return self.average if self.ema_decay else self.params
 
     def weights(self):
         return _to_arrays(self.params)
 
+    def averages(self):
+        return _to_arrays(self._kept())
+
     def state(self):
-        return _to_arrays(self.memory)
+        return _to_arrays((self.memory, self.average))
 
     def restore(self, weights, state):
         self.params = _from_arrays(self.params, weights)
         if state is not None:
-            self.memory = _from_arrays(self.memory, state)
+            self.memory, self.average = _from_arrays((self.memory, self.average), state)
 
 
 def _to_arrays(tree):

@@ -27,6 +27,7 @@ from flowppl.vae import (
     SAMPLE_DOC,
     VAEFit,
     as_data,
+    average_share,
     check_data,
     check_features,
     check_options,
@@ -246,19 +247,20 @@ def fit_vae(
     free_bits: float = 0.0,
     patience: int | None = 50,
     clip_norm: float | None = None,
+    ema_decay: float = 0.0,
     checkpoint=None,
     progress: bool = True,
 ) -> VAEFit:
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
-    check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, **sizes)
+    check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, ema_decay, **sizes)
     x, validation = as_data(x), as_data(validation)
     for data in (x, validation):
         if data is not None and not isinstance(data, numbers.Real):
             vae._check(data)
-    norm = math.inf if clip_norm is None else clip_norm
+    options = {"optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm, "ema_decay": ema_decay}
 
     def make_trainer(data, held_out, seed):
-        return _Trainer(vae, data, held_out, seed, batch_size, optimizer, free_bits, norm)
+        return _Trainer(vae, data, held_out, seed, batch_size, **options)
 
     of_vae = describe(vae.posterior.bijection, vae.prior, vae.likelihood, _held(vae))
     _, record = train(
@@ -272,7 +274,7 @@ def fit_vae(
         warm_up=warm_up,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "pyro", "optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm} | of_vae,
+        fixed={"backend": "pyro"} | options | of_vae,
         progress=progress,
     )
     params = {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
@@ -289,10 +291,12 @@ def _held(vae) -> Callable | None:
 class _Trainer:
     """The steps of :func:`fit_vae`: see :class:`flowppl.vae.Trainer`."""
 
-    def __init__(self, vae, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm):
+    def __init__(self, vae, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm, ema_decay):
         self.vae, self.data, self.held_out, self.seed = vae, data, held_out, seed
-        self.batch_size, self.free_bits, self.clip_norm = batch_size, free_bits, clip_norm
+        self.batch_size, self.free_bits, self.ema_decay = batch_size, free_bits, ema_decay
+        self.clip_norm = math.inf if clip_norm is None else clip_norm
         self.trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+        self.pairs = [(parameter, parameter.detach().clone()) for parameter in self.trained if ema_decay]
         kinds: dict[str, Callable] = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
         self.optimizer = kinds[optimizer](self.trained)
         self.optimizer.zero_grad()
@@ -304,10 +308,11 @@ class _Trainer:
             group["lr"] = rate
         batches = [order[begin : begin + self.batch_size] for begin in range(0, len(order), self.batch_size)]
         with _modes(self.vae, trains=True), self._noise_of(epoch + 1), pyro.validation_enabled(False):
-            losses = [self._step(rows, beta) for rows in batches]
+            first = epoch * len(batches) + 1
+            losses = [self._step(rows, beta, step) for step, rows in enumerate(batches, first)]
         return losses, None if self.held_out is None else self._validation_loss()
 
-    def _step(self, rows, beta):
+    def _step(self, rows, beta, num_steps):
         x = self.vae._rows(self.data[rows])
         before = [buffer.clone() for buffer in self.buffers]
         log_likelihood, kl, _ = self.vae.terms(x, self._noise(len(x)))
@@ -318,12 +323,28 @@ class _Trainer:
         if math.isnan(found):
             for buffer, value in zip(self.buffers, before, strict=True):
                 buffer.copy_(value)
+        for parameter, average in self.pairs:
+            average.lerp_(parameter.detach(), average_share(self.ema_decay, num_steps))
         return found
+
+    @contextlib.contextmanager
+    def _averaged(self):
+        """The averages, if there are any, in the place of the weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self):
+        for parameter, average in self.pairs:
+            parameter.data, average.data = average.data, parameter.data
 
     @torch.no_grad()
     def _validation_loss(self):
         total = 0.0
-        with _modes(self.vae, trains=False), self._noise_of(0), pyro.validation_enabled(False):
+        modes = _modes(self.vae, trains=False)
+        with self._averaged(), modes, self._noise_of(0), pyro.validation_enabled(False):
             for begin in range(0, len(self.held_out), self.batch_size):
                 x = self.vae._rows(self.held_out[begin : begin + self.batch_size])
                 log_likelihood, kl, _ = self.vae.terms(x, self._noise(len(x)))
@@ -344,9 +365,15 @@ class _Trainer:
     def weights(self):
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.vae.state_dict().items()}
 
+    def averages(self):
+        with self._averaged():
+            return self.weights()
+
     def state(self):
         memory = self.optimizer.state_dict()["state"]
-        return {f"{i}.{name}": value.cpu().numpy() for i, of in memory.items() for name, value in of.items()}
+        entries = {f"{i}.{name}": value for i, of in memory.items() for name, value in of.items()}
+        entries |= {f"{i}.average": average for i, (_, average) in enumerate(self.pairs)}
+        return {name: value.cpu().numpy() for name, value in entries.items()}
 
     def restore(self, weights, state):
         self.vae.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
@@ -356,6 +383,8 @@ class _Trainer:
             for name, array in state.items():
                 index, _, entry = name.partition(".")
                 memory.setdefault(int(index), {})[entry] = torch.as_tensor(array)
+            for i, (_, average) in enumerate(self.pairs):
+                average.copy_(memory[i].pop("average"))
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": memory})
 
 
