@@ -40,7 +40,7 @@ def pyro_schools():
         pyro.sample("y", pdist.Normal(theta, torch.tensor(SIGMA)), obs=torch.tensor(Y))
 
 
-@pytest.mark.parametrize("name", [*list(BIJECTIONS)[::4], *RECIPES])
+@pytest.mark.parametrize("name", ["chain", "repeat-scan", "damped", "amortized-iaf", "subspace-conditional", *RECIPES])
 def test_flows_agree(name, rng):
     bijection = (BIJECTIONS | RECIPES)[name]
     # Deep stacks of steep layers would amplify the rounding of each.

@@ -23,7 +23,25 @@ def trained(bijection, rng, batch=()):
     return fnp.FlowTransform(bijection, params, to("jax", context_for(bijection, rng, batch)))
 
 
-@pytest.mark.parametrize("name", list(BIJECTIONS)[::3])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "planar",
+        "planar-conditional",
+        "lu-permuted",
+        "elementwise-spline",
+        "coupling-mixed",
+        "autoregressive",
+        "autoregressive-inverted",
+        "permute",
+        "subspace-conditional",
+        "chain",
+        "repeat",
+        "repeat-scan",
+        "damped",
+        "amortized-iaf",
+    ],
+)
 def test_is_the_bijection_as_a_numpyro_transform(name, rng):
     transform = trained(BIJECTIONS[name], rng, (4,))
     x = jnp.asarray(rng.normal(size=(4, *transform.bijection.x_shape)))

@@ -24,7 +24,7 @@ def test_notebook_runs(path, monkeypatch):
 
 def test_demo_runs(tmp_path):
     figure = tmp_path / "demo.png"
-    command = [sys.executable, "tutorials/demo.py", "--steps", "40", "--figure", str(figure)]
+    command = [sys.executable, "tutorials/demo.py", "--steps", "40", "--draws", "4000", "--figure", str(figure)]
     environment = os.environ | {"TQDM_DISABLE": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
