@@ -28,14 +28,13 @@ keeps trainings, which go on where they stopped. On a GPU if the backend has one
 """
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from results import Results
 
 import flowppl as fp
 from flowppl._array import namespace
@@ -274,13 +273,13 @@ class Language:
         """A function that takes a training step."""
         options = {"optimizer": "adamax", "free_bits": 0.0, "clip_norm": None, "ema_decay": 0.0}
         if self.backend == "pyro":
-            from flowppl.pyro.vae import _Trainer
+            from flowppl.pyro.vae_training import _Trainer
 
             trainer = _Trainer(vae, x, None, 0, len(x), **options)
         else:
             import jax
 
-            from flowppl.numpyro.vae import _Trainer
+            from flowppl.numpyro.vae_training import _Trainer
 
             params = vae.init(jax.random.key(0), x)
             trainer = _Trainer(vae, params, x, None, 0, len(x), **options)
@@ -290,34 +289,12 @@ class Language:
 # The three experiments.
 
 
-class Results:
-    """A list of records, written to a file after each."""
-
-    def __init__(self, path):
-        self.path = path
-        self.records = json.loads(path.read_text()) if path and path.exists() else []
-
-    def get(self, labels, measure):
-        for record in self.records:
-            if labels.items() <= record.items():
-                return record
-        begin = time.perf_counter()
-        record = labels | measure()
-        record["seconds"] = time.perf_counter() - begin
-        print(record, file=sys.stderr, flush=True)
-        self.records.append(record)
-        if self.path:
-            new = self.path.with_suffix(".new")
-            new.write_text(json.dumps(self.records, indent=1))
-            new.replace(self.path)
-        return record
-
-
 def run(language, args, labels, vae, parts, **options):
     """Train, evaluate and describe."""
     train, held_out, test = parts
     name = "-".join(str(label) for label in labels.values()).replace(" ", "-")
     checkpoint = args.checkpoints / f"{name}.safetensors" if args.checkpoints else None
+    begin = time.perf_counter()
     fit = language.fit(
         labels["seed"], vae, train, validation=held_out, checkpoint=checkpoint, progress=False, **options
     )
@@ -336,6 +313,7 @@ def run(language, args, labels, vae, parts, **options):
         "bits": found.bits_per_dim,
         "active_units": found.active_units,
         "device": language.device,
+        "seconds": time.perf_counter() - begin,
     }
 
 

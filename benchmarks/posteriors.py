@@ -28,7 +28,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import importlib
-import json
 import math
 import sys
 import time
@@ -49,6 +48,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer import autoguide as numpyro_guides
 from pyro.distributions.transforms import affine_autoregressive, iterated
 from pyro.infer import autoguide as pyro_guides
+from results import Results
 from sklearn.datasets import load_breast_cancer
 
 import flowppl.numpyro
@@ -272,27 +272,12 @@ def wanted(names, args):
     return [name for name in names if not args.guides or any(part in name for part in args.guides)]
 
 
-class Results:
-    """A list of records, written to a file after each."""
-
-    def __init__(self, path):
-        self.path = path
-        self.records = json.loads(path.read_text()) if path and path.exists() else []
-
-    def get(self, labels, measure):
-        """The record with these labels, measured only if it is not there."""
-        for record in self.records:
-            if labels.items() <= record.items():
-                return record
-        weights, record = measure()
-        check = diagnose(np.asarray(weights), num_batches=len(weights) // BATCH)
-        elbo = -math.inf if check.nonfinite else check.elbo
-        record |= labels | {"elbo": elbo, "elbo_se": check.elbo_se, "k_hat": check.k_hat}
-        print(record, file=sys.stderr, flush=True)
-        self.records.append(record)
-        if self.path:
-            self.path.write_text(json.dumps(self.records, indent=1))
-        return record
+def judge(train, *args):
+    """The record of a training, and how good its log weights say that it is."""
+    weights, record = train(*args)
+    check = diagnose(np.asarray(weights), num_batches=len(weights) // BATCH)
+    elbo = -math.inf if check.nonfinite else check.elbo
+    return record | {"elbo": elbo, "elbo_se": check.elbo_se, "k_hat": check.k_hat}
 
 
 def compare(name, seed, args, results):
@@ -306,22 +291,23 @@ def compare(name, seed, args, results):
         if not wanted([ours, *peers], args):
             continue
         labels = {"posterior": name, "seed": seed, "log_z": known.log_z}
-        fitted = results.get(labels | {"guide": ours}, partial(OURS[ours], model, data, seed, args.cap, 10 * BATCH))
+        budget = (seed, args.cap, 10 * BATCH)
+        fitted = results.get(labels | {"guide": ours}, judge, OURS[ours], model, data, *budget)
         num_steps = math.ceil(max(fitted["gradients"], LEAST_GRADIENTS) / PARTICLES)
         for guide in wanted(peers, args):
             budget = (seed, num_steps, args.cap, 10 * BATCH)
-            results.get(labels | {"guide": guide}, partial(train, GUIDES[guide], model, data, *budget))
+            results.get(labels | {"guide": guide}, judge, train, GUIDES[guide], model, data, *budget)
 
 
 def compare_larger(name, seed, args, results):
     """Ours and the peers on one larger model, the peers with as many seconds."""
     model, data = LARGER[name]()
     labels = {"posterior": name, "seed": seed}
-    ours = partial(fit_numpyro, model, data, seed, args.cap, 10_000)
-    fitted = results.get(labels | {"guide": "flowppl-numpyro"}, ours)
+    ours = (fit_numpyro, model, data, seed, args.cap, 10_000)
+    fitted = results.get(labels | {"guide": "flowppl-numpyro"}, judge, *ours)
     for guide in wanted(LARGER_PEERS, args):
         budget = (seed, math.inf, fitted["seconds"], 10_000)
-        results.get(labels | {"guide": guide}, partial(peer_numpyro, GUIDES[guide], model, data, *budget))
+        results.get(labels | {"guide": guide}, judge, peer_numpyro, GUIDES[guide], model, data, *budget)
 
 
 def span(values, form):

@@ -25,8 +25,9 @@ from flowppl.epochs import Progress, run_epochs
 from flowppl.evaluation import evaluate
 from flowppl.images import load_images
 from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
-from flowppl.pyro.vae import _held
-from flowppl.vae import describe, path_weights
+from flowppl.pyro.vae_training import _held
+from flowppl.vae import path_weights
+from flowppl.vae_training import describe
 
 FLOWS = ["planar", "radial", "sylvester", "orthogonal_sylvester", "householder", "iaf", "realnvp", "nsf", None]
 
