@@ -126,17 +126,19 @@ def run_epochs(
                 steps = np.asarray(losses, dtype=np.float64)
                 taken = ~np.isnan(steps)
                 loss = float(np.average(steps[taken], weights=batch_sizes[taken])) if taken.any() else math.nan
-                progress.losses.append(loss)
-                if np.isnan(progress.losses).all():
+                if np.isnan([*progress.losses, loss]).all():
                     raise RuntimeError(f"{owner}: the loss of every step was not finite; {advice}")
-                progress.num_skipped += int(np.sum(~taken))
-                best = math.inf
-                if score is not None:
-                    if progress.best_epoch >= 0:
-                        best = progress.validation_losses[progress.best_epoch]
-                    progress.validation_losses.append(float(score))
-                if score is None or (math.isfinite(score) and score < best):
+                is_judged = progress.validation_losses and progress.best_epoch >= 0
+                best = progress.validation_losses[progress.best_epoch] if is_judged else math.inf
+                is_best = score is None or (math.isfinite(score) and score < best)
+                if is_best:
                     keep()
+                # After what takes time, so that an interruption finds no epoch half recorded.
+                progress.losses.append(loss)
+                progress.num_skipped += int(np.sum(~taken))
+                if score is not None:
+                    progress.validation_losses.append(float(score))
+                if is_best:
                     progress.best_epoch = epoch
                 after_epoch()
                 shown.update()

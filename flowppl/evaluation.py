@@ -133,12 +133,13 @@ def evaluate(
     )
 
 
+@np.errstate(divide="ignore", invalid="ignore")  # a datum that no draw explains has minus infinity, and no error
 def _of_each(log_likelihood, kl, z):
     """Of each datum the means over the draws, and the squared errors of these."""
     log_likelihood, kl, z = (np.asarray(array, dtype=np.float64) for array in (log_likelihood, kl, z))
     log_w = log_likelihood - kl
     peak = log_w.max(axis=0)
-    w = np.exp(log_w - peak)
+    w = np.exp(log_w - np.where(np.isfinite(peak), peak, 0.0))
     result = {"log_prob": peak + np.log(w.mean(axis=0)), "log_prob_error": _squared_error(w / w.mean(axis=0))}
     for name, values in (("elbo", log_w), ("reconstruction", log_likelihood), ("kl", kl), ("mean", z)):
         result |= {name: values.mean(axis=0), name + "_error": _squared_error(values)}

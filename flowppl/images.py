@@ -39,7 +39,9 @@ def load_images(path: str | os.PathLike | None = None) -> np.ndarray:
             raise ImportError("load_images: the digits are scikit-learn's; pip install scikit-learn") from error
         return load_digits().images.astype(np.uint8)
     path = pathlib.Path(path)
-    images = _read_npz(path) if zipfile.is_zipfile(path) else _read_idx(path, _unpacked(path))
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    images = _read_npz(path) if is_zip else _read_idx(path, _unpacked(path))
     if images.ndim != 3 or images.dtype != np.uint8:
         raise ValueError(
             f"{path}: images must be bytes of shape (n, height, width), got {images.dtype} of shape {images.shape}"
@@ -49,7 +51,7 @@ def load_images(path: str | os.PathLike | None = None) -> np.ndarray:
 
 def _read_npz(path):
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             if "images" not in arrays:
                 raise ValueError(f"{path} has no array 'images'; it has {', '.join(arrays) or 'none'}")
             return arrays["images"]

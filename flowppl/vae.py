@@ -1,4 +1,4 @@
-r"""What the variational autoencoders of both adapters share: texts, checks and the training loop."""
+r"""What the variational autoencoders of both adapters share: texts and checks."""
 
 from __future__ import annotations
 
@@ -173,8 +173,7 @@ def check_data(kind: Any, x: np.ndarray, num_categories: int | None, supported: 
     Args:
         supported: whether a likelihood of one's own has them in its support.
     """
-    if x.size == 0:
-        raise ValueError("FlowVAE: there are no data")
+    check_not_empty(x)
     low, high = x.min(), x.max()
     has = f"but the data range from {low} to {high}"
     if not np.isfinite(low + 0.0) or not np.isfinite(high + 0.0):
@@ -193,6 +192,12 @@ def check_data(kind: Any, x: np.ndarray, num_categories: int | None, supported: 
             raise ValueError(
                 f"FlowVAE: the decoder gives logits of {num_categories} categories, 0 to {num_categories - 1}, {has}"  # type: ignore[operator]
             )
+
+
+def check_not_empty(x: Any) -> None:
+    """Raise ValueError for data without rows."""
+    if 0 in np.shape(x):
+        raise ValueError("FlowVAE: there are no data")
 
 
 def path_weights(num_steps: int, spherical: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -48,7 +48,7 @@ FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
             never does.
         clip_norm: the largest norm of a gradient; ``None`` for no limit.
         ema_decay: the decay of the exponential moving average of the weights, such as 0.999, which averages about
-            1,000 steps; 0 takes the weights as they are.
+            1,000 steps: few of all that there are. 0 takes the weights as they are.
         checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
             the result that it would have had without an interruption.
         progress: whether to show a progress bar.
@@ -146,7 +146,8 @@ def train(
     done = Progress()
     fixed = fixed | {"batch_size": batch_size, "warm_up": warm_up}
     fixed = {name: value.item() if isinstance(value, np.generic) else value for name, value in fixed.items()}
-    fixed |= {"data": _digest(data), "validation": None if held_out is None else _digest(held_out)}
+    if path is not None:
+        fixed |= {"data": _digest(data), "validation": None if held_out is None else _digest(held_out)}
     if saved is not None:
         config, now, best, state = saved
         _check_same(path, fixed, config["fixed"], first, now)
@@ -179,7 +180,7 @@ def train(
             batch_size=batch_size,
             num_epochs=num_epochs,
             patience=patience,
-            judged_from=warm_up,
+            judged_from=max(warm_up - 1, 0),  # in that epoch the weight of the KL term is 1
             after_epoch=save,
             bar=progress,
             advice="use a smaller learning_rate, a clip_norm, or a longer warm_up",
@@ -192,7 +193,7 @@ def train(
 def _digest(data):
     """A number by which other data are told from these."""
     array = np.ascontiguousarray(data.cpu() if hasattr(data, "cpu") else data)
-    return zlib.crc32(repr((array.shape, str(array.dtype))).encode() + array.tobytes())
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(repr((array.shape, str(array.dtype))).encode()))
 
 
 def describe(posterior: Bijection, prior: Any, likelihood: Any, held: Callable | None) -> dict[str, Any]:
@@ -224,8 +225,10 @@ def _read_checkpoint(path):
 def _check_same(path, fixed, found, weights, saved_weights):
     """Raise ValueError if the checkpoint is of another training."""
     changed = [name for name, value in json.loads(json.dumps(fixed)).items() if found.get(name) != value]
-    shapes, saved = ({name: array.shape for name, array in tree.items()} for tree in (weights, saved_weights))
-    changed += ["the networks and flows"] * (shapes != saved)
+    ours, saved = (
+        {name: (array.shape, array.dtype) for name, array in tree.items()} for tree in (weights, saved_weights)
+    )
+    changed += ["networks and flows"] * (ours != saved)
     if changed:
         raise ValueError(
             f"{path} is a checkpoint of another training, with other {', '.join(changed)}; name another file, or "

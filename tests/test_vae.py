@@ -1,6 +1,8 @@
 """Variational autoencoders with flows, in both languages."""
 
 import gzip
+import importlib
+import itertools
 import math
 
 import jax
@@ -353,6 +355,143 @@ def test_averaged_weights_are_the_average_of_the_steps(lang):
 
 
 @both
+def test_an_interruption_loses_the_epoch_it_comes_in_and_no_more(lang, tmp_path, monkeypatch):
+    x, options = stripes(), {"batch_size": 16, "warm_up": 0, "learning_rate": 0.01, "ema_decay": 0.9}
+    module = importlib.import_module(f"flowppl.{lang.name}.vae_training")
+    whole = lang.fit(1, small(lang), x, num_epochs=4, **options)
+    step = (module._Trainer, "_step") if lang is Pyro else (module, "_take_step")
+    keep = (module._Trainer, "averages")
+    # After a step of the third epoch; while the averages of the first or second one are kept.
+    for (owner, name), at, expected in ((step, 10, 2), (keep, 1, 0), (keep, 2, 1)):
+        path, count, original = tmp_path / f"{name}{at}", itertools.count(1), getattr(owner, name)
+
+        def interrupted(*args, at=at, count=count, original=original):
+            result = original(*args)
+            if next(count) == at:
+                raise KeyboardInterrupt
+            return result
+
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, interrupted)
+            found = lang.fit(1, small(lang), x, num_epochs=4, checkpoint=path, **options)
+        assert (found.stopped, len(found.losses), found.best_epoch) == ("interrupted", expected, expected - 1)
+        if expected:
+            assert_same(found.params, lang.fit(1, small(lang), x, num_epochs=expected, **options).params)
+        assert_same(lang.fit(1, small(lang), x, num_epochs=4, checkpoint=path, **options).params, whole.params)
+
+
+def test_averages_know_the_statistics_of_batch_normalisation():
+    x = (np.random.default_rng(0).random((400, 9)) < np.random.default_rng(1).random((400, 1))).astype(float)
+
+    def make():
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(9, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU()]
+        layers += [torch.nn.Linear(16, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU()]
+        return fpp.FlowVAE(torch.nn.Sequential(*layers), torch.nn.Linear(2, 9), fp.amortized_posterior(2, 16, None))
+
+    options = {"validation": None, "num_epochs": 60, "warm_up": 0, "batch_size": 20, "learning_rate": 0.01}
+    vae = make()
+    Pyro.fit(1, vae, x[:300], ema_decay=0.99, **options)
+    found = Pyro.evaluate(0, vae, vae.state_dict(), x[300:], num_samples=200).elbo
+    for module in vae.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all batches
+    vae.train()
+    with torch.no_grad():
+        for _ in range(5):
+            vae.terms(torch.tensor(x[:300]), torch.randn(300, 2))
+    assert abs(found - Pyro.evaluate(0, vae, vae.state_dict(), x[300:], num_samples=200).elbo) < 0.05
+
+
+def test_averages_of_half_precision_move():
+    """And bfloat16, which NumPy has not, goes through a training, with a checkpoint."""
+    x = stripes(20)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), NumPyro.params(small(NumPyro), x))
+    vae, options = small(NumPyro), {"num_epochs": 30, "warm_up": 0, "learning_rate": 0.03, "ema_decay": 0.999}
+    found = NumPyro.fit(0, vae, x, params=params, **options)
+    assert all(leaf.dtype == jnp.bfloat16 for _, leaf in leaves(found.params))
+    pairs = zip(leaves(found.params), leaves(params), strict=True)
+    assert all((np.asarray(one) != np.asarray(other)).any() for (_, one), (_, other) in pairs)
+
+
+def test_weights_in_bfloat16_are_trained_and_kept(tmp_path):
+    def make():
+        vae = small(Pyro)
+        vae.encoder.append(_Fixed(lambda h: h.double())).bfloat16().insert(0, _Fixed(lambda x: x.bfloat16()))
+        return vae
+
+    x, options = stripes(), {"warm_up": 0, "learning_rate": 0.01, "ema_decay": 0.9}
+    whole = Pyro.fit(1, make(), x, num_epochs=4, **options)
+    assert whole.vae.encoder[1].weight.dtype == torch.bfloat16
+    Pyro.fit(1, make(), x, num_epochs=2, checkpoint=tmp_path / "vae", **options)
+    resumed = Pyro.fit(2, make(), x, num_epochs=4, checkpoint=tmp_path / "vae", **options)
+    assert all(torch.equal(value, whole.params[name]) for name, value in resumed.params.items())
+
+
+def test_a_part_that_is_held_is_neither_trained_nor_in_training_mode(tmp_path):
+    def make(held=True):
+        torch.manual_seed(0)
+        backbone = torch.nn.Sequential(torch.nn.Linear(9, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.5))
+        backbone.requires_grad_(not held)
+        encoder = torch.nn.Sequential(backbone, torch.nn.Linear(6, 6))
+        return fpp.FlowVAE(encoder, torch.nn.Linear(2, 9), fp.amortized_posterior(2, 6, "planar", 2))
+
+    vae = make()
+    before = {name: value.clone() for name, value in vae.encoder[0].state_dict().items()}
+    x, options = stripes(), {"num_epochs": 2, "warm_up": 0, "ema_decay": 0.9, "checkpoint": tmp_path / "vae"}
+    Pyro.fit(0, vae, x, **options)
+    assert all(torch.equal(value, before[name]) for name, value in vae.encoder[0].state_dict().items())
+    assert vae.encoder[0].training  # as it was
+    with pytest.raises(ValueError, match="with other trained parameters"):
+        Pyro.fit(0, make(held=False), x, **options)
+    with pytest.raises(ValueError, match="no parameter of the autoencoder requires a gradient; nothing can be trained"):
+        Pyro.fit(0, vae.requires_grad_(False), x)
+
+
+@both
+def test_a_checkpoint_of_another_precision_is_told(lang, tmp_path):
+    x, options = stripes(), {"num_epochs": 1, "warm_up": 0, "checkpoint": tmp_path / "vae"}
+    lang.fit(0, small(lang), x, **options)
+    vae = small(lang)
+    if lang is Pyro:
+        vae.float()
+    else:
+        options["params"] = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), NumPyro.params(vae, x))
+    with pytest.raises(ValueError, match="with other networks and flows"):
+        lang.fit(0, vae, x, **options)
+
+
+@both
+def test_without_data_there_is_no_training(lang):
+    with pytest.raises(ValueError, match="there are no data"):
+        lang.fit(0, small(lang), stripes()[:0])
+
+
+def test_a_function_serves_as_a_network():
+    vae = small(Pyro)
+    vae = fpp.FlowVAE(vae.encoder, lambda z: z.repeat(1, 5)[:, :9], fp.amortized_posterior(2, 6, None))
+    assert len(Pyro.fit(0, vae, stripes(), num_epochs=1, ema_decay=0.9).losses) == 1
+
+
+def test_a_datum_no_draw_explains_has_no_evidence():
+    log_likelihood = np.full((10, 2), -np.inf)
+    log_likelihood[:, 1] = -1.0
+    found = evaluate(
+        lambda part, num, _: (log_likelihood[:num, part], np.zeros((num, 2)), np.zeros((num, 2, 1))), 2, 1, 10, 10
+    )
+    assert found.elbo == found.log_prob == -np.inf
+
+
+@both
+def test_patience_counts_from_the_end_of_the_warm_up(lang):
+    options = {"learning_rate": lambda epoch: 0.01 if epoch < 1 else 3.0, "num_epochs": 30, "patience": 3}
+    for warm_up, num in ((0, 4), (5, 8)):
+        fit = lang.fit(0, small(lang), stripes(), warm_up=warm_up, **options)
+        assert (fit.best_epoch, len(fit.losses)) == (0, num)
+
+
+@both
 def test_patience_may_be_given_later(lang, tmp_path):
     path, x = tmp_path / "vae.safetensors", stripes()
     options = {"warm_up": 0, "learning_rate": lambda epoch: 0.01 if epoch < 2 else 2.0, "checkpoint": path}
@@ -420,7 +559,7 @@ def test_bad_checkpoints_are_told_and_left_as_they_are(lang, tmp_path):
     whole = path.read_bytes()
     with pytest.raises(ValueError, match="another training, with other batch_size"):
         fit(small(lang), batch_size=30)
-    with pytest.raises(ValueError, match="with other posterior, the networks and flows"):
+    with pytest.raises(ValueError, match="with other posterior, networks and flows"):
         fit(small(lang, dim=3), batch_size=20)
     held = [fp.realnvp(2), fp.ElementwiseAffine(2)]
     held = [fpp.Flow(each).freeze() if lang is Pyro else fnp.Flow.init(jax.random.key(0), each) for each in held]
@@ -834,10 +973,11 @@ def test_images_from_files(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_images(tmp_path / "none")
     (tmp_path / "f.gz").write_bytes((tmp_path / "c.gz").read_bytes()[:-12])
+    (tmp_path / "h.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-30])
     damaged = bytearray((tmp_path / "a.npz").read_bytes())
     damaged[damaged.index(images.tobytes())] += 1
     (tmp_path / "g.npz").write_bytes(damaged)
-    for name in ("f.gz", "g.npz"):
+    for name in ("f.gz", "g.npz", "h.npz"):
         with pytest.raises(ValueError, match="is not whole"):
             load_images(tmp_path / name)
     (tmp_path / "head").write_bytes(header[:10])

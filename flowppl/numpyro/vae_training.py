@@ -14,7 +14,7 @@ import numpy as np
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
 from flowppl.numpyro.vae import EXAMPLE, FlowVAE
-from flowppl.vae import as_data
+from flowppl.vae import as_data, check_not_empty
 from flowppl.vae_training import FIT_VAE_DOC, VAEFit, average_share, check_options, describe, train
 
 
@@ -41,6 +41,7 @@ def fit_vae(
     check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, ema_decay, **sizes)
     init_key, seed_key = jax.random.split(rng_key)
     x, validation = as_data(x), as_data(validation)
+    check_not_empty(x)
     start = vae.init(init_key, x) if params is None else _checked_params(vae, params, x)
     for data in (x, validation):
         if data is not None and not isinstance(data, numbers.Real):
@@ -97,7 +98,8 @@ class _Trainer:
         clip_norm = math.inf if clip_norm is None else clip_norm
         self.options = (optimizer, free_bits, clip_norm)
         self.params = jax.tree.map(jnp.array, params)  # copies: a step gives its arguments up
-        self.average = jax.tree.map(jnp.array, params) if ema_decay else None
+        # In half precision an average would not move.
+        self.average = jax.tree.map(_at_least_float32, params) if ema_decay else None
         self.memory = make_optimizer(optimizer, clip_norm).init(params)
 
     def run_epoch(self, epoch, order, rate, beta):
@@ -115,13 +117,15 @@ class _Trainer:
 
     def _validation_loss(self):
         batches = split_batches(np.arange(self.num_held_out), self.batch_size)
-        key, total = jax.random.fold_in(self.key, 0), 0.0
+        key, params, total = jax.random.fold_in(self.key, 0), self._kept(), 0.0
         for i, batch in enumerate(zip(*batches, strict=True)):
-            total += float(_sum_loss(self.vae, self._kept(), self.held_out, *batch, jax.random.fold_in(key, i)))
+            total += float(_sum_loss(self.vae, params, self.held_out, *batch, jax.random.fold_in(key, i)))
         return total / self.num_held_out
 
     def _kept(self):
-        return self.average if self.ema_decay else self.params
+        if not self.ema_decay:
+            return self.params
+        return jax.tree.map(lambda average, leaf: average.astype(leaf.dtype), self.average, self.params)
 
     def weights(self):
         return _to_arrays(self.params)
@@ -171,6 +175,10 @@ def _average(average, params, share):
 def _sum_loss(vae, params, data, index, weights, key):
     log_likelihood, kl, _ = vae.terms(params, vae._rows(data[index]), _noise(vae, key, weights))
     return jnp.dot(kl - log_likelihood, weights)
+
+
+def _at_least_float32(leaf):
+    return jnp.array(leaf, dtype=jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
 
 def _to_arrays(tree):

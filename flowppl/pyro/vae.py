@@ -194,11 +194,13 @@ class FlowVAE(torch.nn.Module):
 
 @contextlib.contextmanager
 def modes(vae, trains):
-    """Evaluation mode, or the training mode of what has something to train; the modes are put back."""
+    """Evaluation mode, or training mode but for modules whose parameters are all held; the modes are put back."""
     before = [(module, module.training) for module in vae.modules()]
-    vae.eval()
-    for child in vae.children() if trains else ():
-        child.train(any(parameter.requires_grad for parameter in child.parameters()))
+    vae.train(trains)
+    for module, _ in before if trains else ():
+        needs = [parameter.requires_grad for parameter in module.parameters()]
+        if needs and not any(needs):
+            module.eval()
     try:
         yield
     finally:

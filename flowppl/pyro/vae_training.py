@@ -45,6 +45,9 @@ def fit_vae(
     def make_trainer(data, held_out, seed):
         return _Trainer(vae, data, held_out, seed, batch_size, **options)
 
+    trained = _trained(vae)
+    if not trained:
+        raise ValueError("fit_vae: no parameter of the autoencoder requires a gradient; nothing can be trained")
     of_vae = describe(vae.posterior.bijection, vae.prior, vae.likelihood, _held(vae))
     _, record = train(
         make_trainer,
@@ -57,11 +60,15 @@ def fit_vae(
         warm_up=warm_up,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "pyro"} | options | of_vae,
+        fixed={"backend": "pyro", "trained parameters": list(trained)} | options | of_vae,
         progress=progress,
     )
     params = {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
     return VAEFit(vae=vae, params=params, **record)
+
+
+def _trained(vae) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in vae.named_parameters() if parameter.requires_grad}
 
 
 def _held(vae) -> Callable | None:
@@ -78,13 +85,16 @@ class _Trainer:
         self.vae, self.data, self.held_out, self.seed = vae, data, held_out, seed
         self.batch_size, self.free_bits, self.ema_decay = batch_size, free_bits, ema_decay
         self.clip_norm = math.inf if clip_norm is None else clip_norm
-        self.trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-        self.pairs = [(parameter, parameter.detach().clone()) for parameter in self.trained if ema_decay]
+        self.trained = _trained(vae)
         kinds: dict[str, Callable] = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
-        self.optimizer = kinds[optimizer](self.trained)
+        self.optimizer = kinds[optimizer](self.trained.values())
         self.optimizer.zero_grad()
-        # Such as the averages of batch normalisation; those of the flows never change.
-        self.buffers = [buffer for network in (vae.encoder, vae.decoder) for buffer in network.buffers()]
+        # Such as the statistics of batch normalisation; those of the flows never change.
+        networks = [network for network in (vae.encoder, vae.decoder) if isinstance(network, torch.nn.Module)]
+        self.buffers = [buffer for network in networks for buffer in network.buffers()]
+        of_networks = [buffer for buffer in self.buffers if buffer.is_floating_point()]
+        self.averaged = [*self.trained.values(), *of_networks] if ema_decay else []
+        self.average = [_at_least_float32(tensor.detach().clone()) for tensor in self.averaged]
 
     def run_epoch(self, epoch, order, rate, beta):
         for group in self.optimizer.param_groups:
@@ -102,32 +112,32 @@ class _Trainer:
         mean_kl = kl.mean().clamp(min=self.free_bits) if self.free_bits else kl.mean()
         loss = beta * mean_kl - log_likelihood.mean()
         loss.backward()
-        found = take_step(self.optimizer, self.trained, loss.item(), self.clip_norm)
+        found = take_step(self.optimizer, self.trained.values(), loss.item(), self.clip_norm)
         if math.isnan(found):
             for buffer, value in zip(self.buffers, before, strict=True):
                 buffer.copy_(value)
-        for parameter, average in self.pairs:
-            average.lerp_(parameter.detach(), average_share(self.ema_decay, num_steps))
+        for tensor, average in zip(self.averaged, self.average, strict=True):
+            average.lerp_(tensor.detach().to(average.dtype), average_share(self.ema_decay, num_steps))
         return found
 
     @contextlib.contextmanager
-    def _averaged(self):
+    @torch.no_grad()
+    def _averages(self):
         """The averages, if there are any, in the place of the weights."""
-        self._swap()
+        weights = [tensor.clone() for tensor in self.averaged]
         try:
+            for tensor, average in zip(self.averaged, self.average, strict=True):
+                tensor.copy_(average)
             yield
         finally:
-            self._swap()
-
-    def _swap(self):
-        for parameter, average in self.pairs:
-            parameter.data, average.data = average.data, parameter.data
+            for tensor, weight in zip(self.averaged, weights, strict=True):
+                tensor.copy_(weight)
 
     @torch.no_grad()
     def _validation_loss(self):
         total = 0.0
         evaluates = modes(self.vae, trains=False)
-        with self._averaged(), evaluates, self._noise_of(0), pyro.validation_enabled(False):
+        with self._averages(), evaluates, self._noise_of(0), pyro.validation_enabled(False):
             for begin in range(0, len(self.held_out), self.batch_size):
                 x = self.vae._rows(self.held_out[begin : begin + self.batch_size])
                 log_likelihood, kl, _ = self.vae.terms(x, self._noise(len(x)))
@@ -146,29 +156,41 @@ class _Trainer:
             yield
 
     def weights(self):
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.vae.state_dict().items()}
+        return {name: _to_array(tensor).copy() for name, tensor in self.vae.state_dict().items()}
 
     def averages(self):
-        with self._averaged():
+        with self._averages():
             return self.weights()
 
     def state(self):
         memory = self.optimizer.state_dict()["state"]
         entries = {f"{i}.{name}": value for i, of in memory.items() for name, value in of.items()}
-        entries |= {f"{i}.average": average for i, (_, average) in enumerate(self.pairs)}
-        return {name: value.cpu().numpy() for name, value in entries.items()}
+        entries |= {f"average.{i}": average for i, average in enumerate(self.average)}
+        return {name: _to_array(value) for name, value in entries.items()}
 
     def restore(self, weights, state):
         self.vae.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
         self.optimizer.zero_grad()
         if state is not None:
-            memory: dict[int, dict] = {}
+            memory: dict[str, dict] = {}
             for name, array in state.items():
-                index, _, entry = name.partition(".")
-                memory.setdefault(int(index), {})[entry] = torch.as_tensor(array)
-            for i, (_, average) in enumerate(self.pairs):
-                average.copy_(memory[i].pop("average"))
-            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": memory})
+                part, _, entry = name.partition(".")
+                memory.setdefault(part, {})[entry] = torch.as_tensor(array)
+            for i, array in memory.pop("average", {}).items():
+                self.average[int(i)].copy_(array)
+            whole = self.optimizer.state_dict()
+            whole["state"] = {int(i): of for i, of in memory.items()}
+            self.optimizer.load_state_dict(whole)
+
+
+def _at_least_float32(tensor):
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _to_array(tensor):
+    # NumPy has no bfloat16.
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 fit_vae.__doc__ = FIT_VAE_DOC.format(
