@@ -241,7 +241,7 @@ def average_share(ema_decay: float, num_steps: int) -> float:
     return (1 - ema_decay) / (1 - ema_decay**num_steps)
 
 
-def check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, ema_decay, **sizes) -> None:
+def check_options(learning_rate, warm_up, patience, *, optimizer, free_bits, clip_norm, ema_decay, **sizes) -> None:
     """Raise ValueError for an option of ``fit_vae`` that cannot be meant."""
     check_sizes("fit_vae", **sizes, **({} if patience is None else {"patience": patience}))
     check_sizes("fit_vae", at_least=0, warm_up=warm_up)

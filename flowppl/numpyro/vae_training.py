@@ -38,7 +38,8 @@ def fit_vae(
     progress: bool = True,
 ) -> VAEFit:
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
-    check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, ema_decay, **sizes)
+    options = {"optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm, "ema_decay": ema_decay}
+    check_options(learning_rate, warm_up, patience, **options, **sizes)
     init_key, seed_key = jax.random.split(rng_key)
     x, validation = as_data(x), as_data(validation)
     check_not_empty(x)
@@ -46,7 +47,6 @@ def fit_vae(
     for data in (x, validation):
         if data is not None and not isinstance(data, numbers.Real):
             vae._check(start, data)
-    options = {"optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm, "ema_decay": ema_decay}
 
     def make_trainer(data, held_out, seed):
         return _Trainer(vae, start, data, held_out, seed, batch_size, **options)

@@ -35,12 +35,12 @@ def fit_vae(
     progress: bool = True,
 ) -> VAEFit:
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
-    check_options(learning_rate, optimizer, warm_up, free_bits, patience, clip_norm, ema_decay, **sizes)
+    options = {"optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm, "ema_decay": ema_decay}
+    check_options(learning_rate, warm_up, patience, **options, **sizes)
     x, validation = as_data(x), as_data(validation)
     for data in (x, validation):
         if data is not None and not isinstance(data, numbers.Real):
             vae._check(data)
-    options = {"optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm, "ema_decay": ema_decay}
 
     def make_trainer(data, held_out, seed):
         return _Trainer(vae, data, held_out, seed, batch_size, **options)
@@ -48,7 +48,8 @@ def fit_vae(
     trained = _trained(vae)
     if not trained:
         raise ValueError("fit_vae: no parameter of the autoencoder requires a gradient; nothing can be trained")
-    of_vae = describe(vae.posterior.bijection, vae.prior, vae.likelihood, _held(vae))
+    held = None if checkpoint is None else _held(vae)
+    of_vae = describe(vae.posterior.bijection, vae.prior, vae.likelihood, held)
     _, record = train(
         make_trainer,
         x,
@@ -116,8 +117,9 @@ class _Trainer:
         if math.isnan(found):
             for buffer, value in zip(self.buffers, before, strict=True):
                 buffer.copy_(value)
+        share = average_share(self.ema_decay, num_steps)
         for tensor, average in zip(self.averaged, self.average, strict=True):
-            average.lerp_(tensor.detach().to(average.dtype), average_share(self.ema_decay, num_steps))
+            average.lerp_(tensor.detach().to(average.dtype), share)
         return found
 
     @contextlib.contextmanager
