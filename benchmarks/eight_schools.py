@@ -3,7 +3,8 @@
     python benchmarks/eight_schools.py [--steps 20000] [--seeds 0 1 2] [--only flowppl-numpyro,AutoIAFNormal]
 
 float64; 32 particles; Adam with its gradient clipped to norm 10 and its step size falling from 5e-3 to 0 by a cosine.
-KL = log Z - ELBO, with log Z = -31.33 and the ELBO from 200,000 draws; k-hat is the median of 20 batches of 10,000.
+KL = log Z - ELBO, with log Z = -31.3113 (mu and theta integrated by hand, tau by a sum over a grid) and the ELBO from
+200,000 draws; k-hat is the median of 20 batches of 10,000.
 Prints a markdown table, one line per guide.
 """
 
@@ -29,7 +30,7 @@ from flowppl.diagnostics import k_hat
 
 Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-LOG_Z, PARTICLES, LEARNING_RATE, CLIP, DRAWS = -31.33, 32, 5e-3, 10.0, 200_000
+LOG_Z, PARTICLES, LEARNING_RATE, CLIP, DRAWS = -31.3113, 32, 5e-3, 10.0, 200_000
 
 
 def numpyro_model():
