@@ -264,6 +264,22 @@ def test_merged_tree_is_that_of_the_bijection(rng):
     assert all(torch.equal(found[path], expected[path]) for path in found)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: {"v": v[:1]}, r"'v' has the shape \(1, 3\), expected \(2, 3\)"),
+        (lambda v: {"w": v}, r"'v' has the shape None, expected \(2, 3\)"),
+        (lambda v: {"v": v, "w": v}, r"'w' has the shape \(2, 3\), expected None"),
+    ],
+)
+def test_weights_of_another_bijection_are_refused(change, message):
+    transform = fpp.Householder(3)
+    before = transform.weights.v.detach().clone()
+    with pytest.raises(ValueError, match=message):
+        transform.weights.assign(change(before + 1.0))
+    assert torch.equal(transform.weights.v, before)
+
+
 def test_what_is_not_a_bijection_is_refused():
     for wrong in ("realnvp", fp.Planar, fpp.planar(2)):
         with pytest.raises(TypeError, match=r"expected a flowppl.Bijection, such as flowppl.realnvp\(3\)"):

@@ -61,9 +61,22 @@ class Weights(torch.nn.Module):
 
     @torch.no_grad()
     def assign(self, tree: Tree) -> None:
-        """Set the parameters to the values of a tree."""
-        values = {".".join(path): leaf for path, leaf in leaves(tree)}
-        for name, parameter in self.named_parameters():
+        """Set the parameters to the values of a tree; constants in it are passed over.
+
+        Raises:
+            ValueError: unless the tree has the names and shapes of the parameters here.
+        """
+        constants = dict(self.named_buffers())
+        values = {name: leaf for path, leaf in leaves(tree) if (name := ".".join(path)) not in constants}
+        parameters = dict(self.named_parameters())
+        expected, found = ({name: tuple(leaf.shape) for name, leaf in each.items()} for each in (parameters, values))
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ValueError(
+                    f"assign: the weight {name!r} has the shape {found.get(name)}, expected {expected.get(name)}; "
+                    "give all weights of the same bijection"
+                )
+        for name, parameter in parameters.items():
             parameter.copy_(values[name])
 
 
