@@ -23,6 +23,7 @@ NUM_TRIALS = 32  # points in each call of the log density: the trial steps of an
 MAX_NEWTON_STEPS = 60
 MAX_QUASI_NEWTON_STEPS = 500
 FLOORS = (1e-10, 1e-2, 1.0)  # of the curvature: the last keeps directions that the data leave open at the unit scale
+LOWEST = -1e300  # in place of densities that are not finite; the sum of several is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,8 @@ def _elbo(loc, scale, noise, target):
     log_p = target.log_probs(loc + (noise @ scale.T if full else noise * scale))
     if not np.isfinite(log_p).any():
         return -np.inf
-    log_w = np.where(np.isfinite(log_p), log_p, -np.finfo(float).max) + 0.5 * np.sum(noise**2, axis=1)
+    log_p = np.maximum(np.where(np.isfinite(log_p), log_p, -np.inf), LOWEST)
+    log_w = log_p + 0.5 * np.sum(noise**2, axis=1)
     log_w = np.maximum(log_w, np.median(log_w) - 10 - 2 * len(loc))
     return np.mean(log_w) + (np.linalg.slogdet(scale)[1] if full else np.sum(np.log(scale)))
 

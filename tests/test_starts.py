@@ -77,6 +77,11 @@ X = np.random.default_rng(0).normal(size=(40, 3)) * [1.0, 100.0, 0.01]
 Y = X @ [1.0, -0.5, 30.0] + 0.5
 
 
+def test_a_gaussian_is_scored_by_the_few_of_its_draws_that_are_finite(rng):
+    start = newton_start([np.zeros(1)], Normal(np.zeros(1), np.eye(1), wall=0.3), rng)
+    assert np.isfinite(start.elbo)
+
+
 def numpyro_regression(y=Y):
     beta = numpyro.sample("beta", ndist.ImproperUniform(ndist.constraints.real_vector, (), (3,)))
     numpyro.sample("y", ndist.Normal(X @ beta, 0.3).to_event(1), obs=jnp.asarray(y))
