@@ -1,6 +1,6 @@
-"""The eight schools, centred: an IAF guide by plain SVI beside the guides of both host libraries.
+"""The eight schools, centred: flow guides by plain SVI beside the guides of both host libraries.
 
-    python benchmarks/eight_schools.py [--steps 20000] [--seeds 0 1 2] [--only flowppl-numpyro,AutoIAFNormal]
+    python benchmarks/eight_schools.py [--steps 20000] [--seeds 0 1 2] [--only flowppl,AutoIAFNormal]
 
 float64; 32 particles; Adam with its gradient clipped to norm 10 and its step size falling from 5e-3 to 0 by a cosine.
 KL = log Z - ELBO, with log Z = -31.3113 (mu and theta integrated by hand, tau by a sum over a grid) and the ELBO from
@@ -85,8 +85,10 @@ def fit_pyro(guide, seed, steps):
 
 
 GUIDES = {
-    "flowppl-numpyro": (fit_numpyro, partial(flowppl.numpyro.AutoFlow, flow="iaf", init="point")),
-    "flowppl-pyro": (fit_pyro, partial(flowppl.pyro.AutoFlow, flow="iaf", init="point")),
+    "flowppl-numpyro default": (fit_numpyro, flowppl.numpyro.AutoFlow),
+    "flowppl-pyro default": (fit_pyro, flowppl.pyro.AutoFlow),
+    "flowppl-numpyro IAF": (fit_numpyro, partial(flowppl.numpyro.AutoFlow, flow="iaf", init="point")),
+    "flowppl-pyro IAF": (fit_pyro, partial(flowppl.pyro.AutoFlow, flow="iaf", init="point")),
     "numpyro AutoDiagonalNormal": (fit_numpyro, numpyro_guides.AutoDiagonalNormal),
     "numpyro AutoMultivariateNormal": (fit_numpyro, numpyro_guides.AutoMultivariateNormal),
     "numpyro AutoIAFNormal": (fit_numpyro, numpyro_guides.AutoIAFNormal),
