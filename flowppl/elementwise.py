@@ -88,7 +88,7 @@ class Bounded(_Fixed):
         high: the upper end h.
 
     Raises:
-        ValueError: unless both are finite and ``low < high``.
+        ValueError: unless both are finite and ``low < high``; when it maps, if the dtype has too few numbers between.
 
     Example:
         >>> import numpy as np, flowppl as fp
@@ -109,8 +109,10 @@ class Bounded(_Fixed):
 
     def _unit(self, xp, y):
         """``y`` in the unit interval, off its ends by more than the rounding of the interval from low to high."""
-        size = max(1.0, abs(self.low), abs(self.high)) / min(1.0, self.high - self.low)
-        margin = float(xp.finfo(y.dtype).eps) * size
+        width = self.high - self.low
+        margin = float(xp.finfo(y.dtype).eps) * max(abs(self.low), abs(self.high), width) / width
+        if margin > 0.01:
+            raise ValueError(f"{self} has too few numbers in {y.dtype}; use float64, or shift it towards 0")
         return xp.clip(y, margin, 1 - margin)
 
     def forward(self, raw, x):

@@ -486,3 +486,22 @@ def test_an_amortized_posterior_tells_what_it_cannot_use():
         fp.amortized_posterior(3, 4, None, 2)
     with pytest.raises(ValueError, match="context_dim"):
         fp.amortized_posterior(3, 0)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1e6), (0.0, 1e-6), (-1e-8, 1e-8), (-3.0, 5.0), (0.0, 1e30)])
+def test_bounded_keeps_the_precision_of_float32_whatever_its_scale(bounds):
+    x = np.linspace(-8.0, 8.0, 33, dtype=np.float32)
+    bounded = fp.Bounded(*bounds)
+    y, log_det = bounded.forward(None, x)
+    back, slope = bounded.inverse(None, y)
+    exact_y, exact = bounded.forward(None, x.astype(np.float64))
+    size = max(map(abs, bounds))
+    np.testing.assert_allclose(y, exact_y, atol=4e-7 * size)
+    np.testing.assert_allclose(back, x, atol=2e-3)
+    np.testing.assert_allclose(log_det, exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(slope, -exact, rtol=1e-3, atol=1e-3)
+
+
+def test_an_interval_with_too_few_numbers_is_refused():
+    with pytest.raises(ValueError, match="too few numbers in float32; use float64"):
+        fp.Bounded(1e6, 1e6 + 1).forward(None, np.zeros(1, dtype=np.float32))
