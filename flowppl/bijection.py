@@ -28,7 +28,7 @@ of NumPy arrays of booleans or integers (masks, permutations) under other names.
 the argument ``params`` of ``forward`` and ``inverse``.
 
 **Identity at the start.** Drawn by their initializers, the weights of a trainable bijection give the identity,
-or the identity up to a permutation, so that a stack of any depth starts at its base distribution.
+or the identity up to a permutation or a rotation, so that a stack of any depth starts at its base distribution.
 
 **Promises.** The dtype and the device of the result are those of the input and the weights. Nothing is
 mutated, nothing is remembered, no branch depends on a value of an array, and no value leaves the device. Both
@@ -183,11 +183,11 @@ def check_bijection(value: Any) -> None:
 
 
 def check_standard_base(bijection: Bijection) -> None:
-    """Raise ValueError unless the standard normal is a base distribution for ``bijection``."""
+    """Raise ValueError unless any real number, as of a standard normal, may go into ``bijection``."""
     if bijection.x_support != REAL_LINE:
         raise ValueError(
-            f"this {type(bijection).__name__} takes values in {bijection.x_support} only, but the standard normal has "
-            "others; give the flow a base distribution on that interval"
+            f"this {type(bijection).__name__} takes values in {bijection.x_support} only, but its base distribution, "
+            "such as the standard normal, has others; give the flow a base distribution on that interval"
         )
 
 

@@ -1,4 +1,4 @@
-"""Bijections made of bijections: ``Chain``, ``Invert``, ``Frozen`` and ``Repeat``."""
+"""Bijections made of bijections: ``Chain``, ``Invert`` and ``Repeat``."""
 
 from __future__ import annotations
 

@@ -96,6 +96,8 @@ class Coupling(Bijection):
             if self.mask != "alternating":
                 raise ValueError(f'Coupling: mask must be "alternating" or one bool per coordinate, got {self.mask!r}')
             return tuple(i % 2 == 1 for i in range(self.dim))
+        if any(stays not in (0, 1) for stays in self.mask):
+            raise ValueError(f"Coupling: mask must have one bool per coordinate, got {self.mask!r}")
         fixed = tuple(bool(stays) for stays in self.mask)
         if len(fixed) != self.dim:
             raise ValueError(f"Coupling: mask must have dim={self.dim} entries, got {len(fixed)}")
@@ -142,8 +144,13 @@ class Coupling(Bijection):
         if self._period is not None:
             angle = fixed * (2 * math.pi / self._period)
             seen = xp.concat([xp.cos(angle), xp.sin(angle)], axis=-1)
-        raw = split_raw(self._network(params["network"], seen, context), self.univariate.num_raw)
-        mapped, log_slope = univariate(raw, mapped)
+        output, num_raw = self._network(params["network"], seen, context), self.univariate.num_raw
+        if output.shape[-1] != num_raw * (self.dim - num_fixed):
+            raise ValueError(
+                f"Coupling: the network must give {num_raw} numbers for each of the {self.dim - num_fixed} coordinates "
+                f"that are mapped, {num_raw * (self.dim - num_fixed)} in all, got {output.shape[-1]}"
+            )
+        mapped, log_slope = univariate(split_raw(output, num_raw), mapped)
         if mapped.ndim > 1 and mapped.shape[:-1] != fixed.shape[:-1]:  # batch axes of the context or the weights
             fixed = xp.broadcast_to(fixed, (*mapped.shape[:-1], num_fixed))
         event = xp.concat([mapped, fixed] if self._layout == "back" else [fixed, mapped], axis=-1)

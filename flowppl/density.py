@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flowppl._array import Array, namespace
-from flowppl.bijection import Bijection, check_event, check_positive, check_sizes
+from flowppl.bijection import REAL_LINE, Bijection, check_event, check_positive, check_sizes
 from flowppl.epochs import Epochs, Progress, hold_out, run_epochs
 
 INIT_ROWS = 4096  # of the training data, for layers that start from data
@@ -136,6 +136,15 @@ def _check_rows(bijection, x, context, suffix, at_least):
             raise ValueError(
                 f"fit_density: {bad} of the {len(rows)} rows of {name}{suffix} are not finite (in the dtype of the "
                 "flow); drop or impute them"
+            )
+    low, high = bijection.y_support
+    if (low, high) != REAL_LINE:
+        xp = namespace(x)
+        outside = int(xp.sum(xp.any(xp.reshape((x < low) | (x > high), (len(x), -1)), axis=1)))
+        if outside:
+            raise ValueError(
+                f"fit_density: {outside} of the {len(x)} rows of x{suffix} lie outside of ({low}, {high}), the support "
+                "of the flow"
             )
 
 

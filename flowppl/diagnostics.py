@@ -10,6 +10,7 @@ import numpy as np
 
 from flowppl.importance import (
     MIN_BATCH,
+    as_weights,
     effective,
     effective_sample_size,
     k_hat,
@@ -313,9 +314,9 @@ def diagnose(
         >>> diagnose(0.5 * z).verdict, diagnose(0.49 * z**2).verdict
         ('use with correction', 'do not trust')
     """
-    log_weights = np.asarray(log_weights, dtype=np.float64).ravel()
-    size = len(log_weights) // num_batches
-    if size < MIN_BATCH:
+    log_weights = as_weights(log_weights)
+    size = len(log_weights) // max(num_batches, 1)
+    if num_batches < 1 or size < MIN_BATCH:
         raise ValueError(
             f"diagnose needs at least {MIN_BATCH} draws in each batch, got {len(log_weights)} in {num_batches} batches"
         )

@@ -41,10 +41,12 @@ FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
             all latents of the model, so discrete ones have to be summed out.{again}
         loss: an objective of the host for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
         num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 1,000 to 12,000,
-            as many as are needed.
+            as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
+            this and the next two options have no effect.
         num_particles: draws for each step; ``None`` means 64 (16 for guides trained by the host's means). In NumPyro
-            an ``AutoFlow`` takes them by 64.
-        learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 3e-3 to 1e-3.
+            an ``AutoFlow`` takes them by 64, and never fewer.
+        learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 3e-3 to 1e-3, and 1e-2 to
+            1e-3 for guides trained by the host's means.
         clip_norm: the largest norm of a gradient; ``None`` for no limit.
         num_restarts: so many guides, each with first weights and a searched start of its own, are trained in the first
             round, {restarts}; the one of the highest ELBO goes on.

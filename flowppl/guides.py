@@ -10,7 +10,7 @@ import numpy as np
 
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree, map_tree, select
-from flowppl.bijection import REAL_LINE, Bijection
+from flowppl.bijection import REAL_LINE, Bijection, check_positive, check_standard_base
 from flowppl.combine import Chain
 from flowppl.frozen import Damped, Frozen, held
 from flowppl.linear import ElementwiseAffine, TriangularAffine, diagonal
@@ -109,6 +109,14 @@ def check_supports(moved: list[str]) -> None:
         )
 
 
+def check_levels(quantiles: Any) -> np.ndarray:
+    """The levels of quantiles as a vector; raise ValueError unless they are numbers between 0 and 1."""
+    levels = np.asarray(quantiles, dtype=np.float64)
+    if levels.ndim != 1 or not ((levels >= 0) & (levels <= 1)).all():
+        raise ValueError(f"quantiles must be a list of numbers between 0 and 1, got {quantiles!r}")
+    return levels
+
+
 def check_shapes(before: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]]) -> None:
     """Raise ValueError unless the latents have the unconstrained shapes that a guide was made for."""
     changed = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
@@ -169,6 +177,7 @@ def guide_bijection(flow: FlowChoice, dim: int) -> Chain:
             f"a guide maps to unconstrained space, but this flow maps into the interval {inner.y_support}; leave its "
             "last layer out: the model's own supports are met without it"
         )
+    check_standard_base(inner)
     if inner.context_dim:
         raise ValueError(f"the flow of a guide takes no context, but this one has context_dim={inner.context_dim}")
     if dim <= MAX_TRIANGULAR:
@@ -294,7 +303,7 @@ def check_init(init: str, init_scale: float | None) -> None:
     """Raise ValueError for an unknown start, or a scale that is not positive or that the start has no use for."""
     if init not in INITS:
         raise ValueError(f"AutoFlow: init must be one of {', '.join(INITS)}, got {init!r}")
-    if init_scale is not None and not init_scale > 0:
-        raise ValueError(f"AutoFlow: init_scale must be positive, got {init_scale!r}")
+    if init_scale is not None:
+        check_positive("AutoFlow", init_scale=init_scale)
     if init_scale is not None and init not in ("auto", "point"):
         raise ValueError(f'AutoFlow: init={init!r} finds the scale itself; leave init_scale out, or take init="point"')

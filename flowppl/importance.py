@@ -22,11 +22,11 @@ def k_hat(log_weights, num_batches: int = 1) -> float:
         num_batches: the number of equal batches to cut it into.
 
     Returns:
-        The median; ``inf`` if more than half of the batches have a weight that is not finite. It is 0 if the largest
+        The median; ``inf`` if half of the batches or more have a weight that is not finite. It is 0 if the largest
         weights are all equal, as those of an exact guide.
 
     Raises:
-        ValueError: if a batch has fewer than 25 draws, too few for a tail.
+        ValueError: if a batch has fewer than 25 draws, too few for a tail, or there is not one number for each draw.
         ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     References:
@@ -40,9 +40,9 @@ def k_hat(log_weights, num_batches: int = 1) -> float:
         >>> bool(k_hat(-0.1 * z**2, num_batches=20) < 0.5)  # a guide that is wider than its target
         True
     """
-    log_weights = np.asarray(log_weights, dtype=np.float64).ravel()
-    size = len(log_weights) // num_batches
-    if size < MIN_BATCH:
+    log_weights = as_weights(log_weights)
+    size = len(log_weights) // max(num_batches, 1)
+    if num_batches < 1 or size < MIN_BATCH:
         raise ValueError(
             f"k_hat needs at least {MIN_BATCH} draws in each batch, got {len(log_weights)} in {num_batches} batches"
         )
@@ -128,12 +128,23 @@ def effective_sample_size(log_weights) -> float:
     return effective(weigh(log_weights)[0])
 
 
+def as_weights(log_weights) -> np.ndarray:
+    """Log weights in float64; raise ValueError unless there is one number for each draw."""
+    log_weights = np.asarray(log_weights, dtype=np.float64)
+    if log_weights.ndim != 1:
+        raise ValueError(
+            f"log weights must be one number for each draw, got an array of shape {log_weights.shape}; if each datum "
+            "has its own, sum those of a draw"
+        )
+    return log_weights
+
+
 def weigh(log_weights) -> tuple[np.ndarray, float, float]:
     """Smoothed weights that sum to one, zero where not finite; their k-hat; the log of the mean smoothed weight.
 
     If none is finite the weights are all zero, k-hat is infinite and the mean zero.
     """
-    log_weights = np.asarray(log_weights, dtype=np.float64).ravel()
+    log_weights = as_weights(log_weights)
     finite = np.isfinite(log_weights)
     weights = np.zeros(len(log_weights))
     if not finite.any():
@@ -165,7 +176,7 @@ def resample_indices(log_weights, num_samples: int, rng: np.random.Generator) ->
         An array of ``num_samples`` indices.
 
     Raises:
-        ValueError: if no weight is finite.
+        ValueError: if no weight is finite, there is not one number for each draw, or ``num_samples`` is not positive.
         ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     Warns:
@@ -184,6 +195,8 @@ def resample_indices(log_weights, num_samples: int, rng: np.random.Generator) ->
         True
     """
     weights, shape, _ = weigh(log_weights)
+    if num_samples < 1:
+        raise ValueError(f"resample_indices: num_samples must be at least 1, got {num_samples!r}")
     if not weights.any():
         raise ValueError(f"none of the {len(weights)} log weights is finite, so there is nothing to resample from")
     limit = k_hat_threshold(max(len(weights), 2))

@@ -11,7 +11,7 @@ import numpy as np
 from flowppl import _tree
 from flowppl._array import Array, namespace
 from flowppl._tree import Tree
-from flowppl.bijection import REAL_LINE, Bijection
+from flowppl.bijection import REAL_LINE, Bijection, check_positive, check_standard_base
 from flowppl.combine import Chain
 from flowppl.conditional import Conditional
 from flowppl.coupling import Coupling
@@ -103,8 +103,7 @@ def check_arguments(features, plates, init_scale: float) -> tuple[str, ...] | No
             "AutoLocalFlow: features must be a function of the model's arguments, such as lambda x, y: x, "
             f"got {type(features).__name__}"
         )
-    if not init_scale > 0:
-        raise ValueError(f"AutoLocalFlow: init_scale must be positive, got {init_scale!r}")
+    check_positive("AutoLocalFlow", init_scale=init_scale)
     return (plates,) if isinstance(plates, str) else None if plates is None else tuple(plates)
 
 
@@ -195,6 +194,7 @@ def local_bijection(flow: LocalFlowChoice, dim: int, context_dim: int, hidden_di
             f"a member has {dim} unconstrained latent dimensions, but the flow maps events of shape {inner.x_shape} to "
             f"{inner.y_shape}, in the interval {inner.y_support}; pass a recipe such as flowppl.realnvp"
         )
+    check_standard_base(inner)
     return Chain([inner, Damped(Conditional(ElementwiseAffine(dim), context_dim, hidden_dims))])
 
 

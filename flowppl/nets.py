@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import numbers
+import operator
 from typing import Protocol
 
 import numpy as np
@@ -264,7 +265,7 @@ class MADE:
                 "write (64, 64) for two blocks of width 64"
             )
         if self.order is not None:
-            assign(self, order=tuple(int(i) for i in self.order))
+            assign(self, order=tuple(operator.index(i) for i in self.order))
         if self.adjacency is not None:
             assign(self, adjacency=tuple(tuple(bool(entry) for entry in row) for row in self.adjacency))
         sets, _, shares, level = self._share_out()

@@ -59,7 +59,7 @@ IMPORTANCE_WEIGHTED_ELBO_DOC = r"""The importance weighted bound on the evidence
             that does not enclose all sites: weights of a part of the data bound nothing.
 
     References:
-        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders, 2016, arXiv 1509.00519.
+        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders, 2015, arXiv 1509.00519.
         Tucker, Lawson, Gu, Maddison: Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2018,
         arXiv 1810.04152.
 
@@ -112,7 +112,7 @@ ANNEALED_DOC = """``fn`` with one more keyword, ``kl_weight=1.0``, that scales t
         fn: a model or a guide.
 
     References:
-        Bowman et al.: Generating Sentences from a Continuous Space, 2016, arXiv 1511.06349.
+        Bowman et al.: Generating Sentences from a Continuous Space, 2015, arXiv 1511.06349.
         Higgins et al.: beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework, 2017.
 
     Example:{example}"""

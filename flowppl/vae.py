@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowppl.bijection import REAL_LINE, Bijection, check_bijection, check_sizes
+from flowppl.bijection import REAL_LINE, Bijection, check_bijection, check_sizes, check_standard_base
 
 FLOW_VAE_DOC = r"""A variational autoencoder whose posterior, and whose prior, may be flows.
 
@@ -89,7 +89,7 @@ INTERPOLATE_DOC = r"""The mean of the likelihood on the way from data to other d
             spherical: whether to take the second way.
 
         Raises:
-            ValueError: for less than two steps.
+            ValueError: for less than two steps, or data that are not equally many.
 
         Returns:
             An array of shape ``(num_steps, n, *shape)``, from the reconstruction of the first to that of the second.
@@ -108,6 +108,7 @@ def check_parts(posterior: Any, prior: Bijection | None, likelihood: Any) -> Non
         )
     if posterior.y_support != REAL_LINE or len(posterior.y_shape) != 1:
         raise ValueError("FlowVAE: the posterior must map to vectors of real numbers, without a last layer that bounds")
+    check_standard_base(posterior)
     if prior is not None:
         check_bijection(prior)
         if prior.y_shape != posterior.y_shape or prior.y_support != REAL_LINE or prior.context_dim:
@@ -198,6 +199,12 @@ def check_not_empty(x: Any) -> None:
     """Raise ValueError for data without rows."""
     if 0 in np.shape(x):
         raise ValueError("FlowVAE: there are no data")
+
+
+def check_ends(first: Any, second: Any) -> None:
+    """Raise ValueError unless there are as many second ends as first ones."""
+    if len(first) != len(second):
+        raise ValueError(f"interpolate: first and second must be equally many, got {len(first)} and {len(second)} data")
 
 
 def path_weights(num_steps: int, spherical: bool) -> tuple[np.ndarray, np.ndarray]:

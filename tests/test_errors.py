@@ -1,10 +1,19 @@
 """Bad input is refused with a message that says what was expected, what came, and what to do."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pytest
+import torch
 from catalogue import BIJECTIONS, context_for, draw, merged
 
 import flowppl as fp
+import flowppl.numpyro as fnp
+import flowppl.pyro as fpp
+from flowppl import diagnostics
+from flowppl.guides import check_levels, guide_bijection
+from flowppl.vae import check_parts
 
 
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
@@ -171,3 +180,84 @@ def test_users_can_register_a_flow():
     fp.register_flow("test-only", lambda dim, num_flows=2: fp.Planar(dim, num_flows))
     assert "test-only" in fp.available_flows()
     assert fp.make_flow("test-only", 3, num_flows=5) == fp.Planar(3, 5)
+
+
+def test_a_network_of_the_wrong_size_is_refused():
+    layer = fp.Coupling(3, fp.Affine(), network=fp.MLP(1, 2, hidden_dims=()))
+    params = {"network": {"0": {"weight": np.ones((1, 2)), "bias": np.zeros(2)}}}
+    with pytest.raises(ValueError, match="2 numbers for each of the 2 coordinates that are mapped, 4 in all, got 2"):
+        layer.forward(params, np.ones(3))
+
+
+@pytest.mark.parametrize("levels", [[1.5], [-0.1, 0.5], 0.5, [np.nan]])
+def test_levels_of_quantiles_lie_between_0_and_1(levels):
+    with pytest.raises(ValueError, match="quantiles must be a list of numbers between 0 and 1"):
+        check_levels(levels)
+
+
+def test_weights_of_single_data_are_not_judged_as_weights_of_draws():
+    for judge in (diagnostics.diagnose, diagnostics.k_hat, diagnostics.effective_sample_size):
+        with pytest.raises(ValueError, match=r"one number for each draw, got an array of shape \(100, 50\)"):
+            judge(np.zeros((100, 50)))
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
+        diagnostics.resample_indices(np.zeros(100), 0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="in 0 batches"):
+        diagnostics.diagnose(np.zeros(100), num_batches=0)
+
+
+@pytest.mark.parametrize("adapter", [fpp, fnp], ids=["pyro", "numpyro"])
+def test_options_of_objectives_are_checked(adapter):
+    for make in (adapter.ImportanceWeightedELBO, lambda num: adapter.ForwardKL({"x": "x_site"}, num)):
+        with pytest.raises(ValueError, match="num_particles must be an integer of at least 1"):
+            make(0)
+    assert float(adapter.linear_annealing(-1, 4)) == 0
+    with pytest.raises(ValueError, match="num_steps must be positive"):
+        adapter.linear_annealing(1, 0)
+
+
+def inward():
+    """A flow from the unit interval."""
+    return fp.Invert(fp.Elementwise(1, fp.Bounded(0.0, 1.0)))
+
+
+@pytest.mark.parametrize("adapter", [fpp, fnp], ids=["pyro", "numpyro"])
+def test_a_flow_from_an_interval_has_no_base_on_the_whole_line(adapter):
+    if adapter is fpp:
+        base, transform = torch.distributions.Normal(torch.zeros(1), 1.0), fpp.FlowTransform(inward())
+    else:
+        base, transform = numpyro.distributions.Normal(jnp.zeros(1), 1.0), fnp.FlowTransform(inward(), {})
+    with pytest.raises(ValueError, match="but its base distribution"):
+        adapter.FlowDistribution(base, transform)
+
+
+def test_guides_and_autoencoders_draw_from_the_whole_line():
+    posterior = fp.Chain([inward(), fp.Conditional(fp.ElementwiseAffine(1), 2)])
+    for bind in (lambda: guide_bijection(inward(), 1), lambda: check_parts(posterior, None, "bernoulli")):
+        with pytest.raises(ValueError, match="but its base distribution"):
+            bind()
+
+
+@pytest.mark.parametrize("adapter", [fpp, fnp], ids=["pyro", "numpyro"])
+def test_data_outside_the_support_of_a_flow_are_told(adapter):
+    bijection = fp.Chain([fp.planar(1), fp.Elementwise(1, fp.Bounded(0.0, 1.0))])
+    x = np.linspace(0.1, 0.9, 50)[:, None]
+    x[7] = 1.5
+    flow = (
+        (fpp.Flow(bijection),) if adapter is fpp else (jax.random.key(0), fnp.Flow.init(jax.random.key(0), bijection))
+    )
+    with pytest.raises(ValueError, match=r"1 of the 50 rows of x lie outside of \(0.0, 1.0\), the support"):
+        adapter.fit_density(*flow, x, num_epochs=1)
+
+
+def test_weights_of_numpyro_are_arrays():
+    with pytest.raises(ValueError, match=r"params\[loc\] must be an array, got float"):
+        fnp.FlowTransform(fp.ElementwiseAffine(2), {"loc": 0.0, "scale": 0.0})
+
+
+def test_a_guide_without_its_parameters_is_not_weighed():
+    def model():
+        numpyro.sample("mu", numpyro.distributions.Normal(0.0, 1.0))
+
+    guide = fnp.AutoFlow(model, init="point")
+    with pytest.raises(ValueError, match=r"params must hold all parameters of guide and model, but .*'auto_flow'"):
+        fnp.log_weights(jax.random.key(0), model, guide, {"auto_flw": 0.0}, num_samples=3)

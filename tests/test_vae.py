@@ -466,3 +466,9 @@ def test_parameters_with_constraints_are_refused_where_they_would_be_lost():
     vae = fnp.FlowVAE(NumPyro.networks(9, 6, 2, 9)[0], decoder, fp.amortized_posterior(2, 6, None))
     with pytest.raises(ValueError, match="the parameters scale have constraints"):
         vae.init(jax.random.key(0), stripes())
+
+
+def test_ways_lead_between_pairs():
+    vae = small(Pyro)
+    with pytest.raises(ValueError, match="must be equally many, got 1 and 5 data"):
+        vae.interpolate(stripes(1), stripes(5))

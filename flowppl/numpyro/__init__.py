@@ -1,6 +1,6 @@
 """Flows for NumPyro: transforms, distributions and guides, with the names of :mod:`flowppl.pyro`.
 
-Each bijection is here as a transform (``Planar``, ``Coupling``, ...), which takes its weights as ``params``, and
+Each layer is here as a transform (``Planar``, ``Coupling``, ...), which takes its weights as ``params``, and
 each recipe as a function that draws them with a key (``planar``, ``realnvp``, ``iaf``, ...). The other arguments
 are those that :mod:`flowppl` gives them.
 """

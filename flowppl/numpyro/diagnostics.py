@@ -188,6 +188,7 @@ def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, 
         log_q, guide_trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
         replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
         log_p, trace = log_density(replayed, args, kwargs, params)
+        _check_params(params, guide_trace, trace)
         latents = _latents(trace)
         diagnostics.check_covered(set(latents) - set(guide_trace))
         return log_p - log_q, latents if keep else {}
@@ -202,6 +203,16 @@ def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, 
         return jax.tree.map(lambda value: value.reshape(-1, *value.shape[2:])[:num_samples], drawn)
 
     return run(rng_key, params)
+
+
+def _check_params(params, *traces):
+    """Raise ValueError if a parameter is missing, in the place of which the host would draw first values."""
+    names = {name for trace in traces for name, site in trace.items() if site["type"] == "param"}
+    if missing := sorted(names - params.keys()):
+        raise ValueError(
+            f"params must hold all parameters of guide and model, but {missing} are missing, and {sorted(params)} are "
+            "there; pass result.params of svi.run, or svi.get_params(state)"
+        )
 
 
 def _round_trip_error(rng_key, guide, params):

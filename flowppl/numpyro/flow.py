@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
 from flowppl._tree import Tree
@@ -48,6 +49,9 @@ class FlowDistribution(dist.TransformedDistribution):
                 f"the base distribution must have events of shape {bijection.x_shape}, got batch shape "
                 f"{base_distribution.batch_shape} and event shape {base_distribution.event_shape}"
             )
+        support = base_distribution.support
+        if getattr(support, "base_constraint", support) is constraints.real:
+            check_standard_base(bijection)
         if bijection.context_dim and transform.context is None:
             raise ValueError(f"this flow needs a context of size {bijection.context_dim}: call flow(context)")
         super().__init__(base_distribution, [transform], validate_args=validate_args)

@@ -25,6 +25,7 @@ from flowppl.guides import (
     Latent,
     check_init,
     check_latents,
+    check_levels,
     check_shapes,
     check_supports,
     choose_init,
@@ -296,7 +297,7 @@ class AutoFlow(AutoContinuous):
         """
         key = jax.random.key(0) if rng_key is None else rng_key
         draws = self.get_posterior(params).sample(key, (NUM_DRAWS,))
-        return self._unpack_and_constrain(jnp.quantile(draws, jnp.asarray(quantiles), axis=0), params)
+        return self._unpack_and_constrain(jnp.quantile(draws, jnp.asarray(check_levels(quantiles)), axis=0), params)
 
     def _check_setup(self):
         if self.prototype_trace is None:

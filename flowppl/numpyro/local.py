@@ -21,6 +21,7 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.initialization import init_to_median
 
 from flowppl._tree import Tree
+from flowppl.guides import check_levels
 from flowppl.local import (
     AUTO_LOCAL_FLOW_DOC,
     NUM_MEDIAN_DRAWS,
@@ -255,7 +256,7 @@ class AutoLocalFlow(AutoGuide):
         with handlers.block(), handlers.seed(rng_seed=0):
             trace = self._look(args, kwargs, {})
         transforms = {name: biject_to(trace[name]["fn"].support) for name in draws}
-        levels = jnp.asarray(quantiles)
+        levels = jnp.asarray(check_levels(quantiles))
         return {k: transforms[k](jnp.quantile(transforms[k].inv(v), levels, axis=0)) for k, v in draws.items()}
 
 

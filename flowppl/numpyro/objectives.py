@@ -12,6 +12,7 @@ from numpyro.infer.util import compute_log_probs, get_importance_trace
 from numpyro.primitives import Messenger
 from numpyro.util import check_model_guide_match
 
+from flowppl.bijection import check_positive, check_sizes
 from flowppl.numpyro.flow import FlowDistribution
 from flowppl.objectives import (
     ANNEALED_DOC,
@@ -74,6 +75,7 @@ class ImportanceWeightedELBO(ELBO):
     )
 
     def __init__(self, num_particles: int = 16, vectorize_particles=True):
+        check_sizes("ImportanceWeightedELBO", num_particles=num_particles)
         super().__init__(num_particles, vectorize_particles)
 
     def loss(self, rng_key, param_map, model, guide, *args, **kwargs):
@@ -128,6 +130,7 @@ class ForwardKL(ELBO):
     can_infer_discrete = True
 
     def __init__(self, data: dict[str, str], num_particles: int = 1, vectorize_particles=True):
+        check_sizes("ForwardKL", num_particles=num_particles)
         super().__init__(num_particles, vectorize_particles)
         self.data = dict(data)
 
@@ -177,6 +180,7 @@ annealed.__doc__ = ANNEALED_DOC.format(
 
 
 def linear_annealing(step, num_steps: int, start: float = 0.0):
+    check_positive("linear_annealing", num_steps=num_steps)
     return start + (1 - start) * jnp.clip(step / num_steps, 0.0, 1.0)
 
 

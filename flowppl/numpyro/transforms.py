@@ -211,6 +211,8 @@ def check_params(bijection: Bijection, params: _tree.Tree) -> None:
         )
     for name, parameter in declared.items():
         shape = getattr(found[name], "shape", None)  # placeholders of jax have none
+        if isinstance(found[name], bool | int | float | list | tuple):
+            raise ValueError(f"params[{name}] must be an array, got {type(found[name]).__name__}")
         if shape is not None and tuple(shape[len(shape) - len(parameter.shape) :]) != parameter.shape:
             raise ValueError(f"params[{name}] must have a shape that ends in {parameter.shape}, got {tuple(shape)}")
 

@@ -29,6 +29,7 @@ from flowppl.vae import (
     SAMPLE_DOC,
     as_data,
     check_data,
+    check_ends,
     check_features,
     check_output,
     check_parts,
@@ -117,6 +118,7 @@ class FlowVAE:
         return _decode(self, params, distribution.sample(z_key, (num_samples,)), None if mean else x_key)
 
     def interpolate(self, rng_key, params, first, second, num_steps: int = 8, *, spherical: bool = False) -> jax.Array:
+        check_ends(first, second)
         keys = jax.random.split(rng_key)
         ends = [self.encode(key, params, x)[0] for key, x in zip(keys, (first, second), strict=True)]
         with handlers.substitute(data=params):

@@ -1,6 +1,6 @@
 """Flows for Pyro: transforms, distributions and guides, with the names of :mod:`flowppl.numpyro`.
 
-Each bijection is here as a transform (``Planar``, ``Coupling``, ...), and each recipe as a function that makes one
+Each layer is here as a transform (``Planar``, ``Coupling``, ...), and each recipe as a function that makes one
 (``planar``, ``realnvp``, ``iaf``, ...), with the arguments that :mod:`flowppl` gives them.
 """
 

@@ -6,6 +6,7 @@ import copy
 
 import pyro.distributions as dist
 import torch
+from torch.distributions import constraints
 
 from flowppl._tree import map_tree
 from flowppl.bijection import Bijection, check_standard_base
@@ -43,6 +44,9 @@ class FlowDistribution(dist.TransformedDistribution):
                 f"the base distribution must have events of shape {bijection.x_shape}, got batch shape "
                 f"{tuple(base_distribution.batch_shape)} and event shape {tuple(base_distribution.event_shape)}"
             )
+        support = base_distribution.support
+        if getattr(support, "base_constraint", support) is constraints.real:
+            check_standard_base(bijection)
         if bijection.context_dim and transform.context is None:
             raise ValueError(f"this flow needs a context of size {bijection.context_dim}: call flow(context)")
         super().__init__(base_distribution, [transform], validate_args=validate_args)

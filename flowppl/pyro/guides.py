@@ -23,6 +23,7 @@ from flowppl.guides import (
     Latent,
     check_init,
     check_latents,
+    check_levels,
     check_shapes,
     check_supports,
     choose_init,
@@ -207,7 +208,7 @@ class AutoFlow(AutoContinuous):
             For each site an array with a leading axis for the quantiles.
         """
         draws = self.get_posterior(*args, **kwargs).sample(torch.Size([NUM_DRAWS]))
-        levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
+        levels = torch.as_tensor(check_levels(quantiles), dtype=draws.dtype, device=draws.device)
         return self._constrain(torch.quantile(draws, levels, dim=0))
 
     def _constrain(self, latent):

@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import warn_if_nan
 
+from flowppl.bijection import check_positive, check_sizes
 from flowppl.objectives import (
     ANNEALED_DOC,
     FORWARD_KL_DOC,
@@ -112,6 +113,7 @@ class ImportanceWeightedELBO(_Differentiable):
     )
 
     def __init__(self, num_particles: int = 16, max_plate_nesting=math.inf, vectorize_particles: bool = False):
+        check_sizes("ImportanceWeightedELBO", num_particles=num_particles)
         super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
 
     def _get_trace(self, model, guide, args, kwargs):
@@ -180,6 +182,7 @@ class ForwardKL(_Differentiable):
         max_plate_nesting=math.inf,
         vectorize_particles: bool = False,
     ):
+        check_sizes("ForwardKL", num_particles=num_particles)
         super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
         self.data = dict(data)
 
@@ -228,7 +231,8 @@ annealed.__doc__ = ANNEALED_DOC.format(
 
 
 def linear_annealing(step, num_steps: int, start: float = 0.0):
-    return start + (1 - start) * min(step / num_steps, 1.0)
+    check_positive("linear_annealing", num_steps=num_steps)
+    return start + (1 - start) * min(max(step / num_steps, 0.0), 1.0)
 
 
 linear_annealing.__doc__ = LINEAR_ANNEALING_DOC.format(step="", package="pyro")

@@ -25,6 +25,7 @@ from flowppl.vae import (
     SAMPLE_DOC,
     as_data,
     check_data,
+    check_ends,
     check_features,
     check_output,
     check_parts,
@@ -113,6 +114,7 @@ class FlowVAE(torch.nn.Module):
 
     @torch.no_grad()
     def interpolate(self, first, second, num_steps: int = 8, *, spherical: bool = False) -> torch.Tensor:
+        check_ends(first, second)
         transform = None if self.prior is None else self.prior.transform
         ends = [self.encode(x)[0] for x in (first, second)]
         ends = ends if transform is None else [transform.inv(end) for end in ends]
