@@ -91,7 +91,7 @@ class Damped(SameWeights, Wrapper):
 
 def _is_zero_matrix(parameter: Parameter) -> bool:
     initializer, rank = parameter.initializer, len(parameter.shape)
-    if isinstance(initializer, Stacked):
+    while isinstance(initializer, Stacked):
         initializer, rank = initializer.initializer, rank - 1
     return rank > 1 and initializer == Constant(0.0)
 

@@ -17,7 +17,8 @@ FLOW_VAE_DOC = r"""A variational autoencoder whose posterior, and whose prior, m
         q(z \mid x): \; z = f\big(\varepsilon;\, \mathrm{{encoder}}(x)\big), \quad \varepsilon \sim N(0, I).
 
     ``model`` and ``guide`` are for the host's ``SVI``, with any of its objectives; :func:`fit_vae` trains the same
-    weights with warm-up, early stopping and checkpoints, and :func:`evaluate_vae` says how good they are.
+    weights with warm-up, early stopping and checkpoints, and :func:`evaluate_vae` says how good they are. These two
+    check that the data lie in the support of the likelihood; ``model`` takes them as they are.
 
     Args:
         encoder: the network from a batch of data, ``(n, *shape)``, to features, ``(n, context_dim)``: {encoder}.

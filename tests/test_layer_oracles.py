@@ -441,7 +441,9 @@ def test_frozen_weights_get_no_gradient(rng):
     assert (x.grad != 0).all()
 
 
-@pytest.mark.parametrize("stack", [lambda layer: layer, lambda layer: fp.Repeat(layer, 2)])
+@pytest.mark.parametrize(
+    "stack", [lambda layer: layer, lambda layer: fp.Repeat(layer, 2), lambda layer: fp.Repeat(fp.Repeat(layer, 2), 2)]
+)
 def test_damped_is_the_bijection_with_smaller_last_layers(rng, stack):
     layer = stack(fp.Coupling(3, hidden_dims=4))
     params = _tree.map_tree(lambda parameter: rng.normal(size=parameter.shape), layer.parameters())

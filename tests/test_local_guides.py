@@ -488,7 +488,7 @@ def test_features_and_starts_take_the_precision_of_the_model_in_pyro():
         ({}, None, r"found no local latents.*plates=\('data',\)"),
         ({"flow": "nonsense"}, 4, "unknown flow 'nonsense'"),
         ({"flow": lambda dim, context_dim: fp.Planar(3)}, 4, "a member has 1 unconstrained latent dimensions, but"),
-        ({"init_scale": 0.0}, 4, "init_scale must be positive, got 0.0"),
+        ({"init_scale": 0.0}, 4, "init_scale must be positive and finite, got 0.0"),
         ({"global_guide": lambda y, n: None}, 4, "draws nothing for the global latents mu"),
     ],
 )

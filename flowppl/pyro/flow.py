@@ -18,7 +18,8 @@ class FlowDistribution(dist.TransformedDistribution):
 
     A sample with its density costs one pass of the flow, and so does the density of fresh data. To that end ``rsample``
     leaves its log determinant for the next ``log_prob``, if that is of the very tensor just drawn: its density is then
-    that under the weights it was drawn with. :class:`Flow` makes a new distribution with every call.
+    that under the weights it was drawn with. Do not change it through ``.data`` or NumPy in between; any other change is
+    noticed. :class:`Flow` makes a new distribution with every call.
 
     Args:
         base_distribution: the distribution of x; its event shape, or the end of its batch shape, is that of the flow.
