@@ -18,7 +18,7 @@ class FlowDistribution(dist.TransformedDistribution):
 
     A sample with its density costs one pass of the flow, and so does the density of fresh data. To that end ``rsample``
     leaves its log determinant for the next ``log_prob``, if that is of the very tensor just drawn: its density is then
-    that under the weights it was drawn with. Do not change it through ``.data`` or NumPy in between; any other change is
+    that under the weights it was drawn with. Do not change it through ``.data`` or NumPy in between; other changes are
     noticed. :class:`Flow` makes a new distribution with every call.
 
     Args:
