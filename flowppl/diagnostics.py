@@ -11,6 +11,7 @@ import numpy as np
 from flowppl.importance import (
     MIN_BATCH,
     as_weights,
+    batch_size,
     effective,
     effective_sample_size,
     k_hat,
@@ -315,11 +316,7 @@ def diagnose(
         ('use with correction', 'do not trust')
     """
     log_weights = as_weights(log_weights)
-    size = len(log_weights) // max(num_batches, 1)
-    if num_batches < 1 or size < MIN_BATCH:
-        raise ValueError(
-            f"diagnose needs at least {MIN_BATCH} draws in each batch, got {len(log_weights)} in {num_batches} batches"
-        )
+    size = batch_size("diagnose", log_weights, num_batches)
     if (draws is None) != (reference is None):
         raise ValueError("diagnose needs both draws and reference for a comparison, or neither")
     finite = log_weights[np.isfinite(log_weights)]

@@ -41,11 +41,7 @@ def k_hat(log_weights, num_batches: int = 1) -> float:
         True
     """
     log_weights = as_weights(log_weights)
-    size = len(log_weights) // max(num_batches, 1)
-    if num_batches < 1 or size < MIN_BATCH:
-        raise ValueError(
-            f"k_hat needs at least {MIN_BATCH} draws in each batch, got {len(log_weights)} in {num_batches} batches"
-        )
+    size = batch_size("k_hat", log_weights, num_batches)
     batches = log_weights[: size * num_batches].reshape(num_batches, size)
     return float(np.median([smooth(batch)[1] if np.isfinite(batch).all() else np.inf for batch in batches]))
 
@@ -137,6 +133,16 @@ def as_weights(log_weights) -> np.ndarray:
             "has its own, sum those of a draw"
         )
     return log_weights
+
+
+def batch_size(owner: str, log_weights: np.ndarray, num_batches: int) -> int:
+    """The draws in each batch; raise ValueError unless they are enough for a tail."""
+    size = len(log_weights) // max(num_batches, 1)
+    if num_batches < 1 or size < MIN_BATCH:
+        raise ValueError(
+            f"{owner} needs at least {MIN_BATCH} draws in each batch, got {len(log_weights)} in {num_batches} batches"
+        )
+    return size
 
 
 def weigh(log_weights) -> tuple[np.ndarray, float, float]:

@@ -107,7 +107,6 @@ class Flow:
     def __call__(self, context=None) -> FlowDistribution:
         base = self.base
         if base is None:
-            check_standard_base(self.bijection)
             base = standard_normal(self.bijection.x_shape)
         transform = self.transform if context is None else self.transform.condition(context)
         return FlowDistribution(base, transform)
