@@ -37,7 +37,7 @@ import numpy as np
 from results import Results
 
 import flowppl as fp
-from flowppl._array import namespace
+from flowppl._arrays.namespace import namespace
 from flowppl.bijection import Normal, Parameter
 from flowppl.images import load_images
 from flowppl.linear import diagonal

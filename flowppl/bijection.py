@@ -44,9 +44,9 @@ import numbers
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from flowppl import _tree
-from flowppl._array import Array, namespace
-from flowppl._tree import Tree
+from flowppl._arrays import tree as _tree
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree
 
 REAL_LINE = (-math.inf, math.inf)
 COSTS = ("parallel", "iterative", "sequential")  # from cheap to dear

@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-from flowppl import _tree
-from flowppl._array import Array, namespace
-from flowppl._tree import Tree
+from flowppl._arrays import tree as _tree
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import (
     COSTS,
     REAL_LINE,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from flowppl import _tree
-from flowppl._array import Array, namespace
-from flowppl._tree import Tree
+from flowppl._arrays import tree as _tree
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, assign, check_bijection, check_event, check_sizes, derived, num_parameters
 from flowppl.combine import Wrapper
 from flowppl.nets import MLP, as_dims

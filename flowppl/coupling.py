@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from flowppl._array import namespace
-from flowppl._tree import Tree
+from flowppl._arrays.namespace import namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, assign, check_event, check_sizes, derived
 from flowppl.nets import MLP, Network, as_dims, split_raw
 from flowppl.univariate import Affine, Univariate, check_univariate

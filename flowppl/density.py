@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flowppl._array import Array, namespace
+from flowppl._arrays.namespace import Array, namespace
 from flowppl.bijection import REAL_LINE, Bijection, check_event, check_positive, check_sizes
 from flowppl.epochs import Epochs, Progress, hold_out, run_epochs
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from flowppl._array import namespace
-from flowppl._tree import Tree
+from flowppl._arrays.namespace import namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import REAL_LINE, Bijection, Parameter, check_event, check_sizes
 from flowppl.univariate import Univariate, check_univariate
 

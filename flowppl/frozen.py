@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from flowppl import _tree
-from flowppl._array import namespace
-from flowppl._tree import Tree
+from flowppl._arrays import tree as _tree
+from flowppl._arrays.namespace import namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, Constant, Parameter, assign, derived
 from flowppl.combine import SameWeights, Stacked, Wrapper
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flowppl._array import Array, namespace
-from flowppl._tree import Tree, map_tree, select
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree, map_tree, select
 from flowppl.bijection import REAL_LINE, Bijection, check_positive, check_standard_base
 from flowppl.combine import Chain
 from flowppl.frozen import Damped, Frozen, held

@@ -8,8 +8,8 @@ import operator
 
 import numpy as np
 
-from flowppl._array import Array, namespace
-from flowppl._tree import Tree
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, Parameter, assign, check_event, check_sizes
 
 MIN_SCALE = 1e-10  # no weight gives a scale of zero, or an infinite density

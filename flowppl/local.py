@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from flowppl import _tree
-from flowppl._array import Array, namespace
-from flowppl._tree import Tree
+from flowppl._arrays import tree as _tree
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import REAL_LINE, Bijection, check_positive, check_standard_base
 from flowppl.combine import Chain
 from flowppl.conditional import Conditional

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from flowppl._array import Array, namespace
-from flowppl._tree import Tree
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection
 from flowppl.frozen import held
 

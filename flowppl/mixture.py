@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from flowppl._array import namespace
+from flowppl._arrays.namespace import namespace
+from flowppl._arrays.roots import bracketed_root
 from flowppl.bijection import check_sizes
-from flowppl.roots import bracketed_root
 from flowppl.univariate import Affine, Bound, align, bounded, check_bound
 
 

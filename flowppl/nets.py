@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from flowppl._array import Array, namespace
-from flowppl._tree import Tree
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Constant, Parameter, Uniform, assign, check_sizes, derived
 
 ACTIVATIONS = ("elu", "relu", "silu", "softplus", "tanh")

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from flowppl._array import Array, namespace
-from flowppl._tree import Tree
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, Parameter, check_event, check_sizes
 from flowppl.linear import positive, triangle, triangle_position
 

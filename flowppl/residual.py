@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from flowppl._array import namespace
-from flowppl._tree import Tree
+from flowppl._arrays.namespace import namespace
+from flowppl._arrays.roots import newton_root
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, Normal, Parameter, check_event, check_sizes
 from flowppl.linear import positive
-from flowppl.roots import newton_root
 
 MIN_SLOPE = 1e-3  # along w a planar layer keeps at least this much of any distance
 

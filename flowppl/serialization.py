@@ -40,7 +40,7 @@ import safetensors
 import safetensors.numpy
 
 import flowppl
-from flowppl._tree import Tree, leaves, map_tree, merge, select
+from flowppl._arrays.tree import Tree, leaves, map_tree, merge, select
 from flowppl.bijection import check_bijection
 from flowppl.diagnostics import Diagnosis
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from flowppl._array import namespace
+from flowppl._arrays.namespace import namespace
 from flowppl.bijection import check_sizes
 from flowppl.univariate import align
 

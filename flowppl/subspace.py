@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from flowppl._array import namespace
-from flowppl._tree import Tree
+from flowppl._arrays.namespace import namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import REAL_LINE, Bijection, Normal, Parameter, check_bijection, check_event, check_sizes
 from flowppl.residual import times
 

@@ -31,8 +31,8 @@ import dataclasses
 
 import numpy as np
 
-from flowppl._array import Array, namespace
-from flowppl._tree import Tree
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, Normal, Parameter, assign, check_event, check_sizes
 from flowppl.linear import join, triangle, triangle_position
 from flowppl.orthogonal import reflect, unit_rows

@@ -20,7 +20,7 @@ import dataclasses
 import math
 from typing import Any, Protocol
 
-from flowppl._array import Array, namespace
+from flowppl._arrays.namespace import Array, namespace
 
 
 def align(raw: Array, x: Array) -> Array:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import flowppl
-from flowppl._array import Array
+from flowppl._arrays.namespace import Array
 from flowppl.bijection import REAL_LINE, check_sizes
 
 WRAP_DOC = """A transform of {host} as a bijection, to stand among flowppl's own.

@@ -11,7 +11,7 @@ from flax import nnx
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl._tree import leaves
+from flowppl._arrays.tree import leaves
 
 
 class Pyro:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import flowppl as fp
-from flowppl import _tree
+from flowppl._arrays import tree as _tree
 
 MIXED = (True, False, False, True, False)
 

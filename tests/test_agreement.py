@@ -18,7 +18,7 @@ from pyro import poutine
 
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl import _tree
+from flowppl._arrays import tree as _tree
 
 Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

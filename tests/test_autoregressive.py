@@ -7,8 +7,8 @@ import torch
 from catalogue import context_for, draw, merged, numpy, to
 
 import flowppl as fp
-from flowppl import _tree
-from flowppl._array import namespace
+from flowppl._arrays import tree as _tree
+from flowppl._arrays.namespace import namespace
 from flowppl.nets import split_raw
 
 DIAMOND = ((0, 0, 0, 0, 0), (0, 0, 0, 0, 1), (0, 1, 0, 1, 0), (0, 0, 0, 0, 1), (0, 0, 0, 0, 0))  # 4 -> 1, 3 -> 2; 0

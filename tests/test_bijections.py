@@ -11,7 +11,7 @@ import torch
 from catalogue import AUTODIFF, BIJECTIONS, ENDS, RECIPES, NumpyDraws, context_for, draw, merged, numpy, to
 
 import flowppl as fp
-from flowppl import _tree
+from flowppl._arrays import tree as _tree
 
 ALL = BIJECTIONS | ENDS | RECIPES
 TOLERANCE = {"parallel": 1e-10, "sequential": 1e-10, "iterative": 1e-8}

@@ -19,7 +19,7 @@ from pyro.infer.autoguide import AutoNormal as PyroAutoNormal
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl._tree import map_tree, merge
+from flowppl._arrays.tree import map_tree, merge
 from flowppl.fitting import CHUNK, NUM_CHECKS, Round, train
 from flowppl.guides import distance_from_identity, fold, guide_bijection, start_at
 from flowppl.losses import elbo_loss, guide_loss, log_prob, path_loss

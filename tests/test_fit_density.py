@@ -18,7 +18,7 @@ import flowppl.numpyro.density as numpyro_density
 import flowppl.pyro.density as pyro_density
 from flowppl import numpyro as fnp
 from flowppl import pyro as fpp
-from flowppl._array import namespace
+from flowppl._arrays.namespace import namespace
 from flowppl.density import split_rows
 
 

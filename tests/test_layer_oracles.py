@@ -14,7 +14,7 @@ from flowjax.bijections import RationalQuadraticSpline as FlowjaxSpline
 from pyro.distributions import transforms as pyro_transforms
 
 import flowppl as fp
-from flowppl import _tree
+from flowppl._arrays import tree as _tree
 from flowppl.univariate import bounded
 
 

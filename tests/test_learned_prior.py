@@ -17,7 +17,7 @@ from scipy import stats
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl._tree import map_tree, select
+from flowppl._arrays.tree import map_tree, select
 
 MEAN, COVARIANCE = np.array([1.0, -2.0]), np.array([[2.0, 1.2], [1.2, 1.0]])
 X = np.array([[0.5, 0.3], [2.0, -1.0], [-0.5, -2.5]])

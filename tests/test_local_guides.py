@@ -21,7 +21,7 @@ from pyro import poutine
 import flowppl as fp
 import flowppl.numpyro
 import flowppl.pyro
-from flowppl._tree import map_tree, select
+from flowppl._arrays.tree import map_tree, select
 from flowppl.numpyro import AutoLocalFlow as NumPyroGuide
 from flowppl.pyro import AutoLocalFlow as PyroGuide
 

@@ -14,7 +14,7 @@ from numpyro.infer import MCMC, NUTS, Predictive
 
 import flowppl as fp
 import flowppl.numpyro as fnp
-from flowppl import _tree
+from flowppl._arrays import tree as _tree
 
 
 def trained(bijection, rng, batch=()):

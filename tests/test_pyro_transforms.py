@@ -11,7 +11,7 @@ from catalogue import BIJECTIONS, context_for, draw, merged, to
 
 import flowppl as fp
 import flowppl.pyro as fpp
-from flowppl import _tree
+from flowppl._arrays import tree as _tree
 
 
 def trained(bijection, rng):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from catalogue import BIJECTIONS, ENDS, draw, merged
 
-from flowppl import _tree
+from flowppl._arrays import tree as _tree
 
 FILE = pathlib.Path(__file__).with_name("reference.npz")
 FLOWS = BIJECTIONS | ENDS

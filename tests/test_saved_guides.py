@@ -22,7 +22,8 @@ from torch.distributions import biject_to
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl import _tree, serialization
+from flowppl import serialization
+from flowppl._arrays import tree as _tree
 from flowppl.diagnostics import Diagnosis
 from flowppl.fitting import History
 from flowppl.numpyro.transforms import init_params

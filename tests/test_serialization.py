@@ -20,7 +20,7 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 import flowppl.serialization
-from flowppl import _tree
+from flowppl._arrays import tree as _tree
 from flowppl.serialization import load, save
 
 

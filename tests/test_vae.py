@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl._tree import map_tree, select
+from flowppl._arrays.tree import map_tree, select
 from flowppl.evaluation import evaluate
 from flowppl.vae import path_weights
 

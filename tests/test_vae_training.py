@@ -15,7 +15,7 @@ from pyro.distributions import Normal
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl._tree import leaves
+from flowppl._arrays.tree import leaves
 from flowppl.epochs import Progress, run_epochs
 from flowppl.images import load_images
 from flowppl.numpyro.steps import make_optimizer, split_batches, take_step

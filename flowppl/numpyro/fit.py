@@ -15,7 +15,7 @@ import numpyro
 from numpyro import handlers
 from numpyro.infer import SVI
 
-from flowppl._tree import merge
+from flowppl._arrays.tree import merge
 from flowppl.diagnostics import is_subsampled
 from flowppl.fitting import (
     BLOCK,

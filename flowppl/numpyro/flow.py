@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
-from flowppl._tree import Tree
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, check_standard_base
 from flowppl.numpyro.transforms import FlowTransform, init_params
 

@@ -17,7 +17,7 @@ from numpyro.infer.autoguide import AutoContinuous, _ravel_dict, _ravel_dict_wit
 from numpyro.infer.initialization import init_to_median
 from numpyro.infer.util import find_valid_initial_params, helpful_support_errors
 
-from flowppl._tree import Tree
+from flowppl._arrays.tree import Tree
 from flowppl.guides import (
     AUTO_FLOW_DOC,
     NUM_DRAWS,

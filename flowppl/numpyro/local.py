@@ -20,7 +20,7 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.initialization import init_to_median
 
-from flowppl._tree import Tree
+from flowppl._arrays.tree import Tree
 from flowppl.guides import check_levels
 from flowppl.local import (
     AUTO_LOCAL_FLOW_DOC,

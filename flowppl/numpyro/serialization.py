@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.primitives import CondIndepStackFrame
 
-from flowppl._tree import Tree, map_tree
+from flowppl._arrays.tree import Tree, map_tree
 from flowppl.bijection import Bijection
 from flowppl.combine import Chain
 from flowppl.fitting import History

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
-from flowppl import _tree
+from flowppl._arrays import tree as _tree
 from flowppl.bijection import REAL_LINE, Bijection, check_bijection, initialize
 from flowppl.combine import inverted
 from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES

@@ -12,7 +12,7 @@ import numpy as np
 from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
-from flowppl._tree import Tree
+from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, Parameter, check_event
 from flowppl.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 

@@ -15,7 +15,7 @@ import torch
 from pyro import poutine
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from flowppl._tree import map_tree
+from flowppl._arrays.tree import map_tree
 from flowppl.diagnostics import is_subsampled
 from flowppl.fitting import (
     BLOCK,

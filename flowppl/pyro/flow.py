@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import constraints
 
-from flowppl._tree import map_tree
+from flowppl._arrays.tree import map_tree
 from flowppl.bijection import Bijection, check_standard_base
 from flowppl.pyro.transforms import FlowTransform
 

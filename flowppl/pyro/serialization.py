@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch.distributions import biject_to
 
-from flowppl._tree import Tree, leaves, map_tree
+from flowppl._arrays.tree import Tree, leaves, map_tree
 from flowppl.bijection import Bijection
 from flowppl.combine import Chain
 from flowppl.fitting import History

@@ -10,13 +10,13 @@ import torch
 from pyro.distributions import TransformModule
 from torch.distributions import constraints
 
-from flowppl import _array
-from flowppl._tree import Tree, leaves
+from flowppl._arrays.namespace import build
+from flowppl._arrays.tree import Tree, leaves
 from flowppl.bijection import REAL_LINE, Bijection, check_bijection, initialize
 from flowppl.combine import inverted
 from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
 
-_array.build("torch")  # torch.compile cannot trace the making of it
+build("torch")  # torch.compile cannot trace the making of it
 
 
 class _Draws:

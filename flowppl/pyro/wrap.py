@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Transform
 from torch.distributions.transforms import _InverseTransform
 
-from flowppl._tree import Tree, leaves
+from flowppl._arrays.tree import Tree, leaves
 from flowppl.bijection import Bijection, Parameter, assign, check_event, derived
 from flowppl.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 

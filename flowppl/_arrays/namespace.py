@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from flowppl._tree import map_tree
+from flowppl._arrays.tree import map_tree
 
 Array = Any  # an array of whichever library the caller uses
 

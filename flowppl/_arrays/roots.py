@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowppl._array import Array, namespace
+from flowppl._arrays.namespace import Array, namespace
 
 Equation = Callable[..., tuple[Array, Array]]
 
