@@ -38,7 +38,7 @@ from results import Results
 
 import flowppl as fp
 from flowppl._arrays.namespace import namespace
-from flowppl.bijection import Normal, Parameter
+from flowppl.declare import Normal, Parameter
 from flowppl.images import load_images
 from flowppl.linear import diagonal
 from flowppl.residual import times

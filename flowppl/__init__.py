@@ -6,10 +6,11 @@ bijections transforms, distributions and guides of the two languages.
 
 from flowppl.amortised import amortized_posterior
 from flowppl.autoregressive import Autoregressive
-from flowppl.bijection import Bijection, Constant, Normal, Parameter, Uniform, initialize, num_parameters
+from flowppl.bijection import Bijection, initialize, num_parameters
 from flowppl.combine import Chain, Invert, Repeat
 from flowppl.conditional import Conditional
 from flowppl.coupling import Coupling
+from flowppl.declare import Constant, Normal, Parameter, Uniform
 from flowppl.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
 from flowppl.frozen import Damped, Frozen
 from flowppl.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine

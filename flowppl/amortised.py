@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from flowppl.bijection import Bijection, check_sizes
+from flowppl.bijection import Bijection
+from flowppl.checks import check_sizes
 from flowppl.combine import Chain
 from flowppl.conditional import Conditional
 from flowppl.elementwise import Elementwise

@@ -9,7 +9,8 @@ import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, assign, check_event, check_sizes, derived
+from flowppl.bijection import Bijection, check_event
+from flowppl.checks import assign, check_sizes, derived
 from flowppl.nets import MADE, as_dims, dense_layers, hidden_units, split_raw
 from flowppl.univariate import Affine, Univariate, check_univariate
 

@@ -38,64 +38,16 @@ directions exist, and derivatives through both are exact, to second order where 
 from __future__ import annotations
 
 import abc
-import dataclasses
 import math
-import numbers
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
+from flowppl.declare import Draws
 
 REAL_LINE = (-math.inf, math.inf)
 COSTS = ("parallel", "iterative", "sequential")  # from cheap to dear
-
-
-class Draws(Protocol):
-    """Where initial values come from: the adapter's own random numbers, dtype and device."""
-
-    def full(self, shape: tuple[int, ...], value: float) -> Array: ...
-    def normal(self, shape: tuple[int, ...]) -> Array: ...
-    def uniform(self, shape: tuple[int, ...]) -> Array: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Constant:
-    """Initializer: every entry is ``value``."""
-
-    value: float = 0.0
-
-    def __call__(self, draws: Draws, shape: tuple[int, ...]) -> Array:
-        return draws.full(shape, self.value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Normal:
-    """Initializer: independent normal entries of mean 0 and standard deviation ``scale``."""
-
-    scale: float
-
-    def __call__(self, draws: Draws, shape: tuple[int, ...]) -> Array:
-        return self.scale * draws.normal(shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Uniform:
-    """Initializer: independent uniform entries between ``-bound`` and ``bound``."""
-
-    bound: float
-
-    def __call__(self, draws: Draws, shape: tuple[int, ...]) -> Array:
-        return self.bound * (2 * draws.uniform(shape) - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """The declaration of one trained array: its shape, and how its first value is drawn."""
-
-    shape: tuple[int, ...]
-    initializer: Callable[[Draws, tuple[int, ...]], Array] = Constant(0.0)
 
 
 class Bijection(abc.ABC):
@@ -215,31 +167,6 @@ def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], cont
         )
 
 
-def check_sizes(owner: str, *, at_least: int = 1, **sizes: int) -> None:
-    """Raise ValueError unless all ``sizes`` are integers of at least ``at_least``."""
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
-            raise ValueError(f"{owner}: {name} must be an integer of at least {at_least}, got {value!r}")
-
-
-def check_positive(owner: str, **values: float) -> None:
-    """Raise ValueError unless all ``values`` are positive and finite."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{owner}: {name} must be positive and finite, got {value!r}")
-
-
-def derived() -> Any:
-    """A field of a bijection that follows from the others: no argument, not compared, not printed."""
-    return dataclasses.field(init=False, repr=False, compare=False)
-
-
-def assign(bijection: Any, **values: Any) -> None:
-    """Set fields of a frozen dataclass, within its ``__post_init__`` only."""
-    for name, value in values.items():
-        object.__setattr__(bijection, name, value)
-
-
 def num_parameters(bijection: Bijection) -> int:
     """The number of trained scalars of a bijection.
 
@@ -249,15 +176,3 @@ def num_parameters(bijection: Bijection) -> int:
         6
     """
     return sum(math.prod(p.shape) for _, p in _tree.leaves(bijection.parameters()))
-
-
-__all__ = [
-    "Bijection",
-    "Constant",
-    "Draws",
-    "Normal",
-    "Parameter",
-    "Uniform",
-    "initialize",
-    "num_parameters",
-]

@@ -9,21 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import (
-    COSTS,
-    REAL_LINE,
-    Bijection,
-    Constant,
-    Draws,
-    Normal,
-    Parameter,
-    Uniform,
-    assign,
-    check_bijection,
-    check_event,
-    check_sizes,
-    derived,
-)
+from flowppl.bijection import COSTS, REAL_LINE, Bijection, check_bijection, check_event
+from flowppl.checks import assign, check_sizes, derived
+from flowppl.declare import Constant, Draws, Normal, Parameter, Uniform
 from flowppl.linear import Permute
 
 

@@ -8,7 +8,8 @@ import math
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, assign, check_bijection, check_event, check_sizes, derived, num_parameters
+from flowppl.bijection import Bijection, check_bijection, check_event, num_parameters
+from flowppl.checks import assign, check_sizes, derived
 from flowppl.combine import Wrapper
 from flowppl.nets import MLP, as_dims
 

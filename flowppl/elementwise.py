@@ -7,7 +7,9 @@ import math
 
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import REAL_LINE, Bijection, Parameter, check_event, check_sizes
+from flowppl.bijection import REAL_LINE, Bijection, check_event
+from flowppl.checks import check_sizes
+from flowppl.declare import Parameter
 from flowppl.univariate import Univariate, check_univariate
 
 

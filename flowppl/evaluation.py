@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flowppl.bijection import check_sizes
+from flowppl.checks import check_sizes
 
 EVALUATE_VAE_DOC = r"""How good a :class:`FlowVAE` is on data.
 

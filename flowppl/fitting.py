@@ -23,7 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import flowppl
-from flowppl.bijection import check_positive, check_sizes
+from flowppl.checks import check_positive, check_sizes
 from flowppl.diagnostics import Diagnosis, diagnose
 
 FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.

@@ -7,8 +7,10 @@ import dataclasses
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, Constant, Parameter, assign, derived
+from flowppl.bijection import Bijection
+from flowppl.checks import assign, derived
 from flowppl.combine import SameWeights, Stacked, Wrapper
+from flowppl.declare import Constant, Parameter
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree, map_tree, select
-from flowppl.bijection import REAL_LINE, Bijection, check_positive, check_standard_base
+from flowppl.bijection import REAL_LINE, Bijection, check_standard_base
+from flowppl.checks import check_positive
 from flowppl.combine import Chain
 from flowppl.frozen import Damped, Frozen, held
 from flowppl.linear import ElementwiseAffine, TriangularAffine, diagonal

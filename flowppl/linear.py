@@ -10,7 +10,9 @@ import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, Parameter, assign, check_event, check_sizes
+from flowppl.bijection import Bijection, check_event
+from flowppl.checks import assign, check_sizes
+from flowppl.declare import Parameter
 
 MIN_SCALE = 1e-10  # no weight gives a scale of zero, or an infinite density
 UNIT = math.log(math.expm1(1 - MIN_SCALE))  # softplus(UNIT) + MIN_SCALE = 1

@@ -11,7 +11,8 @@ import numpy as np
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import REAL_LINE, Bijection, check_positive, check_standard_base
+from flowppl.bijection import REAL_LINE, Bijection, check_standard_base
+from flowppl.checks import check_positive
 from flowppl.combine import Chain
 from flowppl.conditional import Conditional
 from flowppl.coupling import Coupling

@@ -17,7 +17,8 @@ import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Constant, Parameter, Uniform, assign, check_sizes, derived
+from flowppl.checks import assign, check_sizes, derived
+from flowppl.declare import Constant, Parameter, Uniform
 
 ACTIVATIONS = ("elu", "relu", "silu", "softplus", "tanh")
 

@@ -18,7 +18,9 @@ import dataclasses
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, Parameter, check_event, check_sizes
+from flowppl.bijection import Bijection, check_event
+from flowppl.checks import check_sizes
+from flowppl.declare import Parameter
 from flowppl.linear import positive, triangle, triangle_position
 
 

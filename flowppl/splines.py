@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from flowppl._arrays.namespace import namespace
-from flowppl.bijection import check_sizes
+from flowppl.checks import check_sizes
 from flowppl.univariate import align
 
 MIN_BIN = 1e-3  # of the width and the height of the whole box

@@ -6,7 +6,9 @@ import dataclasses
 
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import REAL_LINE, Bijection, Normal, Parameter, check_bijection, check_event, check_sizes
+from flowppl.bijection import REAL_LINE, Bijection, check_bijection, check_event
+from flowppl.checks import check_sizes
+from flowppl.declare import Normal, Parameter
 from flowppl.residual import times
 
 

@@ -33,7 +33,9 @@ import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, Normal, Parameter, assign, check_event, check_sizes
+from flowppl.bijection import Bijection, check_event
+from flowppl.checks import assign, check_sizes
+from flowppl.declare import Normal, Parameter
 from flowppl.linear import join, triangle, triangle_position
 from flowppl.orthogonal import reflect, unit_rows
 from flowppl.residual import MIN_SLOPE, root_of_bend, times

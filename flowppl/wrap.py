@@ -9,7 +9,8 @@ from typing import Any
 
 import flowppl
 from flowppl._arrays.namespace import Array
-from flowppl.bijection import REAL_LINE, check_sizes
+from flowppl.bijection import REAL_LINE
+from flowppl.checks import check_sizes
 
 WRAP_DOC = """A transform of {host} as a bijection, to stand among flowppl's own.
 

@@ -11,7 +11,7 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 
 from flowppl import diagnostics
-from flowppl.bijection import check_sizes
+from flowppl.checks import check_sizes
 from flowppl.numpyro.guides import AutoFlow
 
 

@@ -12,7 +12,7 @@ from numpyro.infer.util import compute_log_probs, get_importance_trace
 from numpyro.primitives import Messenger
 from numpyro.util import check_model_guide_match
 
-from flowppl.bijection import check_positive, check_sizes
+from flowppl.checks import check_positive, check_sizes
 from flowppl.numpyro.flow import FlowDistribution
 from flowppl.objectives import (
     ANNEALED_DOC,

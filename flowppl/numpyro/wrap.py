@@ -13,7 +13,8 @@ from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, Parameter, check_event
+from flowppl.bijection import Bijection, check_event
+from flowppl.declare import Parameter
 from flowppl.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 
 

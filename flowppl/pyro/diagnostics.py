@@ -12,7 +12,7 @@ from pyro.infer.importance import vectorized_importance_weights
 from pyro.poutine.util import site_is_subsample
 
 from flowppl import diagnostics
-from flowppl.bijection import check_sizes
+from flowppl.checks import check_sizes
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.target import Target
 

@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import warn_if_nan
 
-from flowppl.bijection import check_positive, check_sizes
+from flowppl.checks import check_positive, check_sizes
 from flowppl.objectives import (
     ANNEALED_DOC,
     FORWARD_KL_DOC,

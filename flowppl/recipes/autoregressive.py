@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flowppl.autoregressive import Autoregressive
-from flowppl.bijection import Bijection, check_sizes
+from flowppl.bijection import Bijection
+from flowppl.checks import check_sizes
 from flowppl.combine import Invert
 from flowppl.linear import Permute
 from flowppl.recipes.shuffle import shuffled

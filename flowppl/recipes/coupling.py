@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flowppl.bijection import Bijection, check_sizes
+from flowppl.bijection import Bijection
+from flowppl.checks import check_sizes
 from flowppl.combine import Chain, Invert
 from flowppl.coupling import Coupling
 from flowppl.elementwise import Elementwise

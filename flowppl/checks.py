@@ -1,0 +1,33 @@
+"""What every floor uses of its arguments: checks of numbers, and fields of frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from typing import Any
+
+
+def check_sizes(owner: str, *, at_least: int = 1, **sizes: int) -> None:
+    """Raise ValueError unless all ``sizes`` are integers of at least ``at_least``."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
+            raise ValueError(f"{owner}: {name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def check_positive(owner: str, **values: float) -> None:
+    """Raise ValueError unless all ``values`` are positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{owner}: {name} must be positive and finite, got {value!r}")
+
+
+def derived() -> Any:
+    """A field of a bijection that follows from the others: no argument, not compared, not printed."""
+    return dataclasses.field(init=False, repr=False, compare=False)
+
+
+def assign(bijection: Any, **values: Any) -> None:
+    """Set fields of a frozen dataclass, within its ``__post_init__`` only."""
+    for name, value in values.items():
+        object.__setattr__(bijection, name, value)
