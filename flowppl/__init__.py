@@ -15,7 +15,7 @@ from flowppl.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softpl
 from flowppl.frozen import Damped, Frozen
 from flowppl.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
 from flowppl.mixture import LogisticMixture
-from flowppl.nets import MADE, MLP
+from flowppl.networks import MADE, MLP
 from flowppl.orthogonal import QR, Householder
 from flowppl.recipes import (
     available_flows,

@@ -11,7 +11,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, check_bijection, check_event, num_parameters
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.combine import Wrapper
-from flowppl.nets import MLP, as_dims
+from flowppl.networks import MLP, as_dims
 
 
 @dataclasses.dataclass(frozen=True)

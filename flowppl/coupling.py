@@ -11,7 +11,7 @@ from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, check_event
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.nets import MLP, Network, as_dims, split_raw
+from flowppl.networks import MLP, Network, as_dims, split_raw
 from flowppl.univariate import Affine, Univariate, check_univariate
 
 
@@ -37,7 +37,7 @@ class Coupling(Bijection):
         activation: the network's activation: elu, relu, silu, softplus or tanh.
         mask: for each coordinate, whether it stays as it is. ``None`` means the first ``dim // 2``; ``"alternating"``
             means every other one, from the second.
-        network: a network of your own (see :mod:`flowppl.nets`) instead of the default perceptron. It takes the
+        network: a network of your own (see :mod:`flowppl.networks`) instead of the default perceptron. It takes the
             coordinates that stay (their cosines and then their sines, if the map is on a circle) and gives
             ``univariate.num_raw`` blocks, each as long as the second part. ``hidden_dims`` and ``activation`` then go
             unused.

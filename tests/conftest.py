@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowppl.nets import MADE, MLP
+from flowppl.networks import MADE, MLP
 
 jax.config.update("jax_enable_x64", True)
 torch.set_default_dtype(torch.float64)

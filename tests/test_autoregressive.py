@@ -9,7 +9,7 @@ from catalogue import context_for, draw, merged, numpy, to
 import flowppl as fp
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import namespace
-from flowppl.nets import split_raw
+from flowppl.networks import split_raw
 
 DIAMOND = ((0, 0, 0, 0, 0), (0, 0, 0, 0, 1), (0, 1, 0, 1, 0), (0, 0, 0, 0, 1), (0, 0, 0, 0, 0))  # 4 -> 1, 3 -> 2; 0
 UNEVEN = tuple(tuple(j < min(i, 4) for j in range(12)) for i in range(12))  # a chain of five, then eight at once
