@@ -14,7 +14,6 @@ from flowppl.declare import Constant, Normal, Parameter, Uniform
 from flowppl.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
 from flowppl.frozen import Damped, Frozen
 from flowppl.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
-from flowppl.mixture import LogisticMixture
 from flowppl.networks import MADE, MLP
 from flowppl.orthogonal import QR, Householder
 from flowppl.recipes import (
@@ -39,10 +38,11 @@ from flowppl.recipes import (
 )
 from flowppl.residual import Planar, Radial
 from flowppl.serialization import load, save
-from flowppl.splines import CircularSpline, RationalQuadraticSpline
 from flowppl.subspace import Subspace
 from flowppl.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
-from flowppl.univariate import Affine, Scale, Shift
+from flowppl.univariate.base import Affine, Scale, Shift
+from flowppl.univariate.mixture import LogisticMixture
+from flowppl.univariate.splines import CircularSpline, RationalQuadraticSpline
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,7 @@ from flowppl.conditional import Conditional
 from flowppl.elementwise import Elementwise
 from flowppl.linear import ElementwiseAffine
 from flowppl.recipes import make_flow
-from flowppl.univariate import Affine
+from flowppl.univariate.base import Affine
 
 
 def amortized_posterior(

@@ -12,7 +12,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.bijection import Bijection, check_event
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.networks import MLP, Network, as_dims, split_raw
-from flowppl.univariate import Affine, Univariate, check_univariate
+from flowppl.univariate.base import Affine, Univariate, check_univariate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.bijection import REAL_LINE, Bijection, check_event
 from flowppl.checks import check_sizes
 from flowppl.declare import Parameter
-from flowppl.univariate import Univariate, check_univariate
+from flowppl.univariate.base import Univariate, check_univariate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ from flowppl.coupling import Coupling
 from flowppl.frozen import Damped
 from flowppl.guides import LOG_SCALE_BOUND
 from flowppl.linear import ElementwiseAffine
-from flowppl.mixture import LogisticMixture
 from flowppl.recipes import make_flow, realnvp
+from flowppl.univariate.mixture import LogisticMixture
 
 LocalFlowChoice = str | Callable[..., Bijection]
 

@@ -15,7 +15,7 @@ from pyro.distributions import transforms as pyro_transforms
 
 import flowppl as fp
 from flowppl._arrays import tree as _tree
-from flowppl.univariate import bounded
+from flowppl.univariate.base import bounded
 
 
 def softplus(x):

@@ -8,8 +8,8 @@ from flowppl.checks import check_sizes
 from flowppl.combine import Invert
 from flowppl.linear import Permute
 from flowppl.recipes.shuffle import shuffled
-from flowppl.splines import RationalQuadraticSpline
-from flowppl.univariate import Affine, Bound
+from flowppl.univariate.base import Affine, Bound
+from flowppl.univariate.splines import RationalQuadraticSpline
 
 
 def iaf(

@@ -8,10 +8,10 @@ from flowppl.combine import Chain, Invert
 from flowppl.coupling import Coupling
 from flowppl.elementwise import Elementwise
 from flowppl.linear import LU, ActNorm, Permute
-from flowppl.mixture import LogisticMixture
 from flowppl.recipes.shuffle import shuffled
-from flowppl.splines import RationalQuadraticSpline
-from flowppl.univariate import Affine, Bound, Scale, Shift, Univariate
+from flowppl.univariate.base import Affine, Bound, Scale, Shift, Univariate
+from flowppl.univariate.mixture import LogisticMixture
+from flowppl.univariate.splines import RationalQuadraticSpline
 
 
 def nice(

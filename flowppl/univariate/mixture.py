@@ -7,7 +7,7 @@ import dataclasses
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.roots import bracketed_root
 from flowppl.checks import check_sizes
-from flowppl.univariate import Affine, Bound, align, bounded, check_bound
+from flowppl.univariate.base import Affine, Bound, align, bounded, check_bound
 
 
 @dataclasses.dataclass(frozen=True)

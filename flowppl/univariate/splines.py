@@ -7,7 +7,7 @@ import math
 
 from flowppl._arrays.namespace import namespace
 from flowppl.checks import check_sizes
-from flowppl.univariate import align
+from flowppl.univariate.base import align
 
 MIN_BIN = 1e-3  # of the width and the height of the whole box
 MIN_SLOPE = 1e-3
