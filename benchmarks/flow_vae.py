@@ -38,11 +38,11 @@ from results import Results
 
 import flowppl as fp
 from flowppl._arrays.namespace import namespace
+from flowppl.bijections.linear import diagonal
+from flowppl.bijections.residual import times
+from flowppl.bijections.sylvester import Sylvester
 from flowppl.declare import Normal, Parameter
 from flowppl.images import load_images
-from flowppl.linear import diagonal
-from flowppl.residual import times
-from flowppl.sylvester import Sylvester
 
 DIM, FEATURES = 64, 256
 PUBLISHED = {"vae": 4.53, "planar": 4.40, "iaf": 4.47, "t-snf": 4.45}  # minus the ELBO, bits/dim; FFJORD has 4.39

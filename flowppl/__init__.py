@@ -5,17 +5,20 @@ bijections transforms, distributions and guides of the two languages.
 """
 
 from flowppl.amortised import amortized_posterior
-from flowppl.autoregressive import Autoregressive
-from flowppl.bijection import Bijection, initialize, num_parameters
-from flowppl.combine import Chain, Invert, Repeat
-from flowppl.conditional import Conditional
-from flowppl.coupling import Coupling
+from flowppl.bijections.autoregressive import Autoregressive
+from flowppl.bijections.combine import Chain, Invert, Repeat
+from flowppl.bijections.conditional import Conditional
+from flowppl.bijections.contract import Bijection, initialize, num_parameters
+from flowppl.bijections.coupling import Coupling
+from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
+from flowppl.bijections.frozen import Damped, Frozen
+from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
+from flowppl.bijections.orthogonal import QR, Householder
+from flowppl.bijections.residual import Planar, Radial
+from flowppl.bijections.subspace import Subspace
+from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.declare import Constant, Normal, Parameter, Uniform
-from flowppl.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
-from flowppl.frozen import Damped, Frozen
-from flowppl.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
 from flowppl.networks import MADE, MLP
-from flowppl.orthogonal import QR, Householder
 from flowppl.recipes import (
     available_flows,
     flowpp,
@@ -36,10 +39,7 @@ from flowppl.recipes import (
     sylvester,
     triangular_sylvester,
 )
-from flowppl.residual import Planar, Radial
 from flowppl.serialization import load, save
-from flowppl.subspace import Subspace
-from flowppl.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.univariate.base import Affine, Scale, Shift
 from flowppl.univariate.mixture import LogisticMixture
 from flowppl.univariate.splines import CircularSpline, RationalQuadraticSpline

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from flowppl.bijection import Bijection
+from flowppl.bijections.combine import Chain
+from flowppl.bijections.conditional import Conditional
+from flowppl.bijections.contract import Bijection
+from flowppl.bijections.elementwise import Elementwise
+from flowppl.bijections.linear import ElementwiseAffine
 from flowppl.checks import check_sizes
-from flowppl.combine import Chain
-from flowppl.conditional import Conditional
-from flowppl.elementwise import Elementwise
-from flowppl.linear import ElementwiseAffine
 from flowppl.recipes import make_flow
 from flowppl.univariate.base import Affine
 

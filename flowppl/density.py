@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
-from flowppl.bijection import REAL_LINE, Bijection, check_event
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
 from flowppl.checks import check_positive, check_sizes
 from flowppl.epochs import Epochs, Progress, hold_out, run_epochs
 

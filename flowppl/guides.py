@@ -10,14 +10,14 @@ import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree, map_tree, select
-from flowppl.bijection import REAL_LINE, Bijection, check_standard_base
+from flowppl.bijections.combine import Chain
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_standard_base
+from flowppl.bijections.frozen import Damped, Frozen, held
+from flowppl.bijections.linear import ElementwiseAffine, TriangularAffine, diagonal
+from flowppl.bijections.subspace import Subspace
 from flowppl.checks import check_positive
-from flowppl.combine import Chain
-from flowppl.frozen import Damped, Frozen, held
-from flowppl.linear import ElementwiseAffine, TriangularAffine, diagonal
 from flowppl.recipes import make_flow, nsf, realnvp
 from flowppl.starts import newton_start, quasi_newton_start
-from flowppl.subspace import Subspace
 
 FlowChoice = str | Bijection | Callable[[int], Bijection]
 INITS = ("auto", "newton", "diagonal", "point")

@@ -11,14 +11,14 @@ import numpy as np
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import REAL_LINE, Bijection, check_standard_base
+from flowppl.bijections.combine import Chain
+from flowppl.bijections.conditional import Conditional
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_standard_base
+from flowppl.bijections.coupling import Coupling
+from flowppl.bijections.frozen import Damped
+from flowppl.bijections.linear import ElementwiseAffine
 from flowppl.checks import check_positive
-from flowppl.combine import Chain
-from flowppl.conditional import Conditional
-from flowppl.coupling import Coupling
-from flowppl.frozen import Damped
 from flowppl.guides import LOG_SCALE_BOUND
-from flowppl.linear import ElementwiseAffine
 from flowppl.recipes import make_flow, realnvp
 from flowppl.univariate.mixture import LogisticMixture
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection
-from flowppl.frozen import held
+from flowppl.bijections.contract import Bijection
+from flowppl.bijections.frozen import held
 
 
 def log_prob(bijection: Bijection, params: Tree, y: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from flowppl._arrays.namespace import Array, namespace
-from flowppl.bijection import Bijection
+from flowppl.bijections.contract import Bijection
 
 PATH_ELBO_DOC = r"""The ELBO, its gradient taken along the paths of the draws alone ("sticking the landing").
 

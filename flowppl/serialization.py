@@ -41,7 +41,7 @@ import safetensors.numpy
 
 import flowppl
 from flowppl._arrays.tree import Tree, leaves, map_tree, merge, select
-from flowppl.bijection import check_bijection
+from flowppl.bijections.contract import check_bijection
 from flowppl.diagnostics import Diagnosis
 
 FORMAT = 1

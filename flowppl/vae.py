@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowppl.bijection import REAL_LINE, Bijection, check_bijection, check_standard_base
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_standard_base
 from flowppl.checks import check_sizes
 
 FLOW_VAE_DOC = r"""A variational autoencoder whose posterior, and whose prior, may be flows.

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from flowppl.bijection import Bijection
+from flowppl.bijections.contract import Bijection
 from flowppl.checks import check_positive, check_sizes
 from flowppl.epochs import Epochs, Progress, hold_out, run_epochs
 from flowppl.serialization import check_folder, read_file, write_file

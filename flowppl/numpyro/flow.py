@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, check_standard_base
+from flowppl.bijections.contract import Bijection, check_standard_base
 from flowppl.numpyro.transforms import FlowTransform, init_params
 
 

@@ -12,8 +12,8 @@ import numpyro.distributions as dist
 from numpyro.primitives import CondIndepStackFrame
 
 from flowppl._arrays.tree import Tree, map_tree
-from flowppl.bijection import Bijection
-from flowppl.combine import Chain
+from flowppl.bijections.combine import Chain
+from flowppl.bijections.contract import Bijection
 from flowppl.fitting import History
 from flowppl.numpyro.fit import Fit
 from flowppl.numpyro.flow import Flow

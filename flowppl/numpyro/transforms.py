@@ -13,8 +13,8 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
 from flowppl._arrays import tree as _tree
-from flowppl.bijection import REAL_LINE, Bijection, check_bijection, initialize
-from flowppl.combine import inverted
+from flowppl.bijections.combine import inverted
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, initialize
 from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
 
 

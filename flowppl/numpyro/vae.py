@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.contrib.module import nnx_module
 
-from flowppl.bijection import Bijection
+from flowppl.bijections.contract import Bijection
 from flowppl.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
 from flowppl.losses import standard_log_prob
 from flowppl.numpyro.flow import Flow, flow, standard_normal

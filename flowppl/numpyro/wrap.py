@@ -13,9 +13,9 @@ from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, check_event
+from flowppl.bijections.contract import Bijection, check_event
+from flowppl.bijections.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 from flowppl.declare import Parameter
-from flowppl.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 from torch.distributions import constraints
 
 from flowppl._arrays.tree import map_tree
-from flowppl.bijection import Bijection, check_standard_base
+from flowppl.bijections.contract import Bijection, check_standard_base
 from flowppl.pyro.transforms import FlowTransform
 
 

@@ -13,8 +13,8 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch.distributions import biject_to
 
 from flowppl._arrays.tree import Tree, leaves, map_tree
-from flowppl.bijection import Bijection
-from flowppl.combine import Chain
+from flowppl.bijections.combine import Chain
+from flowppl.bijections.contract import Bijection
 from flowppl.fitting import History
 from flowppl.pyro.fit import Fit
 from flowppl.pyro.flow import Flow

@@ -12,8 +12,8 @@ from torch.distributions import constraints
 
 from flowppl._arrays.namespace import build
 from flowppl._arrays.tree import Tree, leaves
-from flowppl.bijection import REAL_LINE, Bijection, check_bijection, initialize
-from flowppl.combine import inverted
+from flowppl.bijections.combine import inverted
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, initialize
 from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
 
 build("torch")  # torch.compile cannot trace the making of it

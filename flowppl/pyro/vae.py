@@ -13,7 +13,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from flowppl.bijection import Bijection
+from flowppl.bijections.contract import Bijection
 from flowppl.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
 from flowppl.losses import standard_log_prob
 from flowppl.pyro.flow import Flow, standard_normal

@@ -11,10 +11,10 @@ from torch.distributions import Transform
 from torch.distributions.transforms import _InverseTransform
 
 from flowppl._arrays.tree import Tree, leaves
-from flowppl.bijection import Bijection, check_event
+from flowppl.bijections.contract import Bijection, check_event
+from flowppl.bijections.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 from flowppl.checks import assign, derived
 from flowppl.declare import Parameter
-from flowppl.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 
 
 class _Slot(NamedTuple):

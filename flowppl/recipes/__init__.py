@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowppl.autoregressive import Autoregressive
-from flowppl.bijection import Bijection
-from flowppl.coupling import Coupling
-from flowppl.elementwise import Elementwise
-from flowppl.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
-from flowppl.orthogonal import QR, Householder
+from flowppl.bijections.autoregressive import Autoregressive
+from flowppl.bijections.contract import Bijection
+from flowppl.bijections.coupling import Coupling
+from flowppl.bijections.elementwise import Elementwise
+from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
+from flowppl.bijections.orthogonal import QR, Householder
+from flowppl.bijections.residual import Planar, Radial
+from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.recipes.autoregressive import iaf, maf, nsf_autoregressive
 from flowppl.recipes.coupling import flowpp, glow, nice, nsf, realnvp
 from flowppl.recipes.residual import (
@@ -20,8 +22,6 @@ from flowppl.recipes.residual import (
     radial,
     triangular_sylvester,
 )
-from flowppl.residual import Planar, Radial
-from flowppl.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 
 Recipe = Callable[..., Bijection]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from flowppl.autoregressive import Autoregressive
-from flowppl.bijection import Bijection
+from flowppl.bijections.autoregressive import Autoregressive
+from flowppl.bijections.combine import Invert
+from flowppl.bijections.contract import Bijection
+from flowppl.bijections.linear import Permute
 from flowppl.checks import check_sizes
-from flowppl.combine import Invert
-from flowppl.linear import Permute
 from flowppl.recipes.shuffle import shuffled
 from flowppl.univariate.base import Affine, Bound
 from flowppl.univariate.splines import RationalQuadraticSpline

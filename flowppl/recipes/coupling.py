@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from flowppl.bijection import Bijection
+from flowppl.bijections.combine import Chain, Invert
+from flowppl.bijections.contract import Bijection
+from flowppl.bijections.coupling import Coupling
+from flowppl.bijections.elementwise import Elementwise
+from flowppl.bijections.linear import LU, ActNorm, Permute
 from flowppl.checks import check_sizes
-from flowppl.combine import Chain, Invert
-from flowppl.coupling import Coupling
-from flowppl.elementwise import Elementwise
-from flowppl.linear import LU, ActNorm, Permute
 from flowppl.recipes.shuffle import shuffled
 from flowppl.univariate.base import Affine, Bound, Scale, Shift, Univariate
 from flowppl.univariate.mixture import LogisticMixture

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from flowppl.bijection import Bijection
+from flowppl.bijections.combine import Repeat
+from flowppl.bijections.conditional import Conditional
+from flowppl.bijections.contract import Bijection
+from flowppl.bijections.linear import Permute
+from flowppl.bijections.orthogonal import Householder
+from flowppl.bijections.residual import Planar, Radial
+from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.checks import check_sizes
-from flowppl.combine import Repeat
-from flowppl.conditional import Conditional
-from flowppl.linear import Permute
-from flowppl.orthogonal import Householder
 from flowppl.recipes.shuffle import shuffled
-from flowppl.residual import Planar, Radial
-from flowppl.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 
 
 def planar(dim: int, num_flows: int = 16, *, context_dim: int = 0, hidden_dims=()) -> Bijection:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from flowppl.bijection import Bijection
-from flowppl.combine import Chain, Repeat
-from flowppl.linear import Permute
+from flowppl.bijections.combine import Chain, Repeat
+from flowppl.bijections.contract import Bijection
+from flowppl.bijections.linear import Permute
 
 
 def shuffled(layer: Bijection, permute: Permute, num: int) -> Bijection:

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, check_event
+from flowppl.bijections.contract import Bijection, check_event
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.networks import MADE, as_dims, dense_layers, hidden_units, split_raw
 from flowppl.univariate.base import Affine, Univariate, check_univariate

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import COSTS, REAL_LINE, Bijection, check_bijection, check_event
+from flowppl.bijections.contract import COSTS, REAL_LINE, Bijection, check_bijection, check_event
+from flowppl.bijections.linear import Permute
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.declare import Constant, Draws, Normal, Parameter, Uniform
-from flowppl.linear import Permute
 
 
 def _slowest(costs: Iterable[str]) -> str:

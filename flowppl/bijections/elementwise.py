@@ -7,7 +7,7 @@ import math
 
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import REAL_LINE, Bijection, check_event
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
 from flowppl.checks import check_sizes
 from flowppl.declare import Parameter
 from flowppl.univariate.base import Univariate, check_univariate

@@ -8,9 +8,9 @@ import math
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, check_bijection, check_event, num_parameters
+from flowppl.bijections.combine import Wrapper
+from flowppl.bijections.contract import Bijection, check_bijection, check_event, num_parameters
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.combine import Wrapper
 from flowppl.networks import MLP, as_dims
 
 

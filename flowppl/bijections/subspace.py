@@ -6,10 +6,10 @@ import dataclasses
 
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import REAL_LINE, Bijection, check_bijection, check_event
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_event
+from flowppl.bijections.residual import times
 from flowppl.checks import check_sizes
 from flowppl.declare import Normal, Parameter
-from flowppl.residual import times
 
 
 @dataclasses.dataclass(frozen=True)

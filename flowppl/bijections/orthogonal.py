@@ -18,10 +18,10 @@ import dataclasses
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, check_event
+from flowppl.bijections.contract import Bijection, check_event
+from flowppl.bijections.linear import positive, triangle, triangle_position
 from flowppl.checks import check_sizes
 from flowppl.declare import Parameter
-from flowppl.linear import positive, triangle, triangle_position
 
 
 def unit_rows(vectors: Array) -> Array:

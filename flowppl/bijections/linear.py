@@ -10,7 +10,7 @@ import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, check_event
+from flowppl.bijections.contract import Bijection, check_event
 from flowppl.checks import assign, check_sizes
 from flowppl.declare import Parameter
 

@@ -33,12 +33,12 @@ import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, check_event
+from flowppl.bijections.contract import Bijection, check_event
+from flowppl.bijections.linear import join, triangle, triangle_position
+from flowppl.bijections.orthogonal import reflect, unit_rows
+from flowppl.bijections.residual import MIN_SLOPE, root_of_bend, times
 from flowppl.checks import assign, check_sizes
 from flowppl.declare import Normal, Parameter
-from flowppl.linear import join, triangle, triangle_position
-from flowppl.orthogonal import reflect, unit_rows
-from flowppl.residual import MIN_SLOPE, root_of_bend, times
 
 
 class Sylvester(Bijection):
@@ -146,7 +146,7 @@ class OrthogonalSylvester(Sylvester):
 
     The columns of Q are those of the QR decomposition of a free matrix, orthonormal wherever it has full rank. Where
     every event has weights of its own, :class:`HouseholderSylvester` is cheaper. See
-    :mod:`flowppl.sylvester` for R and the inverse.
+    :mod:`flowppl.bijections.sylvester` for R and the inverse.
 
     Args:
         dim: the number D of coordinates.
@@ -192,7 +192,7 @@ class HouseholderSylvester(Sylvester):
         y = x + Q R \tanh(\tilde R\, Q^\top x + b), \qquad Q = \text{the first M columns of } H_1 \cdots H_K
 
     It costs O(KD + M^2) for each event also where every event has weights of its own. The paper has M = D. See
-    :mod:`flowppl.sylvester` for R and the inverse.
+    :mod:`flowppl.bijections.sylvester` for R and the inverse.
 
     Args:
         dim: the number D of coordinates.
@@ -248,7 +248,7 @@ class TriangularSylvester(Sylvester):
         y = x + R \tanh(\tilde R\, x + b)
 
     Stacks alternate it with the reverse permutation, as :func:`flowppl.triangular_sylvester` does. See
-    :mod:`flowppl.sylvester` for R and the inverse.
+    :mod:`flowppl.bijections.sylvester` for R and the inverse.
 
     Args:
         dim: the number of coordinates, and of hidden units.

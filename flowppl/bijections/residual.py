@@ -8,10 +8,10 @@ import math
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.roots import newton_root
 from flowppl._arrays.tree import Tree
-from flowppl.bijection import Bijection, check_event
+from flowppl.bijections.contract import Bijection, check_event
+from flowppl.bijections.linear import positive
 from flowppl.checks import check_sizes
 from flowppl.declare import Normal, Parameter
-from flowppl.linear import positive
 
 MIN_SLOPE = 1e-3  # along w a planar layer keeps at least this much of any distance
 

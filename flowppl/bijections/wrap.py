@@ -9,7 +9,7 @@ from typing import Any
 
 import flowppl
 from flowppl._arrays.namespace import Array
-from flowppl.bijection import REAL_LINE
+from flowppl.bijections.contract import REAL_LINE
 from flowppl.checks import check_sizes
 
 WRAP_DOC = """A transform of {host} as a bijection, to stand among flowppl's own.
