@@ -37,7 +37,7 @@ from pyro.infer.autoguide import AutoIAFNormal as PyroIAF
 import flowppl as fp
 import flowppl.numpyro
 import flowppl.pyro
-from flowppl.fitting import CHUNK, Chunk
+from flowppl.inference.fitting import CHUNK, Chunk
 from flowppl.pyro.fit import PathTrainer
 
 torch.set_num_threads(1)

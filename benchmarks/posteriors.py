@@ -54,7 +54,7 @@ from sklearn.datasets import load_breast_cancer
 import flowppl.numpyro
 import flowppl.pyro
 from flowppl.diagnostics import diagnose
-from flowppl.fitting import AFFINE_ROUND, FLOW_ROUNDS, MAX_AFFINE_ROUNDS
+from flowppl.inference.fitting import AFFINE_ROUND, FLOW_ROUNDS, MAX_AFFINE_ROUNDS
 
 PARTICLES, FIRST_RATE, LAST_RATE, CLIP, CHUNK, BATCH = 64, 1e-2, 1e-4, 10.0, 100, 4096
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flowppl.diagnostics import coordinates
-from flowppl.importance import k_hat_threshold, smooth, tail_length
+from flowppl.inference.diagnostics import coordinates
+from flowppl.inference.importance import k_hat_threshold, smooth, tail_length
 
 # Okabe and Ito's colours, which all eyes can tell apart; the line styles differ too.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"

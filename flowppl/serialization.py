@@ -42,7 +42,7 @@ import safetensors.numpy
 import flowppl
 from flowppl._arrays.tree import Tree, leaves, map_tree, merge, select
 from flowppl.bijections.contract import check_bijection
-from flowppl.diagnostics import Diagnosis
+from flowppl.inference.diagnostics import Diagnosis
 
 FORMAT = 1
 BACKENDS = ("pyro", "numpyro")
@@ -222,7 +222,7 @@ def load(
     bijection = _decode(config["bijection"], path, {kind.__name__: kind for kind in classes})
     check_bijection(bijection)
     if config["guide"]:
-        from flowppl.guides import guide_bijection  # needs what only the adapters need
+        from flowppl.inference.guides import guide_bijection  # needs what only the adapters need
 
         bijection = guide_bijection(bijection, *bijection.x_shape)
     parameters, constants = bijection.parameters(), bijection.constants()

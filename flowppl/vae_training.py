@@ -15,7 +15,7 @@ import numpy as np
 
 from flowppl.bijections.contract import Bijection
 from flowppl.checks import check_positive, check_sizes
-from flowppl.epochs import Epochs, Progress, hold_out, run_epochs
+from flowppl.inference.epochs import Epochs, Progress, hold_out, run_epochs
 from flowppl.serialization import check_folder, read_file, write_file
 
 FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.

@@ -30,7 +30,7 @@ from flowppl.diagnostics import (
     k_hat_threshold,
     resample_indices,
 )
-from flowppl.importance import smooth
+from flowppl.inference.importance import smooth
 
 matplotlib.use("Agg")
 with warnings.catch_warnings():

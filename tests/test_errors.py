@@ -12,7 +12,7 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl import diagnostics
-from flowppl.guides import check_levels, guide_bijection
+from flowppl.inference.guides import check_levels, guide_bijection
 from flowppl.vae import check_parts
 
 

@@ -19,7 +19,7 @@ import flowppl.pyro.density as pyro_density
 from flowppl import numpyro as fnp
 from flowppl import pyro as fpp
 from flowppl._arrays.namespace import namespace
-from flowppl.density import split_rows
+from flowppl.inference.density import split_rows
 
 
 def fit_pyro(bijection, x, context=None, base=None, seed=0, **options):

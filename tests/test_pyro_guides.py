@@ -16,7 +16,7 @@ from torch.distributions import SigmoidTransform, biject_to, constraints
 import flowppl as fp
 import flowppl.pyro
 from flowppl._arrays import tree as _tree
-from flowppl.guides import guide_bijection, start_at
+from flowppl.inference.guides import guide_bijection, start_at
 from flowppl.pyro import FlowTransform, log_weights
 from flowppl.pyro.guides import unconstrained_zeros
 

@@ -25,7 +25,7 @@ import flowppl.pyro as fpp
 from flowppl import serialization
 from flowppl._arrays import tree as _tree
 from flowppl.diagnostics import Diagnosis
-from flowppl.fitting import History
+from flowppl.inference.fitting import History
 from flowppl.numpyro.transforms import init_params
 from flowppl.pyro.target import Target
 

@@ -14,8 +14,8 @@ from pyro import poutine
 
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl.guides import MAX_TRIANGULAR
-from flowppl.starts import newton_start, quasi_newton_start
+from flowppl.inference.guides import MAX_TRIANGULAR
+from flowppl.inference.starts import newton_start, quasi_newton_start
 
 DIM = 6
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowppl.density import FIT_DENSITY_DOC, INIT_ROWS, DensityFit, check_options, split_rows, train
+from flowppl.inference.density import FIT_DENSITY_DOC, INIT_ROWS, DensityFit, check_options, split_rows, train
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
-from flowppl import diagnostics
 from flowppl.checks import check_sizes
+from flowppl.inference import diagnostics
+from flowppl.inference.importance import resample_indices
 from flowppl.numpyro.guides import AutoFlow
 
 
@@ -151,7 +152,7 @@ def resample(
     draw_key, choice_key = jax.random.split(rng_key)
     weights, draws = _draw(draw_key, model, guide, params, args, kwargs, number, chunk_size, keep=True)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)))
-    chosen = diagnostics.resample_indices(np.asarray(weights), num_samples, rng)
+    chosen = resample_indices(np.asarray(weights), num_samples, rng)
     return {name: value[chosen] for name, value in draws.items()}
 
 

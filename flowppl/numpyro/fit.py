@@ -16,8 +16,8 @@ from numpyro import handlers
 from numpyro.infer import SVI
 
 from flowppl._arrays.tree import merge
-from flowppl.diagnostics import is_subsampled
-from flowppl.fitting import (
+from flowppl.inference.diagnostics import is_subsampled
+from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
     FIT_DOC,
@@ -31,8 +31,8 @@ from flowppl.fitting import (
     time_limit,
     train,
 )
-from flowppl.guides import affine_part, distance_from_identity, fold, path_flow, stage
-from flowppl.losses import guide_loss, standard_log_prob
+from flowppl.inference.guides import affine_part, distance_from_identity, fold, path_flow, stage
+from flowppl.inference.losses import guide_loss, standard_log_prob
 from flowppl.numpyro.diagnostics import _draw, diagnose, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.objectives import PathELBO

@@ -18,7 +18,7 @@ from numpyro.infer.initialization import init_to_median
 from numpyro.infer.util import find_valid_initial_params, helpful_support_errors
 
 from flowppl._arrays.tree import Tree
-from flowppl.guides import (
+from flowppl.inference.guides import (
     AUTO_FLOW_DOC,
     NUM_DRAWS,
     FlowChoice,
@@ -34,11 +34,11 @@ from flowppl.guides import (
     search_start,
     start_at,
 )
+from flowppl.inference.starts import Gaussian
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import FlowTransform, init_params
 from flowppl.serialization import absent_model
-from flowppl.starts import Gaussian
 
 
 class AutoFlow(AutoContinuous):

@@ -21,8 +21,8 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.initialization import init_to_median
 
 from flowppl._arrays.tree import Tree
-from flowppl.guides import check_levels
-from flowppl.local import (
+from flowppl.inference.guides import check_levels
+from flowppl.inference.local import (
     AUTO_LOCAL_FLOW_DOC,
     NUM_MEDIAN_DRAWS,
     LatentSite,

@@ -13,8 +13,7 @@ from numpyro.primitives import Messenger
 from numpyro.util import check_model_guide_match
 
 from flowppl.checks import check_positive, check_sizes
-from flowppl.numpyro.flow import FlowDistribution
-from flowppl.objectives import (
+from flowppl.inference.objectives import (
     ANNEALED_DOC,
     FORWARD_KL_DOC,
     IMPORTANCE_WEIGHTED_ELBO_DOC,
@@ -27,6 +26,7 @@ from flowppl.objectives import (
     solves,
     sum_outside,
 )
+from flowppl.numpyro.flow import FlowDistribution
 
 
 class PathELBO(Trace_ELBO):

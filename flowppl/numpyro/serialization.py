@@ -14,7 +14,7 @@ from numpyro.primitives import CondIndepStackFrame
 from flowppl._arrays.tree import Tree, map_tree
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
-from flowppl.fitting import History
+from flowppl.inference.fitting import History
 from flowppl.numpyro.fit import Fit
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.guides import AutoFlow

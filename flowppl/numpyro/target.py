@@ -10,7 +10,7 @@ import numpyro
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
-from flowppl.starts import NUM_TRIALS
+from flowppl.inference.starts import NUM_TRIALS
 
 
 class Target:

@@ -19,7 +19,7 @@ from numpyro.contrib.module import nnx_module
 
 from flowppl.bijections.contract import Bijection
 from flowppl.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
-from flowppl.losses import standard_log_prob
+from flowppl.inference.losses import standard_log_prob
 from flowppl.numpyro.flow import Flow, flow, standard_normal
 from flowppl.vae import (
     ENCODE_DOC,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowppl.density import FIT_DENSITY_DOC, INIT_ROWS, DensityFit, check_options, split_rows, train
+from flowppl.inference.density import FIT_DENSITY_DOC, INIT_ROWS, DensityFit, check_options, split_rows, train
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.steps import take_step
 

@@ -11,8 +11,9 @@ from pyro import poutine
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.poutine.util import site_is_subsample
 
-from flowppl import diagnostics
 from flowppl.checks import check_sizes
+from flowppl.inference import diagnostics
+from flowppl.inference.importance import resample_indices
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.target import Target
 
@@ -142,7 +143,7 @@ def resample(
     diagnostics.check_whole(model_plates(model, guide, args, kwargs))
     weights, draws = _draw(model, guide, args, kwargs, number, chunk_size, keep=True)
     rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-    chosen = torch.as_tensor(diagnostics.resample_indices(_numpy(weights), num_samples, rng), device=weights.device)
+    chosen = torch.as_tensor(resample_indices(_numpy(weights), num_samples, rng), device=weights.device)
     return {name: value[chosen] for name, value in draws.items()}
 
 

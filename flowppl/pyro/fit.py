@@ -16,8 +16,8 @@ from pyro import poutine
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from flowppl._arrays.tree import map_tree
-from flowppl.diagnostics import is_subsampled
-from flowppl.fitting import (
+from flowppl.inference.diagnostics import is_subsampled
+from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
     FIT_DOC,
@@ -31,8 +31,8 @@ from flowppl.fitting import (
     time_limit,
     train,
 )
-from flowppl.guides import affine_part, distance_from_identity, fold, path_flow, stage
-from flowppl.losses import guide_loss, standard_log_prob
+from flowppl.inference.guides import affine_part, distance_from_identity, fold, path_flow, stage
+from flowppl.inference.losses import guide_loss, standard_log_prob
 from flowppl.pyro.diagnostics import _draw, _traces, aside, diagnose, log_weights, model_plates, plate_nesting, resample
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.objectives import PathELBO

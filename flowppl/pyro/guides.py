@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 from torch.utils._pytree import tree_map
 
-from flowppl.guides import (
+from flowppl.inference.guides import (
     AUTO_FLOW_DOC,
     NUM_DRAWS,
     FlowChoice,
@@ -32,11 +32,11 @@ from flowppl.guides import (
     search_start,
     start_at,
 )
+from flowppl.inference.starts import Gaussian
 from flowppl.pyro.flow import Flow, FlowDistribution, standard_normal
 from flowppl.pyro.target import Target
 from flowppl.pyro.transforms import FlowTransform
 from flowppl.serialization import absent_model
-from flowppl.starts import Gaussian
 
 
 class AutoFlow(AutoContinuous):

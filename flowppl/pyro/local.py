@@ -20,8 +20,8 @@ from pyro.poutine.runtime import NonlocalExit
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
-from flowppl.guides import check_supports
-from flowppl.local import (
+from flowppl.inference.guides import check_supports
+from flowppl.inference.local import (
     AUTO_LOCAL_FLOW_DOC,
     NUM_MEDIAN_DRAWS,
     LatentSite,

@@ -17,7 +17,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import warn_if_nan
 
 from flowppl.checks import check_positive, check_sizes
-from flowppl.objectives import (
+from flowppl.inference.objectives import (
     ANNEALED_DOC,
     FORWARD_KL_DOC,
     IMPORTANCE_WEIGHTED_ELBO_DOC,

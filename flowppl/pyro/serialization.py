@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 from flowppl._arrays.tree import Tree, leaves, map_tree
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
-from flowppl.fitting import History
+from flowppl.inference.fitting import History
 from flowppl.pyro.fit import Fit
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.guides import AutoFlow

@@ -15,7 +15,7 @@ import torch
 
 from flowppl.bijections.contract import Bijection
 from flowppl.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
-from flowppl.losses import standard_log_prob
+from flowppl.inference.losses import standard_log_prob
 from flowppl.pyro.flow import Flow, standard_normal
 from flowppl.vae import (
     ENCODE_DOC,

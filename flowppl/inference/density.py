@@ -13,7 +13,7 @@ import numpy as np
 from flowppl._arrays.namespace import Array, namespace
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
 from flowppl.checks import check_positive, check_sizes
-from flowppl.epochs import Epochs, Progress, hold_out, run_epochs
+from flowppl.inference.epochs import Epochs, Progress, hold_out, run_epochs
 
 INIT_ROWS = 4096  # of the training data, for layers that start from data
 
@@ -48,7 +48,7 @@ FIT_DENSITY_DOC = """Fit a flow to data by maximum likelihood.
         progress: show a progress bar.
 
     Returns:
-        A :class:`flowppl.density.DensityFit`.
+        A :class:`flowppl.inference.density.DensityFit`.
 
     Raises:
         TypeError: if ``flow`` is not a flow.

@@ -5,9 +5,10 @@ into the fixed one: the flow is then trained where the posterior looks like a st
 suits all models. The rounds of the flow follow, each longer than the one before, until the importance weights say
 that the guide is good, or the rounds or the time end.
 
-The gradient is that of :func:`flowppl.losses.path_loss`. Within a round the power of its weights goes up from 0
-to 1/2, and half of the noise is stretched by up to 1.5 in random directions: the guide practises its tails, which it
-would see too rarely otherwise. Where the guide is the posterior the gradient is zero for any noise and any power.
+The gradient is that of :func:`flowppl.inference.losses.path_loss`. Within a round the power of its weights goes up
+from 0 to 1/2, and half of the noise is stretched by up to 1.5 in random directions: the guide practises its tails,
+which it would see too rarely otherwise. Where the guide is the posterior the gradient is zero for any noise and any
+power.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from tqdm.auto import tqdm
 
 import flowppl
 from flowppl.checks import check_positive, check_sizes
-from flowppl.diagnostics import Diagnosis, diagnose
+from flowppl.inference.diagnostics import Diagnosis, diagnose
 
 FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
 
     With no more than a model and its arguments this fits an :class:`AutoFlow` from a searched start, in rounds, until
-    its importance weights say that it is good or the last round ends: see :mod:`flowppl.fitting`. Such a guide is
-    trained on the log density of the model itself, along the path of its draws, at the scale of the posterior.
+    its importance weights say that it is good or the last round ends: see :mod:`flowppl.inference.fitting`. Such a
+    guide is trained on the log density of the model itself, along the path of its draws, at the scale of the posterior.
     Any other guide, or any guide of a model with parameters of its own, is trained by the host's means, by
     :class:`PathELBO` unless ``loss`` is given.
 

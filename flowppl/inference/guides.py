@@ -16,8 +16,8 @@ from flowppl.bijections.frozen import Damped, Frozen, held
 from flowppl.bijections.linear import ElementwiseAffine, TriangularAffine, diagonal
 from flowppl.bijections.subspace import Subspace
 from flowppl.checks import check_positive
+from flowppl.inference.starts import newton_start, quasi_newton_start
 from flowppl.recipes import make_flow, nsf, realnvp
-from flowppl.starts import newton_start, quasi_newton_start
 
 FlowChoice = str | Bijection | Callable[[int], Bijection]
 INITS = ("auto", "newton", "diagonal", "point")

@@ -18,7 +18,7 @@ from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.frozen import Damped
 from flowppl.bijections.linear import ElementwiseAffine
 from flowppl.checks import check_positive
-from flowppl.guides import LOG_SCALE_BOUND
+from flowppl.inference.guides import LOG_SCALE_BOUND
 from flowppl.recipes import make_flow, realnvp
 from flowppl.univariate.mixture import LogisticMixture
 

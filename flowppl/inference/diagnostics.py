@@ -1,0 +1,356 @@
+"""How far a fitted guide can be trusted, from its importance weights and, if there are any, from reference draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from flowppl.inference.importance import (
+    MIN_BATCH,
+    as_weights,
+    batch_size,
+    effective,
+    k_hat,
+    k_hat_threshold,
+    weigh,
+)
+
+# What the verdicts rest on. A normal guide that is 0.3 sd off in one direction has a gap of 0.045 nats.
+MAX_GAP = 0.05
+MAX_MOMENT_ERROR = 0.3  # in reference sds, for means; in logs, for sds
+MAX_MISSED = 0.08
+MAX_NONFINITE = 0.1
+MAX_ROUND_TRIP = 0.01
+MIN_ESS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The largest differences between draws of a guide and reference draws, coordinate by coordinate.
+
+    Means and sds are those of draws clipped to the central 99% of the reference, so that heavy tails do not drown them.
+
+    Args:
+        mean_error: the largest error of a mean, in sds of the reference.
+        log_sd_ratio: the logarithm of sd / reference sd that is farthest from 0.
+        missed: the largest share of reference draws in places where the guide has less than a tenth of that mass. The
+            places are 20 intervals between quantiles of the reference, fewer if there are fewer than 1000 draws.
+        worst: the coordinate that differs most.
+        nonfinite: the share of reference draws with a value that is not finite; they are left out.
+    """
+
+    mean_error: float
+    log_sd_ratio: float
+    missed: float
+    worst: str
+    nonfinite: float
+
+
+def compare(draws: Mapping, reference: Mapping) -> Comparison:
+    """Compare draws of a guide with reference draws, such as those of NUTS, in all sites that both have.
+
+    Args:
+        draws: for each site an array ``(n, ...)``.
+        reference: the same, of any number of draws; a few hundred are enough.
+
+    Raises:
+        ValueError: if they have no site in common, or one of different shapes.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowppl.diagnostics import compare
+        >>> rng = np.random.default_rng(0)
+        >>> two_modes = rng.normal(size=(1000, 2)) + [0, 5] * rng.choice([-1, 1], size=(1000, 1))
+        >>> result = compare({"z": rng.normal(size=(1000, 2)) - [0, 5]}, {"z": two_modes})
+        >>> result.worst, round(result.missed, 1)
+        ('z[1]', 0.5)
+    """
+    sites = [name for name in draws if name in reference and np.size(reference[name])]
+    if not sites:
+        raise ValueError(f"draws and reference have no site in common: {list(draws)} and {list(reference)}")
+    for name in sites:
+        ours, theirs = np.shape(draws[name]), np.shape(reference[name])
+        if ours[1:] != theirs[1:] or not ours or not theirs:
+            raise ValueError(
+                f"site {name!r} must be (n, ...) with equal ..., got {ours} in draws, {theirs} in reference"
+            )
+    found, known = (coordinates({name: group[name] for name in sites}) for group in (draws, reference))
+    errors = np.array([_errors(found[name], known[name]) for name in known])
+    mean_error, log_sd_ratio, missed = errors.T
+    scores = np.abs(errors) / [MAX_MOMENT_ERROR, MAX_MOMENT_ERROR, MAX_MISSED]
+    return Comparison(
+        mean_error=float(mean_error.max()),
+        log_sd_ratio=float(log_sd_ratio[np.argmax(np.abs(log_sd_ratio))]),
+        missed=float(missed.max()),
+        worst=list(known)[int(np.argmax(scores.max(axis=1)))],
+        nonfinite=max(float(np.mean(~np.isfinite(values))) for values in known.values()),
+    )
+
+
+def coordinates(draws: Mapping) -> dict[str, np.ndarray]:
+    """The coordinates of all sites, as vectors over the draws, under names such as ``z`` and ``z[0,1]``."""
+    result = {}
+    for name, value in draws.items():
+        value = np.asarray(value, dtype=np.float64)
+        for index in np.ndindex(value.shape[1:]):
+            label = f"{name}[{','.join(map(str, index))}]" if index else name
+            result[label] = value[(slice(None), *index)]
+    return result
+
+
+def _errors(draws, reference) -> tuple[float, float, float]:
+    """Error of the mean, log ratio of sds and missed share of one coordinate."""
+    draws, reference = draws[np.isfinite(draws)], reference[np.isfinite(reference)]
+    if not len(draws) or not len(reference):
+        return math.inf, math.inf, 1.0
+    lower, upper = np.quantile(reference, [0.005, 0.995])
+    if lower == upper:  # a constant, as above the diagonal of a Cholesky factor
+        return (0.0, 0.0, 0.0) if np.allclose(draws, lower) else (math.inf, math.inf, 1.0)
+    ours, theirs = np.clip(draws, lower, upper), np.clip(reference, lower, upper)
+    ratio = ours.std() / theirs.std()
+    edges = np.quantile(reference, np.linspace(0, 1, 1 + int(np.clip(min(len(draws), len(reference)) // 50, 2, 20))))
+    edges[0], edges[-1] = -np.inf, np.inf
+    share, known = (np.diff(np.searchsorted(np.sort(x), edges)) / len(x) for x in (draws, reference))
+    return (
+        float(abs(ours.mean() - theirs.mean()) / theirs.std()),
+        math.log(ratio) if ratio > 0 else -math.inf,
+        float(known[share < known / 10].sum()),
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Diagnosis:
+    """What :func:`diagnose` found; ``print`` shows it as a table, with the verdict and what to do.
+
+    ========================= =======================================================================================
+    ``verdict``               when
+    ========================= =======================================================================================
+    ``"good"``                k-hat is below its threshold, the gap is at most 0.05 nats, at least half of the draws
+                              are effective, and all else is in order
+    ``"use with correction"`` k-hat is below its threshold and 100 draws or more are effective: ``resample`` repairs
+                              what is wrong
+    ``"bulk only"``           k-hat is too large but the gap is small: a few draws in the tails, which spoil a
+                              correction and hardly move means
+    ``"not judged"``          the model saw a part of its data only, so that the weights carry the noise of the batch
+    ``"do not trust"``        otherwise, and whenever more than 8% of the reference is missed, a flow is inverted with
+                              an error above 0.01, or more than a tenth of the draws is not finite
+    ========================= =======================================================================================
+
+    Args:
+        k_hat: the shape of the tail of the weights, the median over batches.
+        k_hat_threshold: what it may be at most, for the size of the batches.
+        ess: the effective sample size.
+        num_draws: the number of draws.
+        elbo: the mean log weight.
+        elbo_se: its standard error.
+        log_evidence: the log of the mean smoothed weight, an estimate of log p(x).
+        log_evidence_se: its standard error.
+        nonfinite: the share of draws with a weight or a value that is not finite. The ELBO is that of the others, and
+            in all else these draws weigh nothing.
+        round_trip_error: how badly the flow is inverted numerically, in units of its base; ``None`` if not known.
+        comparison: with the reference draws; ``None`` without.
+    """
+
+    k_hat: float
+    k_hat_threshold: float
+    ess: float
+    num_draws: int
+    elbo: float
+    elbo_se: float
+    log_evidence: float
+    log_evidence_se: float
+    nonfinite: float
+    round_trip_error: float | None = None
+    comparison: Comparison | None = None
+
+    @property
+    def ess_fraction(self) -> float:
+        """The effective sample size in relation to the number of draws."""
+        return self.ess / self.num_draws
+
+    @property
+    def kl_gap(self) -> float:
+        """``log_evidence - elbo``: the KL divergence of the guide from the posterior, where k-hat is in order."""
+        return self.log_evidence - self.elbo if math.isfinite(self.elbo) else math.inf
+
+    @property
+    def verdict(self) -> str:
+        """``"good"``, ``"use with correction"``, ``"bulk only"``, ``"not judged"`` or ``"do not trust"``."""
+        return self._judge()[0]
+
+    @property
+    def advice(self) -> str:
+        """What is good, what is not, and what to do next."""
+        return self._judge()[1]
+
+    def _judge(self) -> tuple[str, str]:
+        if math.isnan(self.k_hat):
+            return "not judged", (
+                "The weights carry the noise of the batches: pass the arguments by which the model sees all its data."
+            )
+        seen = self.comparison
+        off = seen is not None and (max(seen.mean_error, abs(seen.log_sd_ratio)) > MAX_MOMENT_ERROR or seen.missed > 0)
+        close = self.kl_gap <= MAX_GAP and self.ess_fraction >= 0.5
+        tail = f"k-hat {self.k_hat:.2f}, limit {self.k_hat_threshold:.2f}"
+        if self.nonfinite > MAX_NONFINITE:
+            return "do not trust", (
+                f"{self.nonfinite:.0%} of the draws are not finite or have no finite weight: look for a support the "
+                "guide does not share with the model or for overflow, start with a smaller init_scale, or use float64."
+            )
+        if self.round_trip_error is not None and self.round_trip_error > MAX_ROUND_TRIP:
+            return "do not trust", (
+                f"The flow is inverted with an error of {self.round_trip_error:.1g}, so its densities are not exact: "
+                "use float64 or fewer layers, or bring data and latents to scales near 1."
+            )
+        if seen is not None and seen.missed > MAX_MISSED:
+            return "do not trust", (
+                f"The guide misses {seen.missed:.0%} of the reference draws, worst in {seen.worst}: it has lost a mode "
+                "or a tail, which no weights bring back; start it wider, use a richer flow, or keep the reference."
+            )
+        if seen is not None and off and close:
+            return "do not trust", (
+                f"The weights are fine, but {seen.worst} disagrees with the reference: the guide has lost a part of "
+                "the posterior, or the reference is not of this model or has not converged."
+            )
+        if self.k_hat > self.k_hat_threshold:
+            # A lost mode looks like this too, but with weights that have no mean.
+            if close and (self.k_hat < 1 or seen is not None):
+                return "bulk only", (
+                    f"Means and central intervals can be used as they are, but rare draws have far too large weights "
+                    f"({tail}): do not resample or read off tail probabilities; train longer or use a richer flow."
+                )
+            return "do not trust", (
+                f"The guide misses mass of the posterior ({tail}), which a correction cannot repair: train longer, use "
+                "a richer flow or a better start, or run NUTS."
+            )
+        if close and not self.nonfinite:
+            unseen = "" if seen else " A mode that the guide never visits would not show; reference draws tell."
+            return "good", f"The draws can be used as they are.{unseen}"
+        if self.ess < MIN_ESS:
+            return "do not trust", (
+                f"Only {self.ess:.0f} of {self.num_draws} draws are effective: train longer or use a richer flow; or "
+                f"raise num_samples and resample, which the weights allow ({tail})."
+            )
+        dropped = f" and {self.nonfinite:.2%} of its draws are not finite" if self.nonfinite else ""
+        return "use with correction", (
+            f"The guide is {self.kl_gap:.2g} nats from the posterior{dropped}, but its weights can repair that "
+            f"({tail}): take draws from resample, or train longer."
+        )
+
+    def __repr__(self):
+        numbers = f"k_hat={self.k_hat:.2f}, ess_fraction={self.ess_fraction:.2f}, kl_gap={self.kl_gap:.3f}"
+        return f"Diagnosis({self.verdict!r}, {numbers})"
+
+    def __str__(self):
+        rows = {
+            "k-hat": f"{self.k_hat:.2f} (limit {self.k_hat_threshold:.2f})",
+            "effective draws": f"{self.ess:.0f} of {self.num_draws} ({self.ess_fraction:.0%})",
+            "ELBO": f"{self.elbo:.3f} ± {self.elbo_se:.3f}",
+            "log evidence": f"{self.log_evidence:.3f} ± {self.log_evidence_se:.3f}",
+            "gap": f"{self.kl_gap:.3f} nats",
+            "not finite": f"{self.nonfinite:.2%} of the draws",
+        }
+        if self.round_trip_error is not None:
+            rows["round trip"] = f"{self.round_trip_error:.1g}"
+        if self.comparison is not None:
+            seen = self.comparison
+            rows["reference"] = (
+                f"means off by up to {seen.mean_error:.2f} sd, sds by a factor of {math.exp(seen.log_sd_ratio):.2f}, "
+                f"{seen.missed:.0%} missed, worst in {seen.worst}"
+            )
+            if seen.nonfinite:
+                rows["reference"] += f"; {seen.nonfinite:.2%} of it is not finite"
+        table = "\n".join(f"  {name:<16} {value}" for name, value in rows.items())
+        return f"{self.verdict}\n{table}\n{self.advice}"
+
+
+def diagnose(
+    log_weights, *, num_batches: int = 10, round_trip_error: float | None = None, draws=None, reference=None
+) -> Diagnosis:
+    r"""Say whether a guide can be trusted, from the importance weights of its draws.
+
+    No single number tells: a guide that lost a mode has a fine k-hat, and a guide with a tiny KL divergence can have a
+    large one from a few draws. So this combines k-hat, the effective sample size, the gap between the log evidence and
+    the ELBO, what is not finite, and a comparison with reference draws if there are any.
+
+    Args:
+        log_weights: an array of log weights, log p(x, z) - log q(z), one for each draw.
+        num_batches: the number of batches over which to take the median of k-hat.
+        round_trip_error: :math:`\max |f^{-1}(f(x)) - x| / (1 + |x|)` over draws of the base, for a flow.
+        draws: draws of the guide, to compare with ``reference``: for each site an array ``(n, ...)``.
+        reference: reference draws of the same sites, such as those of NUTS.
+
+    Returns:
+        A :class:`Diagnosis`.
+
+    Raises:
+        ValueError: if a batch has fewer than 25 draws, only one of ``draws`` and ``reference`` is given, or they do not
+            fit together.
+        ImportError: without arviz; install ``flowppl[diagnostics]``.
+
+    References:
+        Yao, Vehtari, Simpson, Gelman: Yes, but Did It Work?, 2018, arXiv 1802.02538. Huggins, Kasprzak, Campbell,
+        Broderick: Validated Variational Inference via Practical Posterior Error Bounds, 2020, arXiv 1910.04102.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowppl.diagnostics import diagnose
+        >>> z = np.random.default_rng(0).normal(size=10_000)
+        >>> diagnose(0.5 * z).verdict, diagnose(0.49 * z**2).verdict
+        ('use with correction', 'do not trust')
+    """
+    log_weights = as_weights(log_weights)
+    size = batch_size("diagnose", log_weights, num_batches)
+    if (draws is None) != (reference is None):
+        raise ValueError("diagnose needs both draws and reference for a comparison, or neither")
+    finite = log_weights[np.isfinite(log_weights)]
+    nonfinite = 1 - len(finite) / len(log_weights)
+    comparison = None
+    if draws is not None:
+        comparison = compare(draws, reference)
+        nonfinite = max(nonfinite, *(float(np.mean(~np.isfinite(values))) for values in coordinates(draws).values()))
+    weights, _, log_evidence = weigh(log_weights)
+    ess = effective(weights)
+    known = len(finite) >= 2
+    return Diagnosis(
+        k_hat=k_hat(finite, num_batches) if len(finite) >= MIN_BATCH * num_batches else math.inf,
+        k_hat_threshold=k_hat_threshold(size),
+        ess=ess,
+        num_draws=len(log_weights),
+        elbo=float(finite.mean()) if known else -math.inf,
+        elbo_se=float(finite.std(ddof=1) / math.sqrt(len(finite))) if known else math.inf,
+        log_evidence=log_evidence,
+        # The relative error of a mean of weights with this effective sample size.
+        log_evidence_se=math.sqrt(max(1 / ess - 1 / len(log_weights), 0)) if known else math.inf,
+        nonfinite=nonfinite,
+        round_trip_error=None if round_trip_error is None else float(np.nan_to_num(round_trip_error, nan=np.inf)),
+        comparison=comparison,
+    )
+
+
+def check_covered(missing: set[str]) -> None:
+    """Raise ValueError if the guide leaves out latent sites of the model, for then there are no weights."""
+    if missing:
+        raise ValueError(
+            f"the guide does not draw these latent sites of the model: {', '.join(sorted(missing))}. Give the model "
+            "that the guide was made for, with discrete sites summed out, or add a guide for them"
+        )
+
+
+def is_subsampled(plates: Iterable[tuple[str, int, int]]) -> bool:
+    """Whether one of the plates is: of each the name, the number of members in the batch, and of all members."""
+    return any(size != full_size for _, size, full_size in plates)
+
+
+def check_whole(plates: Iterable[tuple[str, int, int]]) -> None:
+    """Raise ValueError if one of the plates is subsampled, for then the weights carry the noise of the batch."""
+    for name, size, full_size in plates:
+        if size != full_size:
+            raise ValueError(
+                f"with these arguments the model sees {size} of the {full_size} members of the plate {name!r}, so the "
+                "weights carry the noise of the batch. Pass the arguments by which it sees all of them (of a fit to "
+                "batches, call diagnose(...) or resample(...) of the package with its guide)"
+            )
