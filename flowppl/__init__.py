@@ -4,7 +4,7 @@
 bijections transforms, distributions and guides of the two languages.
 """
 
-from flowppl.amortised import amortized_posterior
+from flowppl.autoencoders.posterior import amortized_posterior
 from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.combine import Chain, Invert, Repeat
 from flowppl.bijections.conditional import Conditional

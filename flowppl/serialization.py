@@ -8,7 +8,7 @@ text, the metadata entry ``flowppl``, is JSON:
 ``format``      the version of this layout, an integer
 ``flowppl``     the version of the package that wrote the file
 ``backend``     "pyro" or "numpyro", the language that it was saved from
-``kind``        "flow", "transform", "guide" or "fit"; "checkpoint" is another layout, of :mod:`flowppl.vae_training`
+``kind``        "flow", "transform", "guide" or "fit"; a "checkpoint", of ``fit_vae``, has another layout
 ``bijection``   the bijection: the name of its class as ``type``, and its fields, some of them such objects again;
                 of a guide its flow, without the affine layers, whose weights are there under the next numbers
 ``base``        the base distribution: its name as ``type``, and its arguments, null for each array; or null

@@ -12,8 +12,8 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl import diagnostics
+from flowppl.autoencoders.model import check_parts
 from flowppl.inference.guides import check_levels, guide_bijection
-from flowppl.vae import check_parts
 
 
 @pytest.mark.parametrize("direction", ["forward", "inverse"])

@@ -20,8 +20,8 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._arrays.tree import map_tree, select
-from flowppl.evaluation import evaluate
-from flowppl.vae import path_weights
+from flowppl.autoencoders.evaluation import evaluate
+from flowppl.autoencoders.model import path_weights
 
 FLOWS = ["planar", "radial", "sylvester", "orthogonal_sylvester", "householder", "iaf", "realnvp", "nsf", None]
 

@@ -16,11 +16,11 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._arrays.tree import leaves
+from flowppl.autoencoders.training import describe
 from flowppl.images import load_images
 from flowppl.inference.epochs import Progress, run_epochs
 from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
 from flowppl.pyro.vae_training import _held
-from flowppl.vae_training import describe
 
 
 @both

@@ -17,11 +17,8 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.contrib.module import nnx_module
 
-from flowppl.bijections.contract import Bijection
-from flowppl.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
-from flowppl.inference.losses import standard_log_prob
-from flowppl.numpyro.flow import Flow, flow, standard_normal
-from flowppl.vae import (
+from flowppl.autoencoders.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
+from flowppl.autoencoders.model import (
     ENCODE_DOC,
     FLOW_VAE_DOC,
     INTERPOLATE_DOC,
@@ -36,6 +33,9 @@ from flowppl.vae import (
     path_weights,
     unflatten,
 )
+from flowppl.bijections.contract import Bijection
+from flowppl.inference.losses import standard_log_prob
+from flowppl.numpyro.flow import Flow, flow, standard_normal
 
 LIKELIHOODS: dict[str, Callable] = {
     "bernoulli": lambda output: dist.Bernoulli(logits=output, validate_args=False),

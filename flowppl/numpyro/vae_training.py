@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowppl.autoencoders.model import as_data, check_not_empty
+from flowppl.autoencoders.training import FIT_VAE_DOC, VAEFit, average_share, check_options, describe, train
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
 from flowppl.numpyro.vae import EXAMPLE, FlowVAE
-from flowppl.vae import as_data, check_not_empty
-from flowppl.vae_training import FIT_VAE_DOC, VAEFit, average_share, check_options, describe, train
 
 
 def fit_vae(
@@ -88,7 +88,7 @@ def _checked_params(vae, params, x):
 
 
 class _Trainer:
-    """The steps of :func:`fit_vae`: see :class:`flowppl.vae_training.Trainer`."""
+    """The steps of :func:`fit_vae`: see :class:`flowppl.autoencoders.training.Trainer`."""
 
     def __init__(self, vae, params, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm, ema_decay):
         self.vae, self.batch_size, self.ema_decay = vae, batch_size, ema_decay

@@ -13,11 +13,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from flowppl.bijections.contract import Bijection
-from flowppl.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
-from flowppl.inference.losses import standard_log_prob
-from flowppl.pyro.flow import Flow, standard_normal
-from flowppl.vae import (
+from flowppl.autoencoders.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
+from flowppl.autoencoders.model import (
     ENCODE_DOC,
     FLOW_VAE_DOC,
     INTERPOLATE_DOC,
@@ -32,6 +29,9 @@ from flowppl.vae import (
     path_weights,
     unflatten,
 )
+from flowppl.bijections.contract import Bijection
+from flowppl.inference.losses import standard_log_prob
+from flowppl.pyro.flow import Flow, standard_normal
 
 LIKELIHOODS: dict[str, Callable] = {
     "bernoulli": lambda output: dist.Bernoulli(logits=output, validate_args=False),

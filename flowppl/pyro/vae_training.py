@@ -11,10 +11,10 @@ import numpy as np
 import pyro
 import torch
 
+from flowppl.autoencoders.model import as_data
+from flowppl.autoencoders.training import FIT_VAE_DOC, VAEFit, average_share, check_options, describe, train
 from flowppl.pyro.steps import take_step
 from flowppl.pyro.vae import EXAMPLE, FlowVAE, modes
-from flowppl.vae import as_data
-from flowppl.vae_training import FIT_VAE_DOC, VAEFit, average_share, check_options, describe, train
 
 
 def fit_vae(
@@ -80,7 +80,7 @@ def _held(vae) -> Callable | None:
 
 
 class _Trainer:
-    """The steps of :func:`fit_vae`: see :class:`flowppl.vae_training.Trainer`."""
+    """The steps of :func:`fit_vae`: see :class:`flowppl.autoencoders.training.Trainer`."""
 
     def __init__(self, vae, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm, ema_decay):
         self.vae, self.data, self.held_out, self.seed = vae, data, held_out, seed

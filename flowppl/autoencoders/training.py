@@ -55,7 +55,7 @@ FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
         progress: whether to show a progress bar.
 
     Returns:
-        A :class:`flowppl.vae_training.VAEFit`.
+        A :class:`flowppl.autoencoders.training.VAEFit`.
 
     Raises:
         ValueError: if the data do not fit the likelihood (the message names the range) or the networks, for an option

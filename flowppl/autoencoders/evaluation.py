@@ -22,7 +22,7 @@ EVALUATE_VAE_DOC = r"""How good a :class:`FlowVAE` is on data.
         chunk_size: how many draws are decoded at once; it bounds the memory.
 
     Returns:
-        A :class:`flowppl.evaluation.Evaluation`.
+        A :class:`flowppl.autoencoders.evaluation.Evaluation`.
 
     Raises:
         ValueError: as for :func:`fit_vae`.
