@@ -43,8 +43,7 @@ from flowppl.serialization import load, save
 from flowppl.univariate.base import Affine, Scale, Shift
 from flowppl.univariate.mixture import LogisticMixture
 from flowppl.univariate.splines import CircularSpline, RationalQuadraticSpline
-
-__version__ = "0.1.0"
+from flowppl.version import __version__ as __version__
 
 __all__ = [
     "LU",

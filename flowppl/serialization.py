@@ -39,11 +39,67 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-import flowppl
 from flowppl._arrays.tree import Tree, leaves, map_tree, merge, select
+from flowppl.bijections.autoregressive import Autoregressive
+from flowppl.bijections.combine import Chain, Invert, Repeat
+from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.contract import check_bijection
+from flowppl.bijections.coupling import Coupling
+from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
+from flowppl.bijections.frozen import Damped, Frozen
+from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
+from flowppl.bijections.orthogonal import QR, Householder
+from flowppl.bijections.residual import Planar, Radial
+from flowppl.bijections.subspace import Subspace
+from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.inference.diagnostics import Diagnosis
+from flowppl.networks import MADE, MLP
+from flowppl.univariate.base import Affine, Scale, Shift
+from flowppl.univariate.mixture import LogisticMixture
+from flowppl.univariate.splines import CircularSpline, RationalQuadraticSpline
+from flowppl.version import __version__
 
+# What a flow in a file is made of, beside a user's own classes.
+CLASSES: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        LU,
+        MADE,
+        MLP,
+        QR,
+        ActNorm,
+        Affine,
+        Autoregressive,
+        Bounded,
+        Chain,
+        CircularSpline,
+        Conditional,
+        Coupling,
+        Damped,
+        Elementwise,
+        ElementwiseAffine,
+        Frozen,
+        Householder,
+        HouseholderSylvester,
+        Invert,
+        LeakyReLU,
+        LogisticMixture,
+        OrthogonalSylvester,
+        Permute,
+        Planar,
+        Radial,
+        RationalQuadraticSpline,
+        Repeat,
+        Scale,
+        Shift,
+        Sigmoid,
+        Softplus,
+        Subspace,
+        Tanh,
+        TriangularAffine,
+        TriangularSylvester,
+    )
+}
 FORMAT = 1
 BACKENDS = ("pyro", "numpyro")
 KINDS = {"fit": "Fit", "guide": "AutoFlow", "flow": "Flow", "transform": "FlowTransform"}
@@ -310,7 +366,7 @@ def _encode(value, where):
     """A bijection, or what is in a field of one, as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = type(value).__name__
-        if name in flowppl.__all__ and getattr(flowppl, name) is not type(value):
+        if CLASSES.get(name, type(value)) is not type(value):
             raise TypeError(f"cannot save {where}: flowppl has another class {name}; give yours a name of its own")
         fields = [field.name for field in dataclasses.fields(value) if field.init]
         return {"type": name} | {field: _encode(getattr(value, field), f"{where}.{field}") for field in fields}
@@ -333,7 +389,7 @@ def _decode(value, path, classes):
     if not isinstance(value, dict):
         return value
     name = value["type"]
-    kind = getattr(flowppl, name) if name in flowppl.__all__ else classes.get(name)
+    kind = CLASSES.get(name) or classes.get(name)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ValueError(f"{path}: unknown class {name!r}; if it is yours, load(path, classes=({name},))")
     return kind(**{field: _decode(entry, path, classes) for field, entry in value.items() if field != "type"})
@@ -358,7 +414,7 @@ def _check_arrays(path, outline, parameters, constants, arrays):
     for name, constant in leaves({"weights": constants}):
         if not np.array_equal(arrays[".".join(name)], constant):
             raise ValueError(
-                f"{path}: the constant {'.'.join(name)} is not the one that this flowppl {flowppl.__version__} "
+                f"{path}: the constant {'.'.join(name)} is not the one that this flowppl {__version__} "
                 "makes, so that the weights would mean another flow; load it with the version that wrote it"
             )
 
@@ -377,7 +433,7 @@ def read_file(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
     if config["format"] != FORMAT:
         raise ValueError(
             f"{path} has format {config['format']} and was written by flowppl {config['flowppl']}, but this flowppl "
-            f"{flowppl.__version__} reads format {FORMAT}; install that version or a later one"
+            f"{__version__} reads format {FORMAT}; install that version or a later one"
         )
     return config, arrays
 
@@ -391,7 +447,7 @@ def check_folder(path: pathlib.Path) -> None:
 def write_file(path: pathlib.Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write all of a file or nothing."""
     check_folder(path)
-    text = json.dumps({"format": FORMAT, "flowppl": flowppl.__version__} | config)
+    text = json.dumps({"format": FORMAT, "flowppl": __version__} | config)
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # it writes memory as it lies
     content = safetensors.numpy.save(arrays, {"flowppl": text})
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")

@@ -67,6 +67,34 @@ def test_only_the_shim_and_the_adapters_name_a_framework():
         assert not re.findall(r"^\s*(?:import|from) (torch|jax|pyro|numpyro)\b", text, re.MULTILINE), path
 
 
+# The rooms of the package from the ground up; those of one floor do not know each other.
+FLOORS = (
+    {"_arrays", "checks", "version"},
+    {"declare"},
+    {"networks", "univariate"},
+    {"bijections"},
+    {"recipes"},
+    {"inference"},
+    {"serialization", "plotting"},
+    {"autoencoders"},
+    {"pyro", "numpyro"},
+    {"__init__", "diagnostics", "images"},
+)
+
+
+def room_of(path):
+    return path.parts[0].removesuffix(".py")
+
+
+def test_no_room_imports_upwards():
+    height = {room: height for height, floor in enumerate(FLOORS) for room in floor}
+    assert height.keys() == {room_of(path) for path in SOURCES}
+    for path, text in SOURCES.items():
+        for module in re.findall(r"^\s*(?:from|import) flowppl(?:\.(\w+))?", text, re.MULTILINE):
+            room = module or "__init__"
+            assert room == room_of(path) or height[room] < height[room_of(path)], f"{path} imports {room}"
+
+
 def test_the_adapters_have_the_same_files():
     ours, theirs = ({path.name for path in (ROOT / "flowppl" / name).glob("*.py")} for name in ("pyro", "numpyro"))
     assert ours == theirs

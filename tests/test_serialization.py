@@ -391,3 +391,9 @@ def test_a_pyro_flow_is_copied_by_torch_as_well(name, rng):
     y = torch.tensor(rng.normal(size=(3, *flow.bijection.x_shape)))
     for other in (fresh, copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
         assert torch.equal(other(context).log_prob(y), flow(context).log_prob(y))
+
+
+def test_files_can_hold_every_public_class():
+    kinds = {name: getattr(fp, name) for name in fp.__all__ if dataclasses.is_dataclass(getattr(fp, name))}
+    declared = {"Constant", "Normal", "Parameter", "Uniform"}  # of weights, whose values stand in the file
+    assert {name: kind for name, kind in kinds.items() if name not in declared} == fp.serialization.CLASSES

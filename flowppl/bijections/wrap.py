@@ -7,7 +7,6 @@ import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import flowppl
 from flowppl._arrays.namespace import Array
 from flowppl.bijections.contract import REAL_LINE
 from flowppl.checks import check_sizes
@@ -82,9 +81,15 @@ def check_single(name: str, leaf: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-def one_way(transforms: Iterable[Any], inverse: type) -> NotImplementedError:
-    """The error for a host transform, made of these transforms, that does not have the direction asked for."""
+def one_way(transforms: Iterable[Any], inverse: type, both_ways: Iterable[type]) -> NotImplementedError:
+    """The error for a host transform, made of these transforms, that does not have the direction asked for.
+
+    Args:
+        transforms: the transforms.
+        inverse: the class of the host's inverted transforms.
+        both_ways: flowppl's own bijections.
+    """
     names = [type(part).__name__ for part in transforms if not isinstance(part, inverse)]
-    ours = [name for name in names if name in flowppl.__all__]
+    ours = [kind.__name__ for kind in both_ways if kind.__name__ in names]
     remedy = f"use flowppl.{ours[0]}, which has both" if ours else "use a bijection of flowppl: all have both"
     return NotImplementedError(f"Wrap: {names[0]} does not map in this direction; {remedy}")

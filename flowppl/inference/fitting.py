@@ -23,7 +23,6 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
-import flowppl
 from flowppl.checks import check_positive, check_sizes
 from flowppl.inference.diagnostics import Diagnosis, diagnose
 
@@ -352,10 +351,6 @@ class FitBase(abc.ABC):
         # What is on a GPU has to come to the host first.
         arrays = {name: np.asarray(value.cpu() if hasattr(value, "cpu") else value) for name, value in draws.items()}
         return arviz.from_dict(posterior={name: value[None] for name, value in arrays.items()})
-
-    def save(self, path) -> None:
-        """Write the fitted guide to a file: see :func:`flowppl.save`."""
-        flowppl.save(path, self)
 
     def __repr__(self):
         kind = type(self.guide).__name__

@@ -39,6 +39,7 @@ from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.steps import make_optimizer, take_step
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import _constants
+from flowppl.serialization import save
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -68,6 +69,10 @@ class Fit(FitBase):
         args, kwargs = self.arguments
         known: tuple = (self._key(2, rng_key), self.model, self.guide, self.params, *args)
         return diagnose(*known, num_samples=num_samples, reference=reference, **options, **kwargs)  # type: ignore[misc]
+
+    def save(self, path) -> None:
+        """Write the fitted guide to a file: see :func:`flowppl.save`."""
+        save(path, self)
 
     def _key(self, index, given):
         return jax.random.fold_in(self.rng_key, index) if given is None else given

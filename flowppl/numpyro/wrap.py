@@ -16,6 +16,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.bijections.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 from flowppl.declare import Parameter
+from flowppl.recipes import NAMED_BIJECTIONS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ class Wrap(Bijection):
         try:
             return function(event)
         except NotImplementedError as error:
-            raise one_way([self.transform, self.transform.inv], _InverseTransform) from error
+            raise one_way([self.transform, self.transform.inv], _InverseTransform, NAMED_BIJECTIONS) from error
 
     def _with(self, params):
         """The host transform with these weights."""

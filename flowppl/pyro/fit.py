@@ -38,6 +38,7 @@ from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.steps import take_step
 from flowppl.pyro.target import Target
+from flowppl.serialization import save
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -64,6 +65,10 @@ class Fit(FitBase):
         args, kwargs = self.arguments
         known: tuple = (self._own_model, self.guide, *args)
         return diagnose(*known, num_samples=num_samples, reference=reference, **options, **kwargs)  # type: ignore[misc]
+
+    def save(self, path) -> None:
+        """Write the fitted guide to a file: see :func:`flowppl.save`."""
+        save(path, self)
 
     @property
     def _own_model(self):

@@ -15,6 +15,7 @@ from flowppl.bijections.contract import Bijection, check_event
 from flowppl.bijections.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 from flowppl.checks import assign, derived
 from flowppl.declare import Parameter
+from flowppl.recipes import NAMED_BIJECTIONS
 
 
 class _Slot(NamedTuple):
@@ -129,7 +130,7 @@ class Wrap(Bijection):
             return transform(event)
         except (KeyError, NotImplementedError) as error:  # Pyro raises a KeyError where it lacks an inverse
             transforms = (part for part in self._parts if isinstance(part, Transform))
-            raise one_way(transforms, _InverseTransform) from error
+            raise one_way(transforms, _InverseTransform, NAMED_BIJECTIONS) from error
 
     def _log_det(self, x, y):
         """The host's log determinant, summed over the axes of an event that are batch axes to the host."""
