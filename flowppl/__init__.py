@@ -19,6 +19,7 @@ from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.declare import Constant, Normal, Parameter, Uniform
 from flowppl.networks import MADE, MLP
+from flowppl.progress import set_progress
 from flowppl.recipes import (
     available_flows,
     flowpp,
@@ -107,6 +108,7 @@ __all__ = [
     "realnvp",
     "register_flow",
     "save",
+    "set_progress",
     "sylvester",
     "triangular_sylvester",
 ]

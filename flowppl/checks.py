@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -31,3 +33,14 @@ def assign(bijection: Any, **values: Any) -> None:
     """Set fields of a frozen dataclass, within its ``__post_init__`` only."""
     for name, value in values.items():
         object.__setattr__(bijection, name, value)
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that is most like it, or nothing.
+
+    Example:
+        >>> did_you_mean("num_step", ["num_steps", "guide"])
+        "; did you mean 'num_steps'?"
+    """
+    nearest = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

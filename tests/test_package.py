@@ -69,7 +69,7 @@ def test_only_the_shim_and_the_adapters_name_a_framework():
 
 # The rooms of the package from the ground up; those of one floor do not know each other.
 FLOORS = (
-    {"_arrays", "checks", "version"},
+    {"_arrays", "checks", "progress", "version"},
     {"declare"},
     {"networks", "univariate"},
     {"bijections"},
@@ -162,3 +162,30 @@ def test_readme_names_every_flow():
 def test_readme_examples_run(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize(
+    ("switch", "progress", "terminal", "shown"),
+    [
+        (None, None, False, False),
+        (None, None, True, True),
+        (False, None, True, False),
+        (True, None, False, True),
+        (False, True, False, True),
+        (True, False, True, False),
+    ],
+)
+def test_one_switch_for_all_progress_bars(switch, progress, terminal, shown, monkeypatch, capsys):
+    import flowppl as fp
+    from flowppl.progress import progress_bar
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    try:
+        fp.set_progress(switch)
+        with progress_bar("fit", 10, "step", progress) as bar:
+            bar.update(10)
+    finally:
+        fp.set_progress(None)
+    assert ("10/10" in capsys.readouterr().err) == shown
+    with pytest.raises(TypeError, match="expected True, False or None"):
+        fp.set_progress("off")

@@ -52,7 +52,7 @@ FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
             1,000 steps: few of all that there are. 0 takes the weights as they are.
         checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
             the result that it would have had without an interruption.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
 
     Returns:
         A :class:`flowppl.autoencoders.training.VAEFit`.
@@ -121,7 +121,7 @@ def train(
     patience: int | None,
     checkpoint: Any,
     fixed: dict[str, Any],
-    progress: bool,
+    progress: bool | None,
 ) -> tuple[SomeTrainer, dict[str, Any]]:
     """Train from the start or from the checkpoint.
 

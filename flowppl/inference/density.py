@@ -45,7 +45,7 @@ FIT_DENSITY_DOC = """Fit a flow to data by maximum likelihood.
         patience: stop after so many epochs without a better validation loss; ``None`` never does.
         clip_norm: the largest norm of a gradient; a longer one is scaled down to it. ``None`` clips nothing.
         init: set layers such as :class:`flowppl.ActNorm` from the data first. Pass ``False`` to go on training a flow.
-        progress: show a progress bar.
+        progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
 
     Returns:
         A :class:`flowppl.inference.density.DensityFit`.
@@ -160,7 +160,7 @@ def train(
     learning_rate: float,
     num_epochs: int,
     patience: int | None,
-    progress: bool,
+    progress: bool | None,
 ) -> DensityFit:
     """Run epochs until one of the reasons to stop, and return the flow with the best weights.
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
+
+from flowppl.progress import progress_bar
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -91,7 +92,7 @@ def run_epochs(
     patience: int | None,
     judged_from: int = 0,
     after_epoch: Callable[[], None] = lambda: None,
-    bar: bool,
+    bar: bool | None,
     advice: str,
 ) -> None:
     """Run epochs, the first after those in ``progress``, until one of the reasons to stop.
@@ -107,7 +108,7 @@ def run_epochs(
         patience: the number of epochs without a better validation loss after which to stop; ``None`` never does.
         judged_from: ``patience`` counts the epochs after this one.
         after_epoch: called after each complete epoch.
-        bar: whether to show a progress bar.
+        bar: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
         advice: what to try if no loss is finite.
 
     Raises:
@@ -116,7 +117,7 @@ def run_epochs(
     done = len(progress.losses)
     batch_sizes = np.minimum(batch_size, num_rows - np.arange(0, num_rows, batch_size))
     progress.stopped = "num_epochs"
-    with tqdm(total=num_epochs, initial=done, desc=owner, unit="epoch", disable=not bar) as shown:
+    with progress_bar(owner, num_epochs, "epoch", bar, done) as shown:
         try:
             for epoch in range(done, num_epochs):
                 if patience is not None and epoch - 1 - max(progress.best_epoch, judged_from) >= patience:

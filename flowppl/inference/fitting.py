@@ -21,10 +21,10 @@ import warnings
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from flowppl.checks import check_positive, check_sizes
 from flowppl.inference.diagnostics import Diagnosis, diagnose
+from flowppl.progress import progress_bar
 
 FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
 
@@ -53,7 +53,7 @@ FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
         max_seconds: the time that the training may take, without that of searching the start. The learning rate comes
             down in time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
             short, ``.stopped == "max_seconds"``, depends on the machine.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
 
     Returns:
         A :class:`Fit`, with ``.guide``, ``.params``, ``.losses``, ``.elbo``, ``.k_hat``, ``.sample(n)``,
@@ -151,7 +151,7 @@ class History:
     stopped: str
 
 
-def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float, progress: bool) -> History:
+def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float, progress: bool | None) -> History:
     """Train until the guide is good, or the rounds or the time end. The trainer keeps the parameters to be used."""
     end = time.monotonic() + max_seconds
     todo = [AFFINE_ROUND] * (MAX_AFFINE_ROUNDS * trainer.has_affine) + list(rounds)
@@ -162,7 +162,7 @@ def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float, progr
     check = checks[0]
     if trainer.has_affine and _is_exact(check):  # otherwise the model may have parameters to train
         todo, stopped = [], "converged"
-    with tqdm(total=sum(each.num_steps for each in todo), desc="fit", unit="step", disable=not progress) as bar:
+    with progress_bar("fit", sum(each.num_steps for each in todo), "step", progress) as bar:
         try:
             while todo and not stopped:
                 this = todo.pop(0)

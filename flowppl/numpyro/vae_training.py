@@ -35,7 +35,7 @@ def fit_vae(
     clip_norm: float | None = None,
     ema_decay: float = 0.0,
     checkpoint=None,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> VAEFit:
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
     options = {"optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm, "ema_decay": ema_decay}

@@ -26,7 +26,7 @@ def fit_density(
     patience: int | None = 30,
     clip_norm: float | None = 5.0,
     init: bool = True,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> DensityFit:
     if not isinstance(flow, Flow):
         raise TypeError(f"fit_density: flow must be a flowppl.pyro.Flow, got {type(flow).__name__}")

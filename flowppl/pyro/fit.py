@@ -88,7 +88,7 @@ def fit(
     clip_norm: float | None = None,
     num_restarts: int = 1,
     max_seconds: float | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     **kwargs,
 ) -> Fit:
     check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds)
