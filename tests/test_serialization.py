@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import json
-import os
 import pickle
 
 import jax
@@ -12,7 +10,6 @@ import numpy as np
 import numpyro.distributions as ndist
 import pyro.distributions as pdist
 import pytest
-import safetensors.numpy
 import torch
 from catalogue import BIJECTIONS, RECIPES, context_for, draw
 
@@ -264,78 +261,6 @@ def test_own_networks_are_saved_if_they_are_dataclasses(path):
     assert path.read_bytes() == before
 
 
-class Full(OSError):
-    """A disk that is full."""
-
-
-@pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "safetensors.numpy.save"])
-def test_a_failure_leaves_the_old_file(broken, path, rng, monkeypatch):
-    save(path, pyro_flow(fp.Planar(2), rng))
-    before = path.read_bytes()
-
-    def fail(*args, **kwargs):
-        raise Full
-
-    monkeypatch.setattr(broken, fail)
-    with pytest.raises(Full):
-        save(path, pyro_flow(fp.Planar(2), rng))
-    assert os.listdir(path.parent) == [path.name]
-    assert path.read_bytes() == before
-    monkeypatch.undo()
-    save(path, pyro_flow(fp.Planar(3), rng))
-    assert load(path).bijection == fp.Planar(3)
-    assert os.listdir(path.parent) == [path.name]
-
-
-def rewritten(path, change):
-    """The file with its configuration and arrays changed."""
-    with safetensors.safe_open(path, "numpy") as file:
-        config = json.loads(file.metadata()["flowppl"])
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    change(config, arrays)
-    safetensors.numpy.save_file(arrays, path, {"flowppl": json.dumps(config)})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c, a: c.update(format=2, flowppl="9.9"), r"format 2 .* flowppl 9.9, .* reads format 1; install"),
-        (lambda c, a: a.pop("weights.network.0.bias"), r"missing \['weights.network.0.bias'\], unexpected \[\]"),
-        (lambda c, a: a.update(more=np.ones(2)), r"missing \[\], unexpected \['more'\]"),
-        (
-            lambda c, a: a.update({"weights.network.0.bias": np.ones(3)}),
-            r"weights.network.0.bias must have the shape \(8,\), got \(3,\)",
-        ),
-        (
-            lambda c, a: a.update({"weights.network.0.mask": ~a["weights.network.0.mask"]}),
-            "the constant weights.network.0.mask is not the one that this flowppl",
-        ),
-        (lambda c, a: c["bijection"].update(type="Nonsense"), "unknown class 'Nonsense'"),
-        (lambda c, a: c["bijection"].update(type="initialize"), "unknown class 'initialize'"),
-        (lambda c, a: c.update(backend="tensorflow"), "backend must be one of pyro, numpyro, got 'tensorflow'"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_refused(change, message, path, rng):
-    save(path, pyro_flow(fp.Autoregressive(3, hidden_dims=8), rng))
-    rewritten(path, change)
-    with pytest.raises(ValueError, match=message):
-        load(path)
-
-
-def test_files_that_are_none_of_ours_are_refused(path, rng):
-    with pytest.raises(FileNotFoundError):
-        load(path)
-    save(path, pyro_flow(fp.realnvp(2), rng))
-    content = path.read_bytes()
-    for damaged in (b"", b"nonsense", content[: len(content) // 2], content[:-1]):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"is not a whole safetensors file .* copy or save it again"):
-            load(path)
-    safetensors.numpy.save_file({"a": np.ones(2)}, path)
-    with pytest.raises(ValueError, match=r"was not written by flowppl: it has no entry 'flowppl'"):
-        load(path)
-
-
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
@@ -375,7 +300,7 @@ def test_an_absent_language_is_told(path, monkeypatch):
     def absent(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(flowppl.serialization.importlib, "import_module", absent)
+    monkeypatch.setattr(flowppl.serialization.trained.importlib, "import_module", absent)
     with pytest.raises(ImportError, match=r"pip install 'flowppl\[pyro\]' .* load\(path, backend='numpyro'\)"):
         load(path)
 

@@ -16,7 +16,7 @@ import numpy as np
 from flowppl.bijections.contract import Bijection
 from flowppl.checks import check_positive, check_sizes
 from flowppl.inference.epochs import Epochs, Progress, hold_out, run_epochs
-from flowppl.serialization import check_folder, read_file, write_file
+from flowppl.serialization import check_entries, check_target, read_file, write_file
 
 FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
 
@@ -71,6 +71,16 @@ FIT_VAE_DOC = r"""Train a :class:`FlowVAE` on data.
     Example:{example}"""
 
 OPTIMIZERS = ("adam", "adamax")
+
+# Of the metadata of a checkpoint, and of the progress in it: the entries, and the types of their values.
+ENTRIES = {"format": (int,), "flowppl": (str,), "kind": (str,), "seed": (int,), "fixed": (dict,), "progress": (dict,)}
+PROGRESS = {
+    "losses": (list,),
+    "validation_losses": (list,),
+    "best_epoch": (int,),
+    "num_skipped": (int,),
+    "stopped": (str,),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -135,7 +145,7 @@ def train(
     """
     path = None if checkpoint is None else pathlib.Path(checkpoint)
     if path is not None:
-        check_folder(path)
+        check_target(path)
     saved = None if path is None or not path.exists() else _read_checkpoint(path)
     seed = seed if saved is None else saved[0]["seed"]
     data, held_out = x, validation
@@ -152,8 +162,12 @@ def train(
     if saved is not None:
         config, now, best, state = saved
         _check_same(path, fixed, config["fixed"], first, now)
+        check_entries(f"{path}: its progress", config["progress"], PROGRESS)
         done = Progress(**config["progress"])
-        trainer.restore(now, state)
+        try:
+            trainer.restore(now, state)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} does not hold the state of this training ({error}); name another file") from error
 
     def run(epoch):
         order = np.random.default_rng([seed, epoch]).permutation(len(data))
@@ -216,9 +230,12 @@ def _read_checkpoint(path):
     config, arrays = read_file(path)
     if config["kind"] != "checkpoint":
         raise ValueError(f"{path} holds a {config['kind']}, not a checkpoint of fit_vae; name another file")
+    check_entries(f"{path}: its metadata", config, ENTRIES)
     parts: dict[str, dict[str, np.ndarray]] = {"now": {}, "best": {}, "state": {}}
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
+        if part not in parts:
+            raise ValueError(f"{path} holds the array {name!r}, which is none of a checkpoint; name another file")
         parts[part][rest] = array
     return config, *parts.values()
 

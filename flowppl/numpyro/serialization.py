@@ -19,7 +19,7 @@ from flowppl.numpyro.fit import Fit
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.transforms import FlowTransform
-from flowppl.serialization import BASES, SUPPORTS, absent_model, check_base, check_support
+from flowppl.serialization import BASES, BFLOAT16, SUPPORTS, absent_model, check_base, check_support
 
 CONSTRUCTORS = {kind: getattr(dist, kind) for kind in BASES} | {
     "MultivariateNormal": lambda loc, scale_tril: dist.MultivariateNormal(loc, scale_tril=scale_tril),
@@ -156,6 +156,7 @@ def _make_argument(value):
 
 
 def _to_jax(leaf):
+    leaf = leaf.view(jnp.bfloat16) if leaf.dtype == BFLOAT16 else leaf
     array = jnp.asarray(leaf)
     if array.dtype != leaf.dtype:
         warnings.warn(

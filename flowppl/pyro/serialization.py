@@ -20,7 +20,7 @@ from flowppl.pyro.fit import Fit
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.transforms import FlowTransform, Weights
-from flowppl.serialization import BASES, SUPPORTS, check_base, check_support
+from flowppl.serialization import BASES, BFLOAT16, SUPPORTS, check_base, check_support
 
 CONSTRUCTORS = {kind: getattr(dist, kind) for kind in BASES if kind != "ExpandedDistribution"} | {
     "MultivariateNormal": lambda loc, scale_tril: dist.MultivariateNormal(loc, scale_tril=scale_tril),
@@ -42,7 +42,7 @@ def make_transform(bijection: Bijection, params: Tree) -> FlowTransform:
                 f"{'.'.join(path)} has batch axes, the shape {leaf.shape} for {parameter.shape}, which a flow in Pyro "
                 "does not take; load the file with backend='numpyro'"
             )
-    return FlowTransform._sharing(bijection, Weights(map_tree(torch.tensor, params), bijection.constants()))
+    return FlowTransform._sharing(bijection, Weights(map_tree(_to_torch, params), bijection.constants()))
 
 
 def make_flow(bijection: Bijection, params: Tree, base) -> Flow:
@@ -127,7 +127,7 @@ def read_fit(fit: Fit) -> Tree:
 def make_fit(guide: AutoFlow, history: tuple, arguments: tuple, tree: Tree) -> Fit:
     """A fit with these properties."""
     own = {name: parameter.detach() for name, parameter in guide.setup().items()}
-    params = own | map_tree(torch.tensor, tree["params"])
+    params = own | map_tree(_to_torch, tree["params"])
     (*_, model) = guide._model
     return Fit(guide, params, History(*history), model, arguments)
 
@@ -166,8 +166,15 @@ def _read_argument(value):
 def _make_argument(value):
     if isinstance(value, dict):
         return make_base(value)
-    return torch.tensor(value) if isinstance(value, np.ndarray) else value
+    return _to_torch(value) if isinstance(value, np.ndarray) else value
 
 
 def _to_numpy(tensor):
-    return tensor.detach().cpu().numpy()
+    tensor = tensor.detach().cpu()
+    return tensor.view(torch.int16).numpy().view(BFLOAT16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _to_torch(array):
+    if array.dtype == BFLOAT16:
+        return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
+    return torch.tensor(array)

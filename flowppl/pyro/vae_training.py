@@ -180,6 +180,8 @@ class _Trainer:
                 memory.setdefault(part, {})[entry] = torch.as_tensor(array)
             for i, array in memory.pop("average", {}).items():
                 self.average[int(i)].copy_(array)
+            if len({frozenset(of) for of in memory.values()}) > 1:
+                raise ValueError("some of the optimiser's memory is missing")
             whole = self.optimizer.state_dict()
             whole["state"] = {int(i): of for i, of in memory.items()}
             self.optimizer.load_state_dict(whole)

@@ -1,178 +1,86 @@
-"""Trained flows, guides and fits as files: one format, whichever language trained them and whichever is to use them.
-
-The file is in the safetensors format: arrays by name and one text, no code. The names are ``weights.``, ``base.``,
-``guide.`` or ``fit.`` followed by the path in the tree; those of weights are those of a ``state_dict`` in Pyro. The
-text, the metadata entry ``flowppl``, is JSON:
-
-==============  ====================================================================================
-``format``      the version of this layout, an integer
-``flowppl``     the version of the package that wrote the file
-``backend``     "pyro" or "numpyro", the language that it was saved from
-``kind``        "flow", "transform", "guide" or "fit"; a "checkpoint", of ``fit_vae``, has another layout
-``bijection``   the bijection: the name of its class as ``type``, and its fields, some of them such objects again;
-                of a guide its flow, without the affine layers, whose weights are there under the next numbers
-``base``        the base distribution: its name as ``type``, and its arguments, null for each array; or null
-``guide``       of a guide or fit, else null: its ``latents``, from "0" on as they lie in the unconstrained vector, each
-                with its name, shape in unconstrained space, support, event_dim and plates (name, dim, size); the
-                types of ``other_sites`` of the model, whether it ``needs_args``, the ``prefix`` of parameters
-``fit``         of a fit, else null: its ``losses``, the ``checks`` (the first is that of the result), why it
-                ``stopped``, the ``params`` of the model and, from NumPyro, its ``rng_key`` and ``rng_impl``
-==============  ====================================================================================
-
-A support is written like a base distribution, under a name that both languages have if both map to it, from the same
-unconstrained numbers to the same values.
-"""
+"""``save`` and ``load``."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
+import math
 import os
-import pathlib
 import sys
-import uuid
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from flowppl._arrays.tree import Tree, leaves, map_tree, merge, select
-from flowppl.bijections.autoregressive import Autoregressive
-from flowppl.bijections.combine import Chain, Invert, Repeat
-from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.contract import check_bijection
-from flowppl.bijections.coupling import Coupling
-from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
-from flowppl.bijections.frozen import Damped, Frozen
-from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
-from flowppl.bijections.orthogonal import QR, Householder
-from flowppl.bijections.residual import Planar, Radial
-from flowppl.bijections.subspace import Subspace
-from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.inference.diagnostics import Diagnosis
-from flowppl.networks import MADE, MLP
-from flowppl.univariate.base import Affine, Scale, Shift
-from flowppl.univariate.mixture import LogisticMixture
-from flowppl.univariate.splines import CircularSpline, RationalQuadraticSpline
+from flowppl.serialization.file import BFLOAT16, Entries, check_entries, read_file, write_file
+from flowppl.serialization.names import BASES, SUPPORTS, check_described, decode, encode
 from flowppl.version import __version__
 
-# What a flow in a file is made of, beside a user's own classes.
-CLASSES: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        LU,
-        MADE,
-        MLP,
-        QR,
-        ActNorm,
-        Affine,
-        Autoregressive,
-        Bounded,
-        Chain,
-        CircularSpline,
-        Conditional,
-        Coupling,
-        Damped,
-        Elementwise,
-        ElementwiseAffine,
-        Frozen,
-        Householder,
-        HouseholderSylvester,
-        Invert,
-        LeakyReLU,
-        LogisticMixture,
-        OrthogonalSylvester,
-        Permute,
-        Planar,
-        Radial,
-        RationalQuadraticSpline,
-        Repeat,
-        Scale,
-        Shift,
-        Sigmoid,
-        Softplus,
-        Subspace,
-        Tanh,
-        TriangularAffine,
-        TriangularSylvester,
-    )
-}
-FORMAT = 1
 BACKENDS = ("pyro", "numpyro")
 KINDS = {"fit": "Fit", "guide": "AutoFlow", "flow": "Flow", "transform": "FlowTransform"}
 PARTS = ("base", "guide", "fit")
 
-# Base distributions that both languages have, and the names of their arguments in the file.
-BASES = {
-    "Normal": ("loc", "scale"),
-    "Laplace": ("loc", "scale"),
-    "Cauchy": ("loc", "scale"),
-    "StudentT": ("df", "loc", "scale"),
-    "Uniform": ("low", "high"),
-    "MultivariateNormal": ("loc", "scale_tril"),
-    "Categorical": ("logits",),
-    "MixtureSameFamily": ("mixture_distribution", "component_distribution"),
-    "Independent": ("base_dist", "reinterpreted_batch_ndims"),
-    "ExpandedDistribution": ("base_dist", "batch_shape"),
+# The entries of the metadata, and the types of their values.
+ENTRIES: Entries = {
+    "format": (int,),
+    "flowppl": (str,),
+    "backend": (str,),
+    "kind": (str,),
+    "bijection": (dict,),
+    "base": (dict, type(None)),
+    "guide": (dict, type(None)),
+    "fit": (dict, type(None)),
 }
+GUIDE: Entries = {
+    "latents": (dict,),
+    "other_sites": (dict,),
+    "needs_args": (bool,),
+    "prefix": (str,),
+}
+LATENT: Entries = {
+    "name": (str,),
+    "shape": (list,),
+    "event_dim": (int,),
+    "support": (dict,),
+    "plates": (list,),
+}
+FIT: Entries = {
+    "losses": (type(None),),
+    "checks": (list,),
+    "stopped": (str,),
+    "params": (dict,),
+}
+KEY: Entries = {"rng_key": (type(None),), "rng_impl": (str,)}
 
-# Supports of latents, and the names of their arguments in the file. From lower_cholesky on only NumPyro maps to them.
-SUPPORTS = {
-    "real": (),
-    "interval": ("lower_bound", "upper_bound"),
-    "greater_than": ("lower_bound",),
-    "less_than": ("upper_bound",),
-    "independent": ("base_constraint", "reinterpreted_batch_ndims"),
-    "simplex": (),
-    "ordered_vector": (),
-    "positive_ordered_vector": (),
-    "corr_cholesky": (),
-    "corr_matrix": (),
-    "softplus_positive": (),
-    "lower_cholesky": (),
-    "softplus_lower_cholesky": (),
-    "scaled_unit_lower_cholesky": (),
-    "positive_definite": (),
-    "l1_ball": (),
-    "zero_sum": ("event_dim",),
-}
-# The classes of both languages with those names, and others with the same map from unconstrained space.
-SUPPORT_CLASSES = {"_" + name.title().replace("_", ""): name for name in SUPPORTS} | {
-    "_IndependentConstraint": "independent",
-    "_RealVector": "independent",
-    "_RealMatrix": "independent",
-    "_UnitInterval": "interval",
-    "_HalfOpenInterval": "interval",
-    "_OpenInterval": "interval",
-    "_Circular": "interval",
-    "_Positive": "greater_than",
-    "_Nonnegative": "greater_than",
-    "_GreaterThanEq": "greater_than",
-    "_LessThanEq": "less_than",
-    "_PositiveSemiDefinite": "positive_definite",
-}
+# What a host or a constructor may raise when it is given what no flow has.
+FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
+MOST_COORDINATES = 1 << 20  # of a flow whose file has fewer weights, such as one of a Sigmoid alone
 
 
-def save(path: str | os.PathLike, trained: Any, params: Tree | None = None) -> None:
+def save(path: str | os.PathLike[str], trained: Any, params: Tree | None = None) -> None:
     """Write a flow, a guide or a fit to one file, from which :func:`load` makes it again in either language.
 
     Neither the model nor its data are in the file. It appears whole or not at all: if writing fails, one that was
-    there before is as it was.
+    there before is as it was. Weights may be float64, float32, float16 or bfloat16.
 
     Args:
-        path: the file, by custom with the ending ``.safetensors``. One that exists is replaced.
+        path: the file, by custom with the ending ``.safetensors``. One that exists is replaced, and keeps its mode; a
+            symbolic link is followed.
         trained: a ``Flow``, ``FlowTransform``, ``AutoFlow`` or ``Fit`` of either language.
         params: for an ``AutoFlow`` of NumPyro its parameters, as ``svi.get_params`` gives them.
 
     Raises:
         TypeError: for another object, or one with a part that is no plain data, such as a network of your own that is
             not a dataclass, a wrapped transform, or a base distribution or support that cannot be named in the file.
-        ValueError: for a transform at a context, or if ``params`` are missing or not asked for.
+        ValueError: for a transform at a context, if ``params`` are missing or not asked for, or if the path is that of
+            a device or a pipe.
         RuntimeError: for a guide that has not seen its model.
         FileNotFoundError: if there is no such folder.
+        IsADirectoryError: if the path is that of a folder.
+        OSError: if writing fails, as on a full disk.
 
     Example:
         >>> import os, tempfile, jax.numpy as jnp, torch, flowppl as fp
@@ -210,18 +118,18 @@ def save(path: str | os.PathLike, trained: Any, params: Tree | None = None) -> N
     config = {
         "backend": backend,
         "kind": kind,
-        "bijection": _encode(bijection, "bijection"),
+        "bijection": encode(bijection, "bijection"),
     } | map_tree(lambda leaf: None if isinstance(leaf, np.ndarray) else leaf, parts)
     arrays = {
         ".".join(path): leaf
         for path, leaf in leaves({"weights": adapter.read_weights(transform)} | parts)
         if isinstance(leaf, np.ndarray)
     }
-    write_file(pathlib.Path(path), config, arrays)
+    write_file(path, config, arrays)
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     backend: str | None = None,
     *,
     model: Any = None,
@@ -249,9 +157,11 @@ def load(
         model itself are in the fit's ``params``; Pyro's own store of them is left as it is.
 
     Raises:
-        ValueError: if the file is not whole, not one of :func:`save` or of a newer format, if its arrays are not those
-            that its bijection declares, if a class is unknown, or if Pyro does not map to the support of a latent.
+        ValueError: if the file is damaged, not one of :func:`save` or of a newer format, if its arrays are not those
+            that its bijection declares, if a class is unknown or its constructor refuses the fields, or if Pyro does
+            not map to the support of a latent.
         FileNotFoundError: if there is none.
+        IsADirectoryError: if it is a folder.
 
     Warns:
         UserWarning: if the file holds float64 and JAX is not set to keep it.
@@ -274,30 +184,65 @@ def load(
     config, arrays = read_file(path)
     if config["kind"] not in KINDS:
         raise ValueError(f"{path} holds a {config['kind']}, which flowppl.load does not read; fit_vae goes on from it")
+    check_entries(f"{path}: its metadata", config, ENTRIES)
     adapter = _adapter(config["backend"] if backend is None else backend)
-    bijection = _decode(config["bijection"], path, {kind.__name__: kind for kind in classes})
+    try:
+        return _make(config, arrays, adapter, tuple(classes), model, (tuple(args), kwargs or {}))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except FAULTS as error:
+        raise ValueError(f"{path} holds what cannot be made ({type(error).__name__}: {error})") from error
+
+
+def _make(config, arrays, adapter, classes, model, arguments):
+    """The object that a file describes."""
+    kind = config["kind"]
+    has = {part for part in PARTS if config[part] is not None} - ({"base"} if kind == "flow" else set())
+    if has != {"guide": {"guide"}, "fit": {"guide", "fit"}}.get(kind, set()):
+        raise ValueError(f"its metadata has entries for {', '.join(sorted(has)) or 'a flow alone'}, but is of a {kind}")
+    num_numbers = sum(array.size for array in arrays.values())
+    bijection = decode(config["bijection"], {own.__name__: own for own in classes}, num_numbers)
     check_bijection(bijection)
-    if config["guide"]:
+    if math.prod(bijection.x_shape) > max(MOST_COORDINATES, num_numbers):
+        raise ValueError(f"events of shape {bijection.x_shape} are too large for arrays of {num_numbers} numbers")
+    if config["base"] is not None:
+        check_described("the base distribution", config["base"], BASES)
+    if config["guide"] is not None:
         from flowppl.inference.guides import guide_bijection  # needs what only the adapters need
 
+        _check_guide(config["guide"], bijection)
         bijection = guide_bijection(bijection, *bijection.x_shape)
-    parameters, constants = bijection.parameters(), bijection.constants()
-    outline = {"weights": map_tree(lambda _: None, merge(parameters, constants))}
-    outline |= {part: config[part] or {} for part in PARTS}
-    _check_arrays(path, outline, parameters, constants, arrays)
-    tree = _fill(outline, arrays)
-    params = select(parameters, tree["weights"])
-    if config["kind"] == "transform":
+    if config["fit"] is not None:
+        check_entries("its fit", config["fit"], {**FIT, **(KEY if config["backend"] == "numpyro" else {})})
+    outline = {part: config[part] or {} for part in PARTS}
+    tree = _fill(outline | {"weights": _check_arrays(bijection, outline, arrays)}, arrays)
+    params = select(bijection.parameters(), tree["weights"])
+    if kind == "transform":
         return adapter.make_transform(bijection, params)
-    if config["kind"] == "flow":
+    if kind == "flow":
         return adapter.make_flow(bijection, params, adapter.make_base(tree["base"]) if tree["base"] else None)
     guide = adapter.make_guide(bijection, params, tree["guide"], absent_model if model is None else model)
-    if config["kind"] == "guide":
+    if kind == "guide":
         return guide
     fit = tree["fit"]
     check, *checks = (Diagnosis(**check) for check in fit["checks"])
     history = (fit["losses"], tuple(checks), check, fit["stopped"])
-    return adapter.make_fit(guide, history, (tuple(args), kwargs or {}), fit)
+    return adapter.make_fit(guide, history, arguments, fit)
+
+
+def _check_guide(guide, bijection):
+    """Raise ValueError unless a guide and its latents have all their properties, and the size of the flow."""
+    check_entries("its guide", guide, GUIDE)
+    size = 0
+    for latent in guide["latents"].values():
+        check_entries("a latent of its guide", latent, LATENT)
+        check_described(f"the support of {latent['name']!r}", latent["support"], SUPPORTS)
+        for plate in latent["plates"]:
+            if [*map(type, plate)] != [str, int, int] or plate[2] > max(MOST_COORDINATES, *latent["shape"]):
+                raise ValueError(f"{latent['name']!r} cannot be in a plate of name, axis and size {plate}")
+        size += math.prod(latent["shape"])
+    if bijection.x_shape != (size,):
+        raise ValueError(f"its latents have {size} coordinates, but its flow maps events of shape {bijection.x_shape}")
 
 
 def absent_model(*args, **kwargs):
@@ -306,26 +251,6 @@ def absent_model(*args, **kwargs):
         "this needs the model, and the guide was loaded without it: load(path, model=model), and of a fit with "
         "args=... if the model takes arguments"
     )
-
-
-def check_base(distribution: Any, kind: str, hosts: tuple[str, ...]) -> None:
-    """Raise TypeError unless the distribution is a host's own and of a kind that both languages have."""
-    if kind not in BASES or type(distribution).__module__.partition(".")[0] not in hosts:
-        raise TypeError(
-            f"cannot save the base distribution, a {type(distribution).__name__}; those that can be saved are "
-            f"{', '.join(BASES)}. Save flow.transform instead, and make the flow anew around it after loading"
-        )
-
-
-def check_support(site: str, support: Any) -> str:
-    """The name in the file of a latent's support; raise TypeError if there is none."""
-    kind, own = type(support), ("torch", "pyro", "numpyro")
-    if kind.__name__ not in SUPPORT_CLASSES or kind.__module__.partition(".")[0] not in own:
-        raise TypeError(
-            f"cannot save a guide of site {site!r}, whose support is {support}; those that can be saved are "
-            f"{', '.join(SUPPORTS)}. Pickle the guide (and its params) instead"
-        )
-    return SUPPORT_CLASSES[kind.__name__]
 
 
 def _read_fit(fit, adapter):
@@ -362,39 +287,6 @@ def _adapter(backend):
         ) from error
 
 
-def _encode(value, where):
-    """A bijection, or what is in a field of one, as JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        name = type(value).__name__
-        if CLASSES.get(name, type(value)) is not type(value):
-            raise TypeError(f"cannot save {where}: flowppl has another class {name}; give yours a name of its own")
-        fields = [field.name for field in dataclasses.fields(value) if field.init]
-        return {"type": name} | {field: _encode(getattr(value, field), f"{where}.{field}") for field in fields}
-    if isinstance(value, (tuple, list)):
-        return [_encode(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
-    value = value.item() if isinstance(value, np.generic) else value
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(
-        f"cannot save {where}, a {type(value).__name__}: a flow is saved as its classes and their fields, which must "
-        "be numbers, strings, tuples or frozen dataclasses of these. Make it one, or save the weights alone, as a "
-        "state_dict or a pytree"
-    )
-
-
-def _decode(value, path, classes):
-    """What :func:`_encode` was given; a list becomes a tuple, as a field of a hashable class must be."""
-    if isinstance(value, list):
-        return tuple(_decode(entry, path, classes) for entry in value)
-    if not isinstance(value, dict):
-        return value
-    name = value["type"]
-    kind = CLASSES.get(name) or classes.get(name)
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ValueError(f"{path}: unknown class {name!r}; if it is yours, load(path, classes=({name},))")
-    return kind(**{field: _decode(entry, path, classes) for field, entry in value.items() if field != "type"})
-
-
 def _fill(outline, arrays, *name):
     """The outline with the array of its path in the place of each None."""
     if isinstance(outline, dict):
@@ -402,61 +294,31 @@ def _fill(outline, arrays, *name):
     return arrays[".".join(name)] if outline is None else outline
 
 
-def _check_arrays(path, outline, parameters, constants, arrays):
-    expected = {".".join(name) for name, leaf in leaves(outline) if leaf is None}
-    if expected != arrays.keys():
-        missing, extra = sorted(expected - arrays.keys()), sorted(arrays.keys() - expected)
-        raise ValueError(f"{path} does not hold the arrays of its flow: missing {missing}, unexpected {extra}")
-    for name, parameter in leaves({"weights": parameters}):
-        shape = arrays[".".join(name)].shape
+def _check_arrays(bijection, outline, arrays):
+    """The outline of the weights and constants; raise ValueError unless the arrays are those of the outlines."""
+    parameters = bijection.parameters()
+    own = {".".join(name) for name, leaf in leaves(outline) if leaf is None}
+    declared = {".".join(name): parameter for name, parameter in leaves({"weights": parameters})}
+    _check_names(own | declared.keys(), arrays, arrays.keys())
+    for name, parameter in declared.items():
+        shape, dtype = arrays[name].shape, arrays[name].dtype
         if shape[len(shape) - len(parameter.shape) :] != parameter.shape:  # batch axes may stand in front
-            raise ValueError(f"{path}: {'.'.join(name)} must have the shape {parameter.shape}, got {shape}")
+            raise ValueError(f"{name} must have the shape {parameter.shape}, got {shape}")
+        if dtype.kind != "f" and dtype != BFLOAT16:
+            raise ValueError(f"{name} must hold floating point numbers, got {dtype}")
+    constants = bijection.constants()  # made only now, since they are as large as the weights
+    weights = map_tree(lambda _: None, merge(parameters, constants))
+    _check_names(own | {".".join(name) for name, _ in leaves({"weights": weights})}, arrays, ())
     for name, constant in leaves({"weights": constants}):
         if not np.array_equal(arrays[".".join(name)], constant):
             raise ValueError(
-                f"{path}: the constant {'.'.join(name)} is not the one that this flowppl {__version__} "
-                "makes, so that the weights would mean another flow; load it with the version that wrote it"
+                f"the constant {'.'.join(name)} is not the one that this flowppl {__version__} makes, so that the "
+                "weights would mean another flow; load it with the version that wrote it"
             )
+    return weights
 
 
-def read_file(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
-    """The configuration and the arrays of a file."""
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            text = (file.metadata() or {}).get("flowppl")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or save it again") from error
-    if text is None:
-        raise ValueError(f"{path} was not written by flowppl: it has no entry 'flowppl' in its metadata")
-    config = json.loads(text)
-    if config["format"] != FORMAT:
-        raise ValueError(
-            f"{path} has format {config['format']} and was written by flowppl {config['flowppl']}, but this flowppl "
-            f"{__version__} reads format {FORMAT}; install that version or a later one"
-        )
-    return config, arrays
-
-
-def check_folder(path: pathlib.Path) -> None:
-    """Raise FileNotFoundError unless a file can be made there."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot save to {path}: there is no folder {path.parent}; make it first")
-
-
-def write_file(path: pathlib.Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write all of a file or nothing."""
-    check_folder(path)
-    text = json.dumps({"format": FORMAT, "flowppl": __version__} | config)
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # it writes memory as it lies
-    content = safetensors.numpy.save(arrays, {"flowppl": text})
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _check_names(expected, arrays, allowed):
+    missing, extra = sorted(expected - arrays.keys()), sorted(arrays.keys() - expected - set(allowed))
+    if missing or extra:
+        raise ValueError(f"it does not hold the arrays of its flow: missing {missing}, unexpected {extra}")
