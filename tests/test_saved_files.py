@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from autoencoders import both, small, stripes
+from autoencoders import NumPyro, both, small, stripes
 from hypothesis import strategies
 
 import flowppl as fp
@@ -411,6 +411,18 @@ def test_a_type_that_files_do_not_have_is_told(path):
     with pytest.raises(TypeError, match=r"cannot save weights.\w, an array of complex64; make it float64"):
         save(path, flow)
     assert not path.exists()
+
+
+def test_a_training_in_bfloat16_goes_on(path):
+    x = stripes(20)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), NumPyro.params(small(NumPyro), x))
+    options = {"params": params, "warm_up": 0, "learning_rate": 0.03, "ema_decay": 0.9}
+    whole = NumPyro.fit(0, small(NumPyro), x, num_epochs=4, **options)
+    NumPyro.fit(0, small(NumPyro), x, num_epochs=2, checkpoint=path, **options)
+    found = NumPyro.fit(0, small(NumPyro), x, num_epochs=4, checkpoint=path, **options)
+    for one, other in zip(jax.tree.leaves(found.params), jax.tree.leaves(whole.params), strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(one, other)
 
 
 def test_bfloat16_needs_torch_alone(path):

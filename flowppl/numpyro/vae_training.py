@@ -16,6 +16,7 @@ from flowppl.autoencoders.training import FIT_VAE_DOC, VAEFit, average_share, ch
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
 from flowppl.numpyro.vae import EXAMPLE, FlowVAE
+from flowppl.serialization import BFLOAT16
 
 
 def fit_vae(
@@ -183,11 +184,16 @@ def _at_least_float32(leaf):
 
 def _to_arrays(tree):
     """The leaves of a pytree by name, in NumPy."""
-    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    named = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {name: array.view(BFLOAT16) if array.dtype == jnp.bfloat16 else array for name, array in named.items()}
 
 
 def _from_arrays(tree, arrays):
-    return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(arrays[jax.tree_util.keystr(path)]), tree)
+    def find(path, _):
+        array = arrays[jax.tree_util.keystr(path)]
+        return jnp.asarray(array.view(jnp.bfloat16) if array.dtype == BFLOAT16 else array)
+
+    return jax.tree_util.tree_map_with_path(find, tree)
 
 
 fit_vae.__doc__ = FIT_VAE_DOC.format(

@@ -133,7 +133,7 @@ def load(
     backend: str | None = None,
     *,
     model: Any = None,
-    args: tuple = (),
+    args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
     classes: Iterable[type] = (),
 ) -> Any:
