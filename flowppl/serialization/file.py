@@ -82,7 +82,8 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, n
         advice = "copy or save it again"
         if content.startswith((b"PK\x03\x04", b"\x80\x02\x8a", b"\x80\x04\x95", b"\x80\x05\x95")):  # zip, pickle
             advice += "; what torch.save or numpy.savez wrote is read by torch.load or numpy.load"
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); {advice}") from error
+        reason = str(error) if content else "it is empty"
+        raise ValueError(f"{path} is not a whole safetensors file ({reason}); {advice}") from error
     end = 8 + int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8:end]).get("__metadata__") or {}
     if "flowppl" not in metadata:
