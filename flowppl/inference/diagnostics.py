@@ -289,7 +289,6 @@ def diagnose(
     Raises:
         ValueError: if a batch has fewer than 25 draws, only one of ``draws`` and ``reference`` is given, or they do not
             fit together.
-        ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     References:
         Yao, Vehtari, Simpson, Gelman: Yes, but Did It Work?, 2018, arXiv 1802.02538. Huggins, Kasprzak, Campbell,

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 
 MIN_BATCH = 25  # fewer draws have no tail to speak of
+LOG_TINY = math.log(np.finfo(np.float64).tiny)  # of weights that are zero beside the largest
 
 
 def k_hat(log_weights, num_batches: int = 1) -> float:
@@ -27,7 +28,6 @@ def k_hat(log_weights, num_batches: int = 1) -> float:
 
     Raises:
         ValueError: if a batch has fewer than 25 draws, too few for a tail, or there is not one number for each draw.
-        ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry: Pareto Smoothed Importance Sampling, 2015, arXiv 1507.02646. Yao, Vehtari,
@@ -69,33 +69,70 @@ def k_hat_threshold(num_draws: int) -> float:
 
 
 def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-    r"""Finite log weights with their largest replaced by quantiles of the Pareto tail fitted to them, and its shape.
+    r"""Log weights with their largest replaced by quantiles of the Pareto tail fitted to them, and its shape.
+
+    The tail is the :func:`tail_length` largest weights. What they exceed the next one by is taken to follow a
+    generalised Pareto distribution; its quantiles at (i - 1/2) / m take the places of the m weights of the tail, in
+    their order, and none becomes larger than the largest weight was.
 
     Args:
-        log_weights: a vector of finite log weights, not normalised.
+        log_weights: a vector of log weights, not normalised, of which none is NaN or plus infinity, and one is finite.
 
     Returns:
-        The smoothed log weights in the same order and scale, and :math:`\hat k`.
+        The smoothed log weights in the same order and scale, and :math:`\hat k`. It is infinite, and the weights are
+        as they were, if four or fewer are in the tail.
 
-    Raises:
-        ImportError: without arviz; install ``flowppl[diagnostics]``.
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry: Pareto Smoothed Importance Sampling, 2015, arXiv 1507.02646.
     """
     size = len(log_weights)
     if size < MIN_BATCH:
         return log_weights, math.inf
-    tail = np.sort(log_weights)[-tail_length(size) - 1 :]
-    if tail[-1] - tail[0] <= 1e-6:  # equal but for rounding, where the fit has nothing to see
+    highest = log_weights.max()
+    cut = max(np.partition(log_weights, -tail_length(size) - 1)[-tail_length(size) - 1], highest + LOG_TINY)
+    if highest - cut <= 1e-6:  # equal but for rounding, where the fit has nothing to see
         return log_weights, 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # arviz announces its own future on import
-        try:
-            import arviz
-        except ImportError as error:
-            raise ImportError("Pareto smoothing needs arviz: pip install 'flowppl[diagnostics]'") from error
-        smoothed, shape = arviz.psislw(log_weights - tail[-1], normalize=False)
-    if not np.isfinite(shape):
+    tail = np.flatnonzero(log_weights > cut)
+    if len(tail) <= 4:
         return log_weights, math.inf
-    return smoothed + tail[-1], float(shape)
+    tail = tail[np.argsort(log_weights[tail], kind="stable")]
+    # What the weights exceed the cut by, in units of the largest weight; as a product, it loses no digits.
+    excess = np.exp(log_weights[tail] - highest) * -np.expm1(cut - log_weights[tail])
+    shape, scale = fit_pareto(excess)
+    exponential = -np.log1p(-(np.arange(len(tail)) + 0.5) / len(tail))  # quantiles for shape 0
+    fitted = scale * (np.expm1(shape * exponential) / shape if shape else exponential)
+    smoothed = log_weights.copy()
+    smoothed[tail] = highest + np.minimum(np.log(fitted + np.exp(cut - highest)), 0.0)
+    return smoothed, shape
+
+
+def fit_pareto(excess: np.ndarray) -> tuple[float, float]:
+    r"""The shape k and the scale :math:`\sigma` of a generalised Pareto distribution, by an empirical Bayes estimate.
+
+    The density is :math:`p(x) = (1 + k x / \sigma)^{-1/k - 1} / \sigma`. With :math:`\theta = -k / \sigma` the
+    likelihood is largest, for a given :math:`\theta`, at :math:`k = \frac1n \sum_i \log(1 - \theta x_i)`. The estimate
+    of :math:`\theta` is the mean of a grid of values, weighted by this likelihood; the shape is drawn towards 1/2 as if
+    by ten further numbers.
+
+    Args:
+        excess: positive numbers in ascending order, five or more.
+
+    References:
+        Zhang, Stephens: A New and Efficient Estimation Method for the Generalized Pareto Distribution, 2009. The pull
+        towards 1/2 is that of Vehtari, Simpson, Gelman, Yao, Gabry: Pareto Smoothed Importance Sampling, 2015,
+        arXiv 1507.02646.
+    """
+    size = len(excess)
+    num_values = 30 + math.isqrt(size)
+    quartile = excess[int(size / 4 + 0.5) - 1]
+    grid = 1 / excess[-1] + (1 - np.sqrt(num_values / (np.arange(num_values) + 0.5))) / (3 * quartile)
+    grid[grid == 0] = 1e-12 / excess[-1]  # at zero itself the likelihood is a limit
+    shapes = np.log1p(-grid[:, None] * excess).mean(axis=1)
+    log_likelihood = size * (np.log(-grid / shapes) - shapes - 1)
+    weights = np.exp(log_likelihood - log_likelihood.max())
+    theta = float(grid @ weights / weights.sum())
+    shape = float(np.log1p(-theta * excess).mean())
+    return (size * shape + 10 * 0.5) / (size + 10), -shape / theta
 
 
 def tail_length(num_draws: int) -> int:
@@ -112,8 +149,6 @@ def effective_sample_size(log_weights) -> float:
     Args:
         log_weights: an array of log weights, log p(x, z) - log q(z), one for each draw.
 
-    Raises:
-        ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     Example:
         >>> import numpy as np
@@ -183,7 +218,6 @@ def resample_indices(log_weights, num_samples: int, rng: np.random.Generator) ->
 
     Raises:
         ValueError: if no weight is finite, there is not one number for each draw, or ``num_samples`` is not positive.
-        ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     Warns:
         RuntimeWarning: if k-hat is above its threshold, so that the correction cannot be trusted.

@@ -79,7 +79,6 @@ def diagnose(
     Raises:
         ValueError: if a batch has fewer than 25 draws, the guide leaves out a latent site of the model, the reference
             does not fit, or the model subsamples its data.
-        ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -132,7 +131,6 @@ def resample(
     Raises:
         ValueError: if there is nothing to draw, no weight is finite, the guide leaves out a latent site of the model,
             or the model subsamples its data.
-        ImportError: without arviz; install ``flowppl[diagnostics]``.
 
     Warns:
         RuntimeWarning: if the weights are too uneven for a correction; see :func:`diagnose`.
