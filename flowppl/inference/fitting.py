@@ -343,14 +343,9 @@ class FitBase(abc.ABC):
     def diagnose(self, *args, **kwargs) -> Diagnosis:
         """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.diagnostics.diagnose`."""
 
-    def to_arviz(self, num_samples: int = 1000, *, resample: bool = False, **options):
-        """Draws as ``arviz.InferenceData``, in one chain; ``resample=True`` corrects them."""
-        import arviz
-
-        draws = (self.resample if resample else self.sample)(num_samples, **options)
-        # What is on a GPU has to come to the host first.
-        arrays = {name: np.asarray(value.cpu() if hasattr(value, "cpu") else value) for name, value in draws.items()}
-        return arviz.from_dict(posterior={name: value[None] for name, value in arrays.items()})
+    @abc.abstractmethod
+    def to_arviz(self, *args, **kwargs) -> Any:
+        """Draws with the log likelihood, the data and predictions, as ArviZ takes them."""
 
     def __repr__(self):
         kind = type(self.guide).__name__

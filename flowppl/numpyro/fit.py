@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpyro import handlers
 from numpyro.infer import SVI
 
 from flowppl._arrays.tree import merge
+from flowppl.checks import check_sizes
 from flowppl.inference.diagnostics import is_subsampled
 from flowppl.inference.fitting import (
     BLOCK,
@@ -32,14 +34,16 @@ from flowppl.inference.fitting import (
     train,
 )
 from flowppl.inference.guides import affine_part, distance_from_identity, fold, path_flow, stage
+from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, standard_log_prob
 from flowppl.numpyro.diagnostics import _draw, diagnose, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
+from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.steps import make_optimizer, take_step
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import _constants
-from flowppl.serialization import save
+from flowppl.serialization import absent_model, save
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -69,6 +73,80 @@ class Fit(FitBase):
         args, kwargs = self.arguments
         known: tuple = (self._key(2, rng_key), self.model, self.guide, self.params, *args)
         return diagnose(*known, num_samples=num_samples, reference=reference, **options, **kwargs)  # type: ignore[misc]
+
+    def to_arviz(
+        self,
+        num_samples: int = 1000,
+        *,
+        resample: bool = False,
+        log_likelihood: bool | None = None,
+        posterior_predictive: bool | None = None,
+        observed_data: bool = True,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
+        chunk_size: int = 1000,
+        rng_key: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Draws, what they say of the data, and the data, as ArviZ takes them: in one chain, with names for the axes.
+
+        The groups are ``posterior`` (the latents, and what the model computes at deterministic sites),
+        ``log_likelihood`` (of each datum, for ``arviz.loo`` and ``arviz.compare``), ``posterior_predictive`` (new data
+        from the model at each draw, for ``arviz.plot_ppc``) and ``observed_data``. The axes of plates have the names
+        of the plates, those of events the names in a site's ``infer={"event_dims": [...]}``. Each number of
+        ``log_likelihood`` and ``posterior_predictive`` is one for each draw and datum, so they may be large.
+
+        Args:
+            num_samples: the number of draws.
+            resample: whether to correct the draws by importance resampling, see :meth:`resample`.
+            log_likelihood: whether there is such a group; ``None``: if the model sees all its data and the guide draws
+                all latents.
+            posterior_predictive: the same; ``None``: if the model sees all its data.
+            observed_data: the same.
+            coords: labels of the members along axes, by their names, such as ``{"school": ["A", "B"]}``.
+            dims: names of the axes of sites, without that of the draws, where plates do not name them.
+            chunk_size: how many draws are computed at a time.
+            rng_key: the key of the draws and predictions; without one they are always the same.
+            options: further ones of :meth:`sample` or :meth:`resample`.
+
+        Returns:
+            An ``arviz.InferenceData``; from ArviZ 1.0 on an ``xarray.DataTree``.
+
+        Raises:
+            ValueError: for a group that there cannot be, or ``dims`` that do not fit.
+            ImportError: without arviz; install ``flowppl[arviz]``.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+            >>> from flowppl.numpyro import fit
+            >>> def model(y):
+            ...     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+            ...     with numpyro.plate("day", len(y)):
+            ...         numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+            >>> result = fit(jax.random.key(0), model, jnp.ones(10), progress=False)
+            >>> data = result.to_arviz(500)
+            >>> data.log_likelihood["y"].dims, data.observed_data["y"].shape
+            (('chain', 'draw', 'day'), (10,))
+        """
+        check_sizes("to_arviz", num_samples=num_samples, chunk_size=chunk_size)
+        args, kwargs = self.arguments
+        options["rng_key"] = rng_key
+        if resample:
+            draws = self.resample(num_samples, chunk_size=chunk_size, **options)
+        else:
+            draws = self.sample(num_samples, **options)
+        groups, sites = make_groups(
+            self._key(3, rng_key),
+            handlers.substitute(self.model, data=self.params) if self.model is not absent_model else absent_model,
+            draws,
+            args,
+            kwargs,
+            chunk_size=chunk_size,
+            observed_data=observed_data,
+            log_likelihood=log_likelihood,
+            posterior_predictive=posterior_predictive,
+        )
+        return convert(groups, sites, coords, dims)
 
     def save(self, path) -> None:
         """Write the fitted guide to a file: see :func:`flowppl.save`."""

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyro import poutine
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from flowppl._arrays.tree import map_tree
+from flowppl.checks import check_sizes
 from flowppl.inference.diagnostics import is_subsampled
 from flowppl.inference.fitting import (
     BLOCK,
@@ -32,13 +34,15 @@ from flowppl.inference.fitting import (
     train,
 )
 from flowppl.inference.guides import affine_part, distance_from_identity, fold, path_flow, stage
+from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, standard_log_prob
 from flowppl.pyro.diagnostics import _draw, _traces, aside, diagnose, log_weights, model_plates, plate_nesting, resample
 from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.inference_data import make_groups
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.steps import take_step
 from flowppl.pyro.target import Target
-from flowppl.serialization import save
+from flowppl.serialization import absent_model, save
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -65,6 +69,76 @@ class Fit(FitBase):
         args, kwargs = self.arguments
         known: tuple = (self._own_model, self.guide, *args)
         return diagnose(*known, num_samples=num_samples, reference=reference, **options, **kwargs)  # type: ignore[misc]
+
+    def to_arviz(
+        self,
+        num_samples: int = 1000,
+        *,
+        resample: bool = False,
+        log_likelihood: bool | None = None,
+        posterior_predictive: bool | None = None,
+        observed_data: bool = True,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
+        chunk_size: int = 1000,
+        **options: Any,
+    ) -> Any:
+        """Draws, what they say of the data, and the data, as ArviZ takes them: in one chain, with names for the axes.
+
+        The groups are ``posterior`` (the latents, and what the model computes at deterministic sites),
+        ``log_likelihood`` (of each datum, for ``arviz.loo`` and ``arviz.compare``), ``posterior_predictive`` (new data
+        from the model at each draw, for ``arviz.plot_ppc``) and ``observed_data``. The axes of plates have the names
+        of the plates, those of events the names in a site's ``infer={"event_dims": [...]}``. Each number of
+        ``log_likelihood`` and ``posterior_predictive`` is one for each draw and datum, so they may be large.
+
+        Args:
+            num_samples: the number of draws.
+            resample: whether to correct the draws by importance resampling, see :meth:`resample`.
+            log_likelihood: whether there is such a group; ``None``: if the model sees all its data and the guide draws
+                all latents.
+            posterior_predictive: the same; ``None``: if the model sees all its data.
+            observed_data: the same.
+            coords: labels of the members along axes, by their names, such as ``{"school": ["A", "B"]}``.
+            dims: names of the axes of sites, without that of the draws, where plates do not name them.
+            chunk_size: how many draws are computed at a time.
+            options: further ones of :meth:`sample` or :meth:`resample`.
+
+        Returns:
+            An ``arviz.InferenceData``; from ArviZ 1.0 on an ``xarray.DataTree``.
+
+        Raises:
+            ValueError: for a group that there cannot be, or ``dims`` that do not fit.
+            ImportError: without arviz; install ``flowppl[arviz]``.
+
+        Example:
+            >>> import torch, pyro, pyro.distributions as dist
+            >>> from flowppl.pyro import fit
+            >>> def model(y):
+            ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+            ...     with pyro.plate("day", len(y)):
+            ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+            >>> result = fit(model, torch.ones(10), progress=False)
+            >>> data = result.to_arviz(500)
+            >>> data.log_likelihood["y"].dims, data.observed_data["y"].shape
+            (('chain', 'draw', 'day'), (10,))
+        """
+        check_sizes("to_arviz", num_samples=num_samples, chunk_size=chunk_size)
+        args, kwargs = self.arguments
+        if resample:
+            draws = self.resample(num_samples, chunk_size=chunk_size, **options)
+        else:
+            draws = self.sample(num_samples, **options)
+        groups, sites = make_groups(
+            self._own_model if self.model is not absent_model else absent_model,
+            draws,
+            args,
+            kwargs,
+            chunk_size=chunk_size,
+            observed_data=observed_data,
+            log_likelihood=log_likelihood,
+            posterior_predictive=posterior_predictive,
+        )
+        return convert(groups, sites, coords, dims)
 
     def save(self, path) -> None:
         """Write the fitted guide to a file: see :func:`flowppl.save`."""
