@@ -287,7 +287,7 @@ def test_says_what_to_install(monkeypatch):
 
 
 def weights_of_all_kinds(rng):
-    for size in (25, 26, 60, 101, 1000, 4000):
+    for size in (25, 26, 60, 101, 400, 1000, 3600):
         for scale in (1e-3, 0.3, 1.0, 4.0, 50.0):
             yield 800 + scale * rng.normal(size=size)
             yield scale * rng.exponential(size=size)
@@ -323,8 +323,9 @@ def test_smooths_as_arviz():
         before = weights.copy()
         smoothed, shape = smooth(weights)
         np.testing.assert_array_equal(weights, before)
-        if IS_NEW and (len(np.unique(weights)) < len(weights) or np.ptp(weights) > 600):
-            continue  # ArviZ 1 has no value where weights are equal or zero
+        has_zeros = len(np.unique(weights)) < len(weights) or np.ptp(weights) > 600
+        if IS_NEW and (has_zeros or min(len(weights) / 5, 3 * len(weights) ** 0.5) % 1):
+            continue  # ArviZ 1 has no value where weights are equal or zero, and rounds the length of the tail down
         expected, expected_shape = quiet(psislw, weights)
         if shape == 0.0:  # equal but for rounding, where arviz has no value
             np.testing.assert_array_equal(smoothed, weights)
