@@ -2,104 +2,142 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowppl.checks import did_you_mean
+from flowppl.inference.densities import Scale, density, joint_density, middles
 from flowppl.inference.diagnostics import coordinates
+from flowppl.inference.epochs import Epochs
+from flowppl.inference.fitting import FitBase
 from flowppl.inference.importance import k_hat_threshold, smooth, tail_length
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which all eyes can tell apart; the line styles differ too.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "reference": {"color": GREY, "linestyle": "-"},
     "guide": {"color": BLUE, "linestyle": "-"},
     "resampled": {"color": ORANGE, "linestyle": "--"},
 }
-MAX_COORDINATES = 6
-BINS = 60
+MAX_SHOWN = 6  # coordinates, unless they are named
+MAX_NAMED = 16
+NUM_DRAWS = 4000  # of a fit
+BINS = (400, 120)  # along an axis, for densities of one coordinate and of two
 
 
 def pairs(
-    guide: Mapping,
-    resampled: Mapping | None = None,
-    reference: Mapping | None = None,
-    names: Sequence[str] | None = None,
-    axes=None,
-):
+    draws: Any,
+    resampled: Any = None,
+    reference: Any = None,
+    var_names: str | Sequence[str] | None = None,
+    *,
+    filter_vars: str | None = None,
+    axes: Any = None,
+) -> Figure:
     """Marginals and pairs of coordinates of a posterior; the contours hold 50% and 90% of the draws.
 
+    All draws may be a :class:`Fit`, which is asked for draws; a dict with an array ``(n, ...)`` for each site; an
+    ``arviz.InferenceData`` or ``xarray.DataTree`` with a group ``posterior``; or an ``MCMC`` of Pyro or NumPyro.
+
+    The axes span nearly all draws; of a heavy tail the last hundredth is outside. Where all draws are on one side of 0,
+    1 or -1 the density ends there. Sites of integers have a bar for each value.
+
     Args:
-        guide: draws of a guide: for each site an array ``(n, ...)``.
+        draws: draws of a guide.
         resampled: the same, corrected by ``resample``.
-        reference: the same, such as draws of NUTS.
-        names: sites or coordinates to show, such as ``["tau", "theta[0]"]``; ``None`` shows the first six coordinates.
+        reference: draws to compare with, such as those of NUTS.
+        var_names: sites or coordinates to show, such as ``["tau", "theta[0]"]``; with ``~`` before the names, what not
+            to show. ``None`` shows the first six coordinates.
+        filter_vars: how names are compared: ``None`` for equal names, ``"like"`` for a part of a name, ``"regex"`` for
+            regular expressions.
         axes: a square array of matplotlib axes; ``None`` makes a figure.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: if there is nothing of a name, or ``axes`` do not fit.
+        TypeError: if draws are none of these.
+        ValueError: if there is nothing of a name, there are too many coordinates, or ``axes`` do not fit.
         ImportError: without matplotlib; install ``flowppl[plot]``.
 
+    Warns:
+        UserWarning: if only the first coordinates are shown.
+
     Example:
-        >>> import numpy as np
+        >>> import matplotlib, numpy as np
+        >>> matplotlib.use("Agg")
         >>> from flowppl.plotting import pairs
-        >>> draws = {"z": np.random.default_rng(0).normal(size=(1000, 2))}
-        >>> len(pairs(draws).axes)
+        >>> rng = np.random.default_rng(0)
+        >>> draws = {"tau": rng.exponential(size=1000), "theta": rng.normal(size=(1000, 8))}
+        >>> figure = pairs(draws, var_names=["tau", "theta[0]"])
+        >>> len(figure.axes)
         4
     """
     pyplot = _pyplot()
-    groups = {"reference": reference, "guide": guide, "resampled": resampled}
-    draws = {label: coordinates(group) for label, group in groups.items() if group is not None}
-    shown = _select(list(draws["guide"]), names)
+    given = {"reference": reference, "guide": draws, "resampled": resampled}
+    groups = {label: coordinates(_draws(each, label)) for label, each in given.items() if each is not None}
+    shown = _select(list(groups["guide"]), var_names, filter_vars)
     size = len(shown)
     if axes is None:
-        side = max(2.0 * size + 0.8, 4.0)
+        side = max(1.8 * size + 0.8, 4.0)
         _, axes = pyplot.subplots(size, size, figsize=(side, side), squeeze=False, layout="constrained")
     axes = np.asarray(axes, dtype=object)
     if axes.size != size**2:
         raise ValueError(f"pairs shows {size} coordinates and needs {size} x {size} axes, got {axes.size}")
     axes = axes.reshape(size, size)
-    ranges = {name: _range([group[name] for group in draws.values() if name in group]) for name in shown}
+    scales = {name: Scale([group[name] for group in groups.values() if name in group]) for name in shown}
     for row, y in enumerate(shown):
         for column, x in enumerate(shown):
             ax = axes[row, column]
             if column > row:
                 ax.axis("off")
                 continue
-            for label, group in draws.items():
+            for label, group in groups.items():
                 if x in group and y in group:
                     if row == column:
-                        _marginal(ax, group[x], ranges[x], label)
+                        _marginal(ax, group[x], scales[x], label)
                     else:
-                        _contours(ax, group[x], group[y], ranges[x], ranges[y], label)
+                        _contours(ax, group[x], group[y], (scales[x], scales[y]), label)
             _finish(ax)
-            ax.set_xlim(ranges[x])
-            ax.locator_params(nbins=3)
+            ax.set_xlim(scales[x].limits)
+            ax.xaxis.set_major_locator(pyplot.MaxNLocator(3, integer=scales[x].is_integer))
             ax.tick_params(labelbottom=row == size - 1, labelleft=0 == column < row)
             if row == column:
                 ax.set(ylim=(0, None), yticks=[])
                 ax.spines["left"].set_visible(False)
             else:
-                ax.set_ylim(ranges[y])
+                ax.set_ylim(scales[y].limits)
+                ax.yaxis.set_major_locator(pyplot.MaxNLocator(3, integer=scales[y].is_integer))
             if row == size - 1:
                 ax.set_xlabel(x)
             if column == 0 < row:
                 ax.set_ylabel(y)
     figure = axes[0, 0].figure
-    corner = axes[0, -1]
-    lines = [pyplot.Line2D([], [], linewidth=2, label=label, **STYLES[label]) for label in draws]
-    corner.legend(handles=lines, frameon=False, loc="upper right")
+    figure.align_labels(list(axes[:, 0]) + list(axes[-1]))
+    if len(groups) > 1:
+        lines = [pyplot.Line2D([], [], linewidth=2, label=label, **STYLES[label]) for label in groups]
+        if size > 1:
+            axes[0, -1].legend(handles=lines, frameon=False, loc="upper right")
+        else:
+            figure.legend(handles=lines, frameon=False, loc="outside upper center", ncols=len(lines))
     return figure
 
 
-def losses(losses, elbo: float | None = None, elbo_se: float | None = None, axes=None):
-    """The losses of a fit with their running median, and minus the final ELBO.
+def losses(losses: Any, elbo: float | None = None, elbo_se: float | None = None, axes: Axes | None = None) -> Axes:
+    """The losses of a training with their running median, and what it ended with.
 
     Args:
-        losses: the loss of each step; what is not finite leaves a gap.
+        losses: a :class:`Fit`, whose ELBO is shown too; a :class:`DensityFit` or :class:`VAEFit`, whose loss of each
+            epoch is shown beside that of the held-out rows and the epoch that was kept; or the loss of each step. What
+            is not finite leaves a gap.
         elbo: the ELBO of the fitted guide.
         elbo_se: its standard error, shown as a band of two of them to each side.
         axes: matplotlib axes; ``None`` makes a figure.
@@ -112,25 +150,27 @@ def losses(losses, elbo: float | None = None, elbo_se: float | None = None, axes
         ImportError: without matplotlib; install ``flowppl[plot]``.
 
     Example:
-        >>> import numpy as np
+        >>> import matplotlib, numpy as np
+        >>> matplotlib.use("Agg")
         >>> from flowppl.plotting import losses
         >>> losses(5.0 + np.exp(-np.arange(500) / 50), elbo=-5.0, elbo_se=0.01).get_xlabel()
         'step'
     """
-    losses = np.asarray(losses, dtype=np.float64).ravel()
-    if not len(losses):
-        raise ValueError("losses needs the loss of one step or more")
+    if isinstance(losses, Epochs):
+        return _epochs(losses, axes)
+    if isinstance(losses, FitBase):
+        elbo = losses.elbo if elbo is None else elbo
+        elbo_se = losses.elbo_se if elbo_se is None else elbo_se
+        losses = losses.losses
+    losses = _as_losses(losses)
     ax = _axes(axes)
-    losses = np.where(np.isfinite(losses), losses, np.nan)
     window = max(len(losses) // 50, 1)
     ends = np.unique(np.linspace(window, len(losses), min(len(losses), 500)).astype(int))
     finite = [block[np.isfinite(block)] for block in (losses[end - window : end] for end in ends)]
     medians = np.array([np.median(block) if len(block) else np.nan for block in finite])
     ax.plot(np.arange(1, len(losses) + 1), losses, color=BLUE, alpha=0.4, linewidth=0.6, label="loss")
     ax.plot(ends - (window - 1) / 2, medians, color=BLUE, linewidth=2, label="running median")
-    late = losses[len(losses) // 2 :]
-    # The first steps may be orders of magnitude higher: show where the fit ends.
-    heights = [*np.quantile(late[np.isfinite(late)], [0.01, 0.99])] if np.isfinite(late).any() else []
+    heights: list[float] = []
     if elbo is not None and np.isfinite(elbo):
         label = f"-ELBO = {-elbo:.2f}"
         if elbo_se is not None and np.isfinite(elbo_se):
@@ -138,16 +178,50 @@ def losses(losses, elbo: float | None = None, elbo_se: float | None = None, axes
             label += f" ± {elbo_se:.2g}"
         ax.axhline(-elbo, color=ORANGE, linestyle="--", label=label)
         heights.append(-elbo)
-    if heights:
-        margin = max(heights) - min(heights) or 1.0
-        ax.set_ylim(min(heights) - margin / 4, max(heights) + margin)
-    ax.set(xlabel="step", ylabel="loss", xlim=(1, max(len(losses), 2)))
+    _limit(ax, [losses], heights)
+    ax.set(xlabel="step", ylabel="loss (nats)", xlim=(1, max(len(losses), 2)))
     ax.legend(frameon=False, loc="upper right")
     _finish(ax)
     return ax
 
 
-def k_hat_tail(log_weights, axes=None):
+def _epochs(found: Epochs, axes: Axes | None) -> Axes:
+    """The losses of a training in epochs."""
+    series = {"training": (_as_losses(found.losses), BLUE, "-")}
+    if len(found.validation_losses):
+        series["held out"] = (_as_losses(found.validation_losses), ORANGE, "--")
+    ax = _axes(axes)
+    for label, (values, color, style) in series.items():
+        marker = "." if len(values) < 30 else None
+        ax.plot(np.arange(1, len(values) + 1), values, style, color=color, marker=marker, label=label)
+    if found.best_epoch >= 0:
+        ax.axvline(found.best_epoch + 1, color=GREY, linewidth=1, zorder=0, label=f"kept: epoch {found.best_epoch + 1}")
+    _limit(ax, [values for values, *_ in series.values()], [])
+    ax.set(xlabel="epoch", ylabel="loss (nats)", xlim=(1, max(len(found.losses), 2)))
+    ax.xaxis.set_major_locator(_pyplot().MaxNLocator(integer=True))
+    ax.legend(frameon=False, loc="upper right")
+    _finish(ax)
+    return ax
+
+
+def _as_losses(losses: Any) -> np.ndarray:
+    losses = np.asarray(losses, dtype=np.float64).ravel()
+    if not len(losses):
+        raise ValueError("losses needs the loss of one step or more")
+    return np.where(np.isfinite(losses), losses, np.nan)
+
+
+def _limit(ax: Axes, series: Sequence[np.ndarray], heights: Sequence[float]) -> None:
+    """Show where a training ends: the first losses may be orders of magnitude higher."""
+    late = [losses[len(losses) // 2 :] for losses in series]
+    finite = [losses[np.isfinite(losses)] for losses in late if np.isfinite(losses).any()]
+    heights = [*heights, *(end for losses in finite for end in np.quantile(losses, [0.01, 0.99]))]
+    if heights:
+        margin = max(heights) - min(heights) or 1.0
+        ax.set_ylim(min(heights) - margin / 4, max(heights) + margin)
+
+
+def k_hat_tail(log_weights: Any, axes: Axes | None = None) -> Axes:
     r"""The largest importance weights and the Pareto tail fitted to them, whose shape is :math:`\hat k`.
 
     On these scales a Pareto tail ends in a line of slope :math:`-\hat k`. The line shown is what smoothing puts in
@@ -161,16 +235,22 @@ def k_hat_tail(log_weights, axes=None):
         The axes.
 
     Raises:
+        TypeError: for a fit.
         ValueError: if fewer than 25 weights are finite.
-        ImportError: without matplotlib or arviz; install ``flowppl[plot]``.
+        ImportError: without matplotlib; install ``flowppl[plot]``.
 
     Example:
-        >>> import numpy as np
+        >>> import matplotlib, numpy as np
+        >>> matplotlib.use("Agg")
         >>> from flowppl.plotting import k_hat_tail
         >>> z = np.random.default_rng(0).normal(size=5000)
         >>> k_hat_tail(0.3 * z**2).get_ylabel()
         'weight / mean weight'
     """
+    if isinstance(log_weights, FitBase):
+        raise TypeError(
+            "k_hat_tail takes log weights, such as those that log_weights(...) gives; diagnose() judges a fit"
+        )
     log_weights = np.asarray(log_weights, dtype=np.float64).ravel()
     log_weights = log_weights[np.isfinite(log_weights)]
     size = len(log_weights)
@@ -186,6 +266,10 @@ def k_hat_tail(log_weights, axes=None):
     ax.loglog(share, raw, ".", color=BLUE, markersize=5, label="weights of the draws")
     if np.isfinite(shape):
         ax.loglog(share[:length], fitted[:length], color=ORANGE, linewidth=2, label="fitted Pareto tail")
+    if raw[0] < 100 * raw[-1]:  # less than two decades, in which powers of ten are too few ticks
+        ax.yaxis.set_major_locator(_pyplot().LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_formatter(_pyplot().NullFormatter())
+    ax.yaxis.set_major_formatter(lambda height, _: f"{height:g}")
     limit = k_hat_threshold(size)
     ax.set(xlabel="share of draws with a larger weight", ylabel="weight / mean weight")
     ax.set_title(f"k-hat = {shape:.2f} ({'above' if shape > limit else 'within'} the limit of {limit:.2f})")
@@ -194,7 +278,7 @@ def k_hat_tail(log_weights, axes=None):
     return ax
 
 
-def _pyplot():
+def _pyplot() -> Any:
     try:
         from matplotlib import pyplot
     except ImportError as error:
@@ -202,69 +286,104 @@ def _pyplot():
     return pyplot
 
 
-def _axes(axes):
+def _axes(axes: Axes | None) -> Axes:
     return _pyplot().subplots(figsize=(6, 4), layout="constrained")[1] if axes is None else axes
 
 
-def _finish(ax):
+def _finish(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _select(known, names):
-    if names is None:
-        return known[:MAX_COORDINATES]
-    names = [names] if isinstance(names, str) else names
-    groups = [[name for name in known if name == wanted or name.startswith(f"{wanted}[")] for wanted in names]
-    if not groups or not all(groups):
-        raise ValueError(f"names must be sites or coordinates of the guide's draws, among {known}, got {list(names)}")
-    return [name for group in groups for name in group]
+def _draws(given: Any, label: str) -> dict[str, np.ndarray]:
+    """For each site an array ``(n, ...)``."""
+    posterior = getattr(given, "posterior", given)  # of InferenceData and DataTree
+    if isinstance(given, FitBase):
+        found = given.sample(NUM_DRAWS)
+    elif hasattr(given, "get_samples"):
+        found = given.get_samples()
+    elif hasattr(posterior, "data_vars"):
+        found = {name: each.transpose("chain", "draw", ...).values for name, each in posterior.data_vars.items()}
+        found = {name: value.reshape(-1, *value.shape[2:]) for name, value in found.items()}
+    elif isinstance(given, Mapping):
+        found = dict(given)
+    else:
+        raise TypeError(
+            f"pairs: the {label} draws must be a Fit, a dict of arrays, an InferenceData or DataTree, or an MCMC, got "
+            f"{type(given).__name__}"
+        )
+    # What is on a GPU has to come to the host first.
+    return {name: np.asarray(value.detach().cpu() if hasattr(value, "cpu") else value) for name, value in found.items()}
 
 
-def _range(values):
-    """Where nearly all draws are, whatever the tails."""
-    ends = [np.quantile(finite, [0.01, 0.99]) for finite in (x[np.isfinite(x)] for x in values) if len(finite)]
-    low, high = (min(end[0] for end in ends), max(end[1] for end in ends)) if ends else (0.0, 1.0)
-    margin = 0.08 * (high - low) or 1.0
-    return float(low - margin), float(high + margin)
+def _select(known: list[str], var_names: str | Sequence[str] | None, filter_vars: str | None) -> list[str]:
+    """The coordinates that are meant by names of sites or coordinates."""
+    if filter_vars not in (None, "like", "regex"):
+        raise ValueError(f"pairs: filter_vars must be None, 'like' or 'regex', got {filter_vars!r}")
+    wanted = [var_names] if isinstance(var_names, str) else var_names
+    chosen = known if wanted is None else _named(known, list(wanted), filter_vars)
+    if wanted is None and len(chosen) > MAX_SHOWN:
+        warnings.warn(
+            f"pairs shows the first {MAX_SHOWN} of {len(known)} coordinates; say which by var_names=",
+            UserWarning,
+            stacklevel=3,
+        )
+        return chosen[:MAX_SHOWN]
+    if not chosen:
+        raise ValueError("pairs: there is nothing to show; var_names leave out all coordinates")
+    if len(chosen) > MAX_NAMED:
+        raise ValueError(
+            f"pairs shows up to {MAX_NAMED} coordinates, and var_names mean {len(chosen)}; name some of them, such as "
+            f"var_names={chosen[:2]}"
+        )
+    return chosen
 
 
-def _marginal(ax, values, limits, label):
-    count, edges = np.histogram(values, BINS, limits)
-    density = _smoothed(count, _width(len(values), 1)) / max(len(values), 1)
-    middle = (edges[1:] + edges[:-1]) / 2
-    ax.plot(middle, density, linewidth=1.8, **STYLES[label])
-    if label == "reference":
-        ax.fill_between(middle, density, color=GREY, alpha=0.3, linewidth=0)
+def _named(known: list[str], wanted: list[str], filter_vars: str | None) -> list[str]:
+    sites = list(dict.fromkeys(name.partition("[")[0] for name in known))
+    groups = []
+    for each in wanted:
+        name = each.removeprefix("~")
+        if filter_vars == "like":
+            group = [one for one in known if name in one]
+        elif filter_vars == "regex":
+            group = [one for one in known if re.search(name, one)]
+        else:
+            group = [one for one in known if name in (one, one.partition("[")[0])]
+        if not group:
+            near = did_you_mean(name, [*sites, *known])
+            raise ValueError(
+                f"pairs: var_names must be among the sites {sites} or coordinates of them, got {each!r}{near}"
+            )
+        groups.append(group)
+    excluded = {one for each, group in zip(wanted, groups, strict=True) if each.startswith("~") for one in group}
+    if len(excluded) and all(each.startswith("~") for each in wanted):
+        groups = [known]
+    return [one for one in dict.fromkeys(one for group in groups for one in group) if one not in excluded]
 
 
-def _contours(ax, x, y, x_limits, y_limits, label):
-    count, x_edges, y_edges = np.histogram2d(x, y, BINS, (x_limits, y_limits))
-    if not count.any():
+def _marginal(ax: Axes, values: np.ndarray, scale: Scale, label: str) -> None:
+    edges, heights = density(values[np.isfinite(values)], scale, BINS[0])
+    is_filled = label == "reference"
+    if scale.is_integer:
+        ax.stairs(heights, edges, linewidth=1.8, fill=is_filled, alpha=0.6 if is_filled else 1, **STYLES[label])
         return
-    width = _width(len(x), 2)
-    density = np.apply_along_axis(_smoothed, 0, np.apply_along_axis(_smoothed, 1, count, width), width)
-    ordered = np.sort(density.ravel())[::-1]
+    ax.plot(middles(edges), heights, linewidth=1.8, **STYLES[label])
+    if is_filled:
+        ax.fill_between(middles(edges), heights, color=GREY, alpha=0.3, linewidth=0)
+
+
+def _contours(ax: Axes, x: np.ndarray, y: np.ndarray, scales: tuple[Scale, Scale], label: str) -> None:
+    finite = np.isfinite(x) & np.isfinite(y)
+    *grid, heights = joint_density(x[finite], y[finite], scales, BINS[1])
+    if not heights.any():
+        return
+    ordered = np.sort(heights.ravel())[::-1]
     mass = np.cumsum(ordered) / ordered.sum()
     levels = [ordered[np.searchsorted(mass, level)] for level in (0.9, 0.5)]
     if levels[0] == levels[1]:
         return
-    x_middle, y_middle = ((edges[1:] + edges[:-1]) / 2 for edges in (x_edges, y_edges))
+    style = STYLES[label]
     if label == "reference":
-        shades = [(0.6, 0.6, 0.6, 0.25), (0.6, 0.6, 0.6, 0.55)]
-        ax.contourf(x_middle, y_middle, density.T, [*levels, np.inf], colors=shades)
+        ax.contourf(*grid, heights, [*levels, np.inf], colors=[(0.6, 0.6, 0.6, 0.25), (0.6, 0.6, 0.6, 0.55)])
     else:
-        style = STYLES[label]
-        ax.contour(
-            x_middle, y_middle, density.T, levels, colors=style["color"], linestyles=style["linestyle"], linewidths=1.5
-        )
-
-
-def _width(num_draws, dim):
-    """The width of the kernel in bins, by Scott's rule for a density that spans a sixth of the axis."""
-    return BINS / 6 * max(num_draws, 1) ** (-1 / (dim + 4))
-
-
-def _smoothed(counts, width):
-    offsets = np.arange(-BINS // 2, BINS // 2 + 1)
-    kernel = np.exp(-0.5 * (offsets / width) ** 2)
-    return np.convolve(counts, kernel / kernel.sum())[BINS // 2 :][: len(counts)]
+        ax.contour(*grid, heights, levels, colors=style["color"], linestyles=style["linestyle"], linewidths=1.5)

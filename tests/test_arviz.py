@@ -290,6 +290,7 @@ def weights_of_all_kinds(rng):
     for size in (25, 26, 60, 101, 400, 1000, 3600):
         for scale in (1e-3, 0.3, 1.0, 4.0, 50.0):
             yield 800 + scale * rng.normal(size=size)
+            yield -((1e4 * scale * rng.normal(size=size)) ** 2)
             yield scale * rng.exponential(size=size)
             yield -scale * rng.exponential(size=size)
             yield scale * rng.standard_cauchy(size)

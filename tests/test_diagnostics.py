@@ -1,11 +1,8 @@
 """The verdict on a guide: against normals whose ELBO and evidence are known, and in both languages."""
 
-import subprocess
-import sys
 from functools import partial
 
 import jax
-import matplotlib
 import numpy as np
 import numpyro
 import numpyro.distributions
@@ -19,7 +16,6 @@ from scipy.stats import norm
 
 import flowppl.numpyro
 import flowppl.pyro
-from flowppl import plotting
 from flowppl.diagnostics import (
     Diagnosis,
     compare,
@@ -29,8 +25,6 @@ from flowppl.diagnostics import (
     resample_indices,
 )
 from flowppl.inference.importance import smooth
-
-matplotlib.use("Agg")
 
 
 def normal_weights(rng, loc, scale, num_draws=10_000, log_evidence=-3.0):
@@ -310,52 +304,6 @@ def test_inverts_the_flow_of_an_autoflow(lang, loc, verdict):
     assert (found.round_trip_error < 1e-12) == (verdict == "good")
     assert found.verdict == verdict
     assert ("inverted" in found.advice) == (verdict != "good")
-
-
-@pytest.fixture
-def _closed():
-    yield
-    matplotlib.pyplot.close("all")
-
-
-@pytest.mark.usefixtures("_closed")
-def test_plots_make_figures(rng, tmp_path):
-    draws = {"tau": np.exp(rng.normal(size=500)), "theta": rng.normal(size=(500, 2, 4))}
-    bad = {"tau": np.r_[np.full(100, np.inf), np.full(100, np.nan), np.ones(100)]}
-    figure = plotting.pairs(draws, resampled=draws, reference=bad)
-    figure.savefig(tmp_path / "pairs.png")
-    assert [figure.axes[0].get_title(), figure.axes[-1].get_xlabel()] == ["", "theta[1,0]"]
-    assert len(figure.axes) == 36
-    mine, axes = matplotlib.pyplot.subplots(2, 2)
-    assert plotting.pairs(draws, names=["theta[0,1]", "tau"], axes=axes) is mine
-    assert [axes[1, 0].get_xlabel(), axes[1, 0].get_ylabel()] == ["theta[0,1]", "tau"]
-    with pytest.raises(ValueError, match="names must be sites or coordinates"):
-        plotting.pairs(draws, names=["tau", "sigma"])
-    with pytest.raises(ValueError, match="needs 1 x 1 axes, got 4"):
-        plotting.pairs(draws, names="tau", axes=axes)
-    steps = np.r_[np.nan, 1e6, 5 + rng.normal(size=300)]
-    for ax in (
-        plotting.losses(steps, elbo=-5.0, elbo_se=0.1),
-        plotting.losses([np.nan, np.inf]),
-        plotting.k_hat_tail(np.r_[rng.normal(size=500), np.nan]),
-        plotting.k_hat_tail(np.zeros(500)),
-    ):
-        ax.figure.savefig(tmp_path / "one.png")
-    assert plotting.losses(steps, axes=axes[0, 0]) is axes[0, 0]
-
-
-def test_import_needs_neither_matplotlib_nor_arviz():
-    code = (
-        "import sys, flowppl.plotting; print([m for m in ('matplotlib', 'arviz', 'torch', 'jax') if m in sys.modules])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
-
-
-def test_plots_name_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"flowppl\[plot\]"):
-        plotting.losses([1.0])
 
 
 def test_an_improper_prior_needs_no_draws(lang):

@@ -100,7 +100,8 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     excess = np.exp(log_weights[tail] - highest) * -np.expm1(cut - log_weights[tail])
     shape, scale = fit_pareto(excess)
     exponential = -np.log1p(-(np.arange(len(tail)) + 0.5) / len(tail))  # quantiles for shape 0
-    fitted = scale * (np.expm1(shape * exponential) / shape if shape else exponential)
+    # What overflows would be cut down to the largest weight all the same.
+    fitted = scale * (np.expm1(np.minimum(shape * exponential, 700.0)) / shape if shape else exponential)
     smoothed = log_weights.copy()
     smoothed[tail] = highest + np.minimum(np.log(fitted + np.exp(cut - highest)), 0.0)
     return smoothed, shape
