@@ -167,7 +167,7 @@ def test_densities_are_right_up_to_the_edges(seed):
         shown = (at > scale.limits[0]) & (at < scale.limits[1])
         largest = truth.pdf(at).max()
         outside = heights[(at < low) | (at > high)]
-        assert not outside.size or outside.max() < 1e-3 * largest  # nothing is smeared over the ends
+        assert not outside.size or outside.max() < 5e-3 * largest  # nothing is smeared over the ends
         errors = np.abs(heights - truth.pdf(at))[shown]
         assert errors.max() < 0.4 * largest  # the ends have half of the draws to go by
         assert errors.mean() < 0.06 * largest
