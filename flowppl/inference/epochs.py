@@ -11,6 +11,8 @@ import numpy as np
 
 from flowppl.progress import progress_bar
 
+Callback = Callable[[int, float], bool | None]  # of an epoch and its loss; True stops
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Epochs:
@@ -22,7 +24,7 @@ class Epochs:
         validation_losses: that of the held-out rows at the end of each epoch; empty without validation.
         best_epoch: the epoch, counted from 0, whose weights were kept: that of the smallest validation loss, without
             validation the last. It is -1 if none was completed.
-        stopped: why training ended: ``"num_epochs"``, ``"patience"`` or ``"interrupted"``.
+        stopped: why training ended: ``"num_epochs"``, ``"patience"``, ``"callback"`` or ``"interrupted"``.
         num_skipped: the number of steps left out because their loss or gradient was not finite.
     """
 
@@ -92,6 +94,7 @@ def run_epochs(
     patience: int | None,
     judged_from: int = 0,
     after_epoch: Callable[[], None] = lambda: None,
+    callback: Callback | None = None,
     bar: bool | None,
     advice: str,
 ) -> None:
@@ -108,12 +111,20 @@ def run_epochs(
         patience: the number of epochs without a better validation loss after which to stop; ``None`` never does.
         judged_from: ``patience`` counts the epochs after this one.
         after_epoch: called after each complete epoch.
+        callback: called as ``callback(epoch, loss)`` after each complete epoch, counted from 0, with the mean loss of
+            its rows; if it returns True, training stops.
         bar: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
         advice: what to try if no loss is finite.
 
     Raises:
+        TypeError: if ``callback`` cannot be called.
         RuntimeError: if no step of the first epoch, or no validation loss, is finite.
     """
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"{owner}: callback must be a function of the epoch and its loss, got {type(callback).__name__}; write "
+            "def callback(epoch, loss), which returns True to stop"
+        )
     done = len(progress.losses)
     batch_sizes = np.minimum(batch_size, num_rows - np.arange(0, num_rows, batch_size))
     progress.stopped = "num_epochs"
@@ -144,6 +155,9 @@ def run_epochs(
                 after_epoch()
                 shown.update()
                 shown.set_postfix({"loss": loss} if score is None else {"loss": loss, "validation": float(score)})
+                if callback is not None and callback(epoch, loss):
+                    progress.stopped = "callback"
+                    break
         except KeyboardInterrupt:
             progress.stopped = "interrupted"
     if progress.losses and progress.best_epoch < 0:
