@@ -1,18 +1,159 @@
-"""Steps of torch's optimisers that leave out what is not finite."""
+"""Optimisers of torch and Pyro for all trainings, and steps that leave out what is not finite."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import torch
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+Optimizer: TypeAlias = str | PyroOptim | Callable[..., Any]
+"""What the ``optimizer`` of a training may be: see :func:`make_optimizer`."""
+
+_NAMED: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+_WAYS = (
+    'pass "adam" or "adamax", a class of torch.optim, a function from a list of parameters to a torch optimiser such '
+    "as functools.partial(torch.optim.AdamW, lr=1e-3), or an optimiser of pyro.optim"
+)
 
 
-def take_step(optimizer: torch.optim.Optimizer, parameters, loss: float, clip_norm: float) -> float:
+def check_optimizer(owner: str, optimizer: Any, learning_rate: Any = None) -> None:
+    """Raise unless ``optimizer`` can be one, and a learning rate is given only where it counts.
+
+    Args:
+        owner: who trains, for messages.
+        optimizer: as for :func:`make_optimizer`.
+        learning_rate: that of the training, ``None`` if the user gave none.
+
+    Raises:
+        TypeError: for what is no optimiser of torch or Pyro.
+        ValueError: for a learning rate beside an optimiser that has its own.
+    """
+    if isinstance(optimizer, str) and optimizer not in _NAMED:
+        raise ValueError(f"{owner}: there is no optimizer {optimizer!r}; {_WAYS}")
+    if isinstance(optimizer, torch.optim.Optimizer | LRScheduler | ReduceLROnPlateau):
+        raise TypeError(
+            f"{owner}: optimizer is a {type(optimizer).__name__} that has its parameters already, but those to train "
+            f"are found in here; {_WAYS}"
+        )
+    if not isinstance(optimizer, str) and not callable(optimizer):
+        raise TypeError(f"{owner}: optimizer is no optimiser of torch or Pyro, got {optimizer!r}; {_WAYS}")
+    if not isinstance(optimizer, str) and learning_rate is not None:
+        raise ValueError(
+            f"{owner}: learning_rate={learning_rate!r} beside an optimizer that has a learning rate of its own; leave "
+            "one of the two out"
+        )
+
+
+def has_rate(optimizer: Optimizer) -> bool:
+    """Whether ``optimizer`` has its own learning rate and schedule: those of the training are then not used."""
+    return not isinstance(optimizer, str)
+
+
+def make_optimizer(
+    optimizer: Optimizer, parameters: Mapping[str, torch.Tensor], **options: Any
+) -> torch.optim.Optimizer:
+    """A torch optimiser over these parameters; a schedule goes on with each of its steps.
+
+    Args:
+        optimizer: one of
+
+            - ``"adam"`` or ``"adamax"``, whose learning rate :func:`take_step` is given in each step;
+            - a class of ``torch.optim``, or a function from a list of parameters to a torch optimiser, such as
+              ``functools.partial(torch.optim.AdamW, lr=1e-3)``;
+            - a function from a list of parameters to a pair, a torch optimiser and a scheduler of
+              ``torch.optim.lr_scheduler`` over it;
+            - an optimiser of ``pyro.optim``, or one with a schedule, such as
+              ``pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "gamma": 0.999})``.
+              Only its settings are used: its own memory stays as it is.
+        parameters: the parameters to train, by name.
+        options: those of the named optimisers; others have their own.
+
+    Raises:
+        TypeError: if it is, or gives, none of these, or something that needs more than gradients: ``LBFGS``, or
+            ``ReduceLROnPlateau``.
+
+    Example:
+        >>> import torch
+        >>> from flowppl.pyro.steps import make_optimizer, take_step
+        >>> weight = torch.zeros(2, requires_grad=True)
+        >>> def decaying(parameters):
+        ...     optimizer = torch.optim.SGD(parameters, lr=1.0)
+        ...     return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+        >>> optimizer = make_optimizer(decaying, {"weight": weight})
+        >>> for _ in range(2):
+        ...     weight.sum().backward()
+        ...     loss = take_step(optimizer, [weight], 0.0)
+        >>> weight.tolist()
+        [-1.5, -1.5]
+    """
+    if isinstance(optimizer, str):
+        return _NAMED[optimizer](parameters.values(), **options)  # type: ignore[call-arg]
+    if isinstance(optimizer, PyroOptim):
+        return _of_pyro(optimizer, parameters)
+    made = optimizer(list(parameters.values()))
+    made, *schedulers = made if isinstance(made, tuple | list) else [made]
+    return _with_schedule(made, schedulers)
+
+
+def _of_pyro(optimizer: PyroOptim, parameters: Mapping[str, torch.Tensor]) -> torch.optim.Optimizer:
+    constructor: Any = optimizer.pt_optim_constructor
+    arguments: Any = optimizer.pt_optim_args
+    clips: Any = optimizer.pt_clip_args
+    if callable(clips):
+        raise TypeError("optimizer: clip_args of pyro.optim must be a dict here, not a function")
+    if callable(arguments):  # of the name of a parameter
+        made = constructor([{"params": [parameter], **arguments(name)} for name, parameter in parameters.items()])
+    else:
+        made = constructor(parameters.values(), **arguments)
+    if clips:
+
+        def clip(*_: Any) -> None:
+            for parameter in parameters.values():
+                optimizer._clip_grad(parameter, **clips)
+
+        made.register_step_pre_hook(clip)
+    if isinstance(optimizer, PyroLRScheduler):
+        return _with_schedule(made, [optimizer.pt_scheduler_constructor(made, **optimizer.kwargs)])
+    return _with_schedule(made, [])
+
+
+def _with_schedule(made: Any, schedulers: list) -> torch.optim.Optimizer:
+    if not isinstance(made, torch.optim.Optimizer) or isinstance(made, torch.optim.LBFGS):
+        raise TypeError(f"optimizer must give a torch optimiser that needs gradients only, got {made!r}; {_WAYS}")
+    for scheduler in schedulers:
+        if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+            raise TypeError(f"optimizer must give schedulers that go by the number of steps, got {scheduler!r}")
+        made.register_step_post_hook(lambda *_, scheduler=scheduler: scheduler.step())
+    return made
+
+
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[torch.Tensor],
+    loss: float,
+    clip_norm: float = math.inf,
+    rate: float | None = None,
+) -> float:
     """Step along the gradients that the parameters hold, and forget these.
+
+    Args:
+        optimizer: one of :func:`make_optimizer`.
+        parameters: those to train.
+        loss: the loss of this step.
+        clip_norm: the largest norm of the gradient.
+        rate: the learning rate of this step; ``None`` for an optimiser that has its own, see :func:`has_rate`.
 
     Returns:
         The loss; NaN, and no step was taken, if it or a gradient is not finite.
     """
+    if rate is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     taken = math.isfinite(loss) and bool(norm.isfinite())
     if taken:
