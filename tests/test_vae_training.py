@@ -3,10 +3,12 @@
 import importlib
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from autoencoders import FunctionModule, NumPyro, Pyro, assert_same, both, small, stripes
@@ -16,7 +18,7 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._arrays.tree import leaves
-from flowppl.autoencoders.training import describe
+from flowppl.autoencoders.checkpoints import describe
 from flowppl.images import load_images
 from flowppl.inference.epochs import Progress, run_epochs
 from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
@@ -343,8 +345,11 @@ def test_numbers_of_numpy_are_options_like_others(tmp_path):
 def test_params_of_other_networks_are_told():
     vae, x = small(NumPyro), stripes()
     params = vae.init(jax.random.key(0), x)
+    wrong = params | {"decoder$params": params["posterior"]}
+    with pytest.raises(ValueError, match=r"names and shapes of vae.init\(key, x\); .* \['decoder\$params'\]"):
+        NumPyro.fit(0, vae, x, params=wrong)
     del params["posterior"]
-    with pytest.raises(ValueError, match=r"names and shapes of vae.init\(key, x\); .* \['posterior'\]"):
+    with pytest.raises(ValueError, match="params lack posterior"):
         NumPyro.fit(0, vae, x, params=params)
 
 
@@ -391,7 +396,6 @@ def test_infinitely_good_validation_is_none():
     [
         {"batch_size": 0},
         {"learning_rate": 0.0},
-        {"optimizer": "sgd"},
         {"warm_up": -1},
         {"free_bits": -1.0},
         {"patience": 0},
@@ -402,3 +406,70 @@ def test_infinitely_good_validation_is_none():
 def test_options_that_cannot_be_meant(lang, options):
     with pytest.raises(ValueError, match=f"fit_vae: {next(iter(options))} must be"):
         lang.fit(0, small(lang), stripes(), **({"num_epochs": 1} | options))
+
+
+HOSTS = {"pyro": torch.optim.SGD, "numpyro": optax.sgd(1e-3)}
+
+
+@both
+def test_optimizers_that_cannot_be_meant(lang, tmp_path):
+    """What an optimiser of the host does with a checkpoint could not be told apart, nor its schedule go on."""
+    host = HOSTS[lang.name]
+    for error, message, options in (
+        (ValueError, "fit_vae: there is no optimizer 'sgd'", {"optimizer": "sgd"}),
+        (TypeError, "fit_vae: optimizer is no optimiser", {"optimizer": 3}),
+        (ValueError, "learning_rate=0.1 beside an optimizer", {"optimizer": host, "learning_rate": 0.1}),
+        (
+            ValueError,
+            "give optimizer='adam' or 'adamax', or no checkpoint",
+            {"optimizer": HOSTS[lang.name], "checkpoint": tmp_path / "vae"},
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            lang.fit(0, small(lang), stripes(), num_epochs=1, **options)
+
+
+@both
+def test_an_optimizer_of_the_host_takes_its_own_steps(lang):
+    """Gradient descent by hand: one step of rate 0.1, then one of 0.05, from the same noise as one step with Adam."""
+    x, options = stripes(), {"batch_size": 60, "warm_up": 0, "validation": None}
+
+    def decaying(parameters):
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+
+    hosts = {
+        "pyro": (partial(torch.optim.SGD, lr=0.1), partial(torch.optim.SGD, lr=0.05), decaying),
+        "numpyro": (optax.sgd(0.1), optax.sgd(0.05), optax.sgd(optax.exponential_decay(0.1, 1, 0.5))),
+    }[lang.name]
+    start = [np.asarray(leaf) for _, leaf in leaves(lang.params(small(lang), x))]
+
+    def moves(optimizer, num_epochs):
+        vae = small(lang)
+        known = {"params": lang.params(vae, x)} if lang is NumPyro else {}
+        found = lang.fit(1, vae, x, num_epochs=num_epochs, optimizer=optimizer, **known, **options)
+        return [np.asarray(leaf) - first for (_, leaf), first in zip(leaves(found.params), start, strict=True)]
+
+    one, half, two = (moves(*each) for each in zip(hosts, (1, 1, 2), strict=True))
+    for whole, other in zip(one, half, strict=True):
+        np.testing.assert_allclose(whole, 2 * other, rtol=1e-9, atol=1e-14)  # the rate times the gradient
+    assert max(np.abs(second - first).max(initial=0) for first, second in zip(one, two, strict=True)) > 1e-4
+
+
+@both
+def test_a_callback_sees_each_epoch_and_stops(lang, tmp_path):
+    seen, x, options = [], stripes(), {"warm_up": 0, "learning_rate": 0.01, "batch_size": 20}
+
+    def callback(epoch, loss):
+        seen.append((epoch, loss))
+        return epoch == 2
+
+    found = lang.fit(1, small(lang), x, num_epochs=9, callback=callback, checkpoint=tmp_path / "vae", **options)
+    assert found.stopped == "callback"
+    assert seen == list(enumerate(found.losses))
+    assert len(seen) == 3
+    whole = lang.fit(1, small(lang), x, num_epochs=5, **options)
+    resumed = lang.fit(1, small(lang), x, num_epochs=5, checkpoint=tmp_path / "vae", **options)
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+    with pytest.raises(TypeError, match="fit_vae: callback must be a function of the epoch and its loss"):
+        lang.fit(1, small(lang), x, callback="stop")

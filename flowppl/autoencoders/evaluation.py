@@ -10,49 +10,46 @@ import numpy as np
 
 from flowppl.checks import check_sizes
 
-EVALUATE_VAE_DOC = r"""How good a :class:`FlowVAE` is on data.
-
-    With the weights :math:`w_k = p(x, z_k) / q(z_k \mid x)` of K draws, the ELBO is the mean of their logarithms, and
-    :math:`\log p(x) \approx \log \frac{{1}}{{K}} \sum_k w_k`, which is below it in the mean, the less the larger K.
-
-    Args:{key}
-        vae: the autoencoder.{params}
-        x: the data.
-        num_samples: the number K of draws for each datum.
-        chunk_size: how many draws are decoded at once; it bounds the memory.
-
-    Returns:
-        A :class:`flowppl.autoencoders.evaluation.Evaluation`.
-
-    Raises:
-        ValueError: as for :func:`fit_vae`.
-
-    References:
-        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders, 2015, arXiv 1509.00519: the estimate of log
-        p(x), and active units.
-
-    Example:{example}"""
-
 ACTIVE = 0.01  # a unit is active if the variance over the data of its posterior mean is above this
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What ``evaluate_vae`` found: means over the data, in nats, and ``_se``, their Monte-Carlo standard errors.
+    r"""What ``evaluate_vae`` found: means over the data, in nats.
 
-    The errors are those of the draws; that the data are a sample themselves is not in them. ``bits_per_dim`` is minus
-    log p(x), in bits, divided by the numbers in a datum.
+    With K draws :math:`z_k` from the posterior :math:`q(z \mid x)` of the latents z of a datum x, the prior
+    :math:`p(z)` and the likelihood :math:`p(x \mid z)`, the weights are :math:`w_k = p(x \mid z_k)\, p(z_k) / q(z_k
+    \mid x)`, and the estimates are
+
+    .. math::
+        \mathrm{elbo} = \frac{1}{K} \sum_k \log w_k, \qquad
+        \mathrm{log\_prob} = \log \frac{1}{K} \sum_k w_k.
+
+    Each number has its Monte-Carlo standard error, under its name with ``_se``. The errors are those of the draws; that
+    the data are a sample themselves is not in them. ``str`` makes a table of all.
 
     Args:
-        elbo: the ELBO.
+        elbo: the evidence lower bound (ELBO).
         reconstruction: its first part, the mean of log p(x | z).
-        kl: its second part: the ELBO is the reconstruction less this.
+        kl: its second part, the mean of log q(z | x) - log p(z): the ELBO is the reconstruction less this.
         log_prob: the importance weighted estimate of log p(x).
         active_units: how many latents have a posterior mean whose variance over the data is above 0.01; the error is
             that of counting those whose variance is near it.
-        num_samples: the draws for each datum.
+        num_samples: the draws K for each datum.
         num_data: the number of data.
         num_dims: the numbers in a datum.
+
+    References:
+        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders, 2015, arXiv 1509.00519.
+
+    Example:
+        >>> from flowppl.autoencoders.evaluation import Evaluation
+        >>> found = Evaluation(
+        ...     elbo=-7.0, elbo_se=0.1, reconstruction=-5.0, reconstruction_se=0.1, kl=2.0, kl_se=0.1, log_prob=-6.0,
+        ...     log_prob_se=0.1, active_units=2, active_units_se=0.0, num_samples=100, num_data=50, num_dims=9,
+        ... )
+        >>> round(found.bits_per_dim, 3)
+        0.962
     """
 
     elbo: float
@@ -71,13 +68,15 @@ class Evaluation:
 
     @property
     def bits_per_dim(self) -> float:
+        """Minus log p(x), in bits, divided by the numbers in a datum."""
         return -self.log_prob / (self.num_dims * math.log(2))
 
     @property
     def bits_per_dim_se(self) -> float:
+        """The Monte-Carlo standard error of ``bits_per_dim``."""
         return self.log_prob_se / (self.num_dims * math.log(2))
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = ("elbo", "reconstruction", "kl", "log_prob", "bits_per_dim", "active_units")
         lines = [f"{name:<15}{getattr(self, name):>12.4f} ± {getattr(self, name + '_se'):.4f}" for name in rows]
         return "\n".join([*lines, f"{self.num_data} data, {self.num_samples} draws for each"])

@@ -1,101 +1,15 @@
-r"""What the variational autoencoders of both adapters share: texts and checks."""
+"""What the variational autoencoders of both adapters share: whether their parts fit together."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-import numbers
 from typing import Any
 
 import numpy as np
 
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_standard_base
-from flowppl.checks import check_sizes
-
-FLOW_VAE_DOC = r"""A variational autoencoder whose posterior, and whose prior, may be flows.
-
-    .. math::
-        z \sim p(z), \quad x \sim p(x \mid \mathrm{{decoder}}(z)), \qquad
-        q(z \mid x): \; z = f\big(\varepsilon;\, \mathrm{{encoder}}(x)\big), \quad \varepsilon \sim N(0, I).
-
-    ``model`` and ``guide`` are for the host's ``SVI``, with any of its objectives; :func:`fit_vae` trains the same
-    weights with warm-up, early stopping and checkpoints, and :func:`evaluate_vae` says how good they are. These two
-    check that the data lie in the support of the likelihood; ``model`` takes them as they are.
-
-    Args:
-        encoder: the network from a batch of data, ``(n, *shape)``, to features, ``(n, context_dim)``: {encoder}.
-        decoder: the network from latents, ``(n, dim)``, to what the likelihood needs, with n in front.
-        posterior: the flow from noise to latents given the features, such as
-            ``flowppl.amortized_posterior(dim, context_dim, "sylvester", 4)``.
-        prior: the flow of a learned prior, such as ``flowppl.realnvp(dim)``, trained with the rest; a ``Flow``, used as
-            it is{frozen}; ``None`` is the standard normal.
-        likelihood: ``"bernoulli"`` (the decoder gives logits), ``"categorical"`` (logits along a last axis of its own;
-            the data are integers from 0), ``"gaussian"`` (the decoder gives a pair, the mean and the log of the
-            standard deviation, for all rows or one for each), or a function from the decoder's output to a
-            distribution.
-
-    Raises:
-        ValueError: for an unknown likelihood, a posterior without a context, or a prior whose shape is not that of the
-            latents; in use, for features or outputs of the wrong shape.
-        TypeError: if posterior or prior is no flow.
-
-    References:
-        Kingma, Welling: Auto-Encoding Variational Bayes, 2013, arXiv 1312.6114. Rezende, Mohamed: Variational Inference
-        with Normalizing Flows, 2015, arXiv 1505.05770. A flow as the prior: Chen et al.: Variational Lossy Autoencoder,
-        2016, arXiv 1611.02731.
-
-    Example:{example}"""
-
-ENCODE_DOC = """Draws of the latents from the posterior.
-
-        Args:{key}
-            x: n data.
-            num_samples: the number of draws for each.
-
-        Returns:
-            An array of shape ``(num_samples, n, dim)``.
-        """
-
-RECONSTRUCT_DOC = """The mean of the likelihood at draws from the posterior.
-
-        Of categories it is the mean of their numbers.
-
-        Args:{key}
-            x: n data.
-            num_samples: the number of draws for each.
-
-        Returns:
-            An array of shape ``(num_samples, n, *shape)``.
-        """
-
-SAMPLE_DOC = """Data made from draws from the prior.
-
-        Args:{key}
-            num_samples: the number of draws.
-            mean: whether to give the mean of the likelihood at each draw, or a draw from the likelihood.
-
-        Returns:
-            An array of shape ``(num_samples, *shape)``.
-        """
-
-INTERPOLATE_DOC = r"""The mean of the likelihood on the way from data to other data, in the noise of the prior.
-
-        One draw of each latent is mapped to the noise :math:`u_0, u_1` of the prior; there the way is
-        :math:`(1-t)\,u_0 + t\,u_1`, or, ``spherical``, :math:`\cos(\varphi)\,u_0 + \sin(\varphi)\,u_1` with
-        :math:`\varphi = t \pi / 2`, which of independent standard normals makes standard normals all the way (Dinh,
-        Sohl-Dickstein, Bengio 2016, arXiv 1605.08803).
-
-        Args:{key}
-            first: n data.
-            second: as many.
-            num_steps: the number of steps, the two ends among them.
-            spherical: whether to take the second way.
-
-        Raises:
-            ValueError: for less than two steps, or data that are not equally many.
-
-        Returns:
-            An array of shape ``(num_steps, n, *shape)``, from the reconstruction of the first to that of the second.
-        """
+from flowppl.checks import check_sizes, did_you_mean
 
 LIKELIHOODS = ("bernoulli", "categorical", "gaussian")
 
@@ -122,8 +36,36 @@ def check_parts(posterior: Any, prior: Bijection | None, likelihood: Any) -> Non
     if not callable(likelihood) and likelihood not in LIKELIHOODS:
         raise ValueError(
             f"FlowVAE: likelihood must be one of {', '.join(LIKELIHOODS)}, or a function from the decoder's output to "
-            f"a distribution, got {likelihood!r}"
+            f"a distribution, got {likelihood!r}{did_you_mean(str(likelihood), LIKELIHOODS)}"
         )
+
+
+def check_networks(**networks: Any) -> None:
+    """Raise TypeError unless encoder and decoder can be called."""
+    for name, network in networks.items():
+        if isinstance(network, type) or not callable(network):
+            what = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
+            raise TypeError(f"FlowVAE: the {name} must be a module or a function, got {what}")
+
+
+def check_vae(call: str, vae: Any, kind: type) -> None:
+    """Raise TypeError unless this is an autoencoder of the adapter; ``call`` is how to write the call."""
+    if not isinstance(vae, kind):
+        raise TypeError(f"{call}: vae must be a {kind.__module__}.{kind.__name__}, got {type(vae).__name__}")
+
+
+@contextlib.contextmanager
+def named(part: str, shape: tuple[int, ...]):
+    """Add to an error of a network which one it is, and what it was given."""
+    try:
+        yield
+    except Exception as error:
+        hint = ""
+        if part == "encoder" and len(shape) != 2:
+            one = "one number each: give rows, x.reshape(len(x), 1)"
+            hint = f"; {one}" if len(shape) < 2 else "; if it takes vectors, flatten the data: x.reshape(len(x), -1)"
+        error.add_note(f"FlowVAE: this is the {part}, given an array of shape {tuple(shape)}{hint}")
+        raise
 
 
 def check_features(found: tuple[int, ...], num: int, context_dim: int) -> None:
@@ -145,6 +87,8 @@ def unflatten(kind: Any, output: Any, batch: tuple[int, ...]) -> Any:
     """
     is_tuple = isinstance(output, (tuple, list))
     parts = tuple(output) if is_tuple else (output,)
+    if not parts or not all(hasattr(part, "ndim") for part in parts):
+        raise ValueError(f"FlowVAE: the decoder must give an array, or a tuple of arrays, got {type(output).__name__}")
     if kind == "gaussian" and not (is_tuple and len(parts) == 2):
         raise ValueError(
             "FlowVAE: for the likelihood 'gaussian' the decoder must give a pair, the mean and the log of the standard "
@@ -160,47 +104,34 @@ def unflatten(kind: Any, output: Any, batch: tuple[int, ...]) -> Any:
     return found if is_tuple else found[0]
 
 
+def num_event_axes(likelihood: Any, num_batch_axes: int) -> int:
+    """How many axes of a likelihood are those of a datum.
+
+    Raises:
+        TypeError: if it is no distribution.
+        ValueError: if it has not one part for each row of latents.
+    """
+    if not hasattr(likelihood, "batch_shape"):
+        raise TypeError(f"FlowVAE: the likelihood must give a distribution, got {type(likelihood).__name__}")
+    num = len(likelihood.batch_shape) - num_batch_axes
+    if num < 0:
+        raise ValueError(
+            f"FlowVAE: the decoder must give one row for each row of latents, but the likelihood has the batch shape "
+            f"{tuple(likelihood.batch_shape)}"
+        )
+    return num
+
+
 def check_output(kind: Any, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Raise ValueError unless the likelihood is one of data of this shape."""
     if found != expected:
         hint = "; its last axis counts the categories" if kind == "categorical" else ""
+        if math.prod(found) == math.prod(expected):
+            hint += "; reshape its output in the decoder, or flatten the data: x.reshape(len(x), -1)"
         raise ValueError(
             f"FlowVAE: the decoder gives a likelihood of data of shape {found}, but the data have the shape {expected}"
             f"{hint}"
         )
-
-
-def check_data(kind: Any, x: np.ndarray, num_categories: int | None, supported: bool) -> None:
-    """Raise ValueError unless all data are in the support of the likelihood.
-
-    Args:
-        supported: whether a likelihood of one's own has them in its support.
-    """
-    check_not_empty(x)
-    low, high = x.min(), x.max()
-    has = f"but the data range from {low} to {high}"
-    if not np.isfinite(low + 0.0) or not np.isfinite(high + 0.0):
-        raise ValueError("FlowVAE: the data are not all finite; drop or impute what is missing")
-    if kind == "bernoulli" and not np.isin(x, (0, 1)).all():
-        raise ValueError(
-            f"FlowVAE: the likelihood 'bernoulli' is of data that are 0 or 1, {has}; binarise them, or take "
-            "'categorical' for integers and 'gaussian' for real numbers"
-        )
-    if not supported:
-        raise ValueError(f"FlowVAE: the likelihood must have all data in its support, {has}; scale or round them")
-    if kind == "categorical":
-        if not np.issubdtype(x.dtype, np.integer):
-            raise ValueError(f"FlowVAE: the likelihood 'categorical' is of integers, but the data are {x.dtype}")
-        if low < 0 or high >= num_categories:  # type: ignore[operator]
-            raise ValueError(
-                f"FlowVAE: the decoder gives logits of {num_categories} categories, 0 to {num_categories - 1}, {has}"  # type: ignore[operator]
-            )
-
-
-def check_not_empty(x: Any) -> None:
-    """Raise ValueError for data without rows."""
-    if 0 in np.shape(x):
-        raise ValueError("FlowVAE: there are no data")
 
 
 def check_ends(first: Any, second: Any) -> None:
@@ -214,9 +145,3 @@ def path_weights(num_steps: int, spherical: bool) -> tuple[np.ndarray, np.ndarra
     check_sizes("interpolate", at_least=2, num_steps=num_steps)
     t = np.linspace(0.0, 1.0, num_steps)
     return (np.cos(t * math.pi / 2), np.sin(t * math.pi / 2)) if spherical else (1 - t, t)
-
-
-def as_data(values: Any) -> Any:
-    """Data as an array, if they are none yet; a fraction or ``None`` as it is."""
-    plain = values is None or isinstance(values, numbers.Real)
-    return values if plain or (hasattr(values, "shape") and hasattr(values, "dtype")) else np.asarray(values)

@@ -14,7 +14,8 @@ from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
 from flowppl.numpyro.transforms import FlowTransform
-from flowppl.numpyro.vae import FlowVAE, evaluate_vae
+from flowppl.numpyro.vae import FlowVAE
+from flowppl.numpyro.vae_evaluation import evaluate_vae
 from flowppl.numpyro.vae_training import fit_vae
 from flowppl.numpyro.wrap import Wrap
 

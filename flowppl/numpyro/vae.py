@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,19 +16,15 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.contrib.module import nnx_module
 
-from flowppl.autoencoders.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
+from flowppl.autoencoders.data import as_data, check_data, check_inputs
 from flowppl.autoencoders.model import (
-    ENCODE_DOC,
-    FLOW_VAE_DOC,
-    INTERPOLATE_DOC,
-    RECONSTRUCT_DOC,
-    SAMPLE_DOC,
-    as_data,
-    check_data,
     check_ends,
     check_features,
+    check_networks,
     check_output,
     check_parts,
+    named,
+    num_event_axes,
     path_weights,
     unflatten,
 )
@@ -44,17 +39,61 @@ LIKELIHOODS: dict[str, Callable] = {
 }
 
 
-DRAWS = """
-            rng_key: determines the draws.
-            params: the weights, by name."""
+def check_key(call: str, key: Any) -> None:
+    """Raise TypeError unless this is a key of JAX; ``call`` is how to write the call."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
+        raise TypeError(f"{call}: rng_key must be a key, such as jax.random.key(0), got {type(key).__name__}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FlowVAE:
-    __doc__ = FLOW_VAE_DOC.format(
-        encoder="a module of ``flax.nnx``, or a function that declares its parameters by NumPyro's own means",
-        frozen=", and not trained",
-        example="""
+    r"""A variational autoencoder whose posterior, and whose prior, may be flows.
+
+    Each datum x has latents z, a vector of ``dim`` numbers. The model draws them from the prior p(z), and the datum
+    from a likelihood that the decoder makes of them. The guide is the posterior q: the encoder makes features of the
+    datum, and a flow f that is given these maps standard normal noise to latents:
+
+    .. math::
+        z \sim p(z), \quad x \sim p(x \mid \mathrm{decoder}(z)), \qquad
+        q(z \mid x): \; z = f\big(\varepsilon;\, \mathrm{encoder}(x)\big), \quad \varepsilon \sim N(0, I).
+
+    Training maximises the evidence lower bound (ELBO), the mean over the data of
+
+    .. math::
+        E_{z \sim q(z \mid x)} \big[ \log p(x \mid z) + \log p(z) - \log q(z \mid x) \big] \le \log p(x).
+
+    ``model`` and ``guide`` are for NumPyro's ``SVI``, with any of its objectives; :func:`fit_vae` trains the same
+    weights with warm-up, early stopping and checkpoints, and :func:`evaluate_vae` says how good they are. These two
+    check that the data lie in the support of the likelihood; ``model`` takes them as they are.
+
+    It holds no trained weights: these are a dict by name, ``params``, which :meth:`init` makes, ``fit_vae(...).params``
+    and ``svi.get_params(state)`` are, and the methods take.
+
+    Args:
+        encoder: the network from a batch of data, ``(n, *shape)``, to features, ``(n, context_dim)``: a
+            module of ``flax.nnx``, or a function that declares its parameters by NumPyro's own means.
+        decoder: the network from latents, ``(n, dim)``, to what the likelihood needs, with n in front.
+        posterior: the flow from noise to latents given the features, such as
+            ``flowppl.amortized_posterior(dim, context_dim, "sylvester", 4)``.
+        prior: the flow of a learned prior, such as ``flowppl.realnvp(dim)``, trained with the rest; a :class:`Flow`,
+            used as it is, and not trained; ``None`` is the standard normal.
+        likelihood: ``"bernoulli"`` (the decoder gives logits, an array like the data), ``"categorical"`` (logits along
+            a last axis of its own; the data are integers from 0), ``"gaussian"`` (the decoder gives a pair, the mean
+            and the log of the standard deviation, for all rows or one for each), or a function from the decoder's
+            output to a NumPyro distribution.
+
+    Raises:
+        ValueError: for an unknown likelihood, a posterior without a context, or a prior whose shape is not that of the
+            latents; in use, for features or outputs of the wrong shape.
+        TypeError: if posterior or prior is no flow, or a network cannot be called.
+
+    References:
+        Kingma, Welling: Auto-Encoding Variational Bayes, 2013, arXiv 1312.6114. Rezende, Mohamed: Variational Inference
+        with Normalizing Flows, 2015, arXiv 1505.05770. A flow as the prior: Chen et al.: Variational Lossy Autoencoder,
+        2016, arXiv 1611.02731.
+
+    Example:
         >>> import jax, jax.numpy as jnp, numpyro, flowppl as fp
         >>> from flax import nnx
         >>> from numpyro.infer import SVI, Trace_ELBO
@@ -67,16 +106,16 @@ class FlowVAE:
         >>> state, loss = svi.update(svi.init(jax.random.key(0), jnp.ones((5, 9))), jnp.ones((5, 9)))
         >>> vae.sample(jax.random.key(1), svi.get_params(state), 3).shape
         (3, 9)
-""",
-    )
+    """
 
-    encoder: Any
-    decoder: Any
+    encoder: Callable[..., Any]
+    decoder: Callable[..., Any]
     posterior: Bijection
-    prior: Any = None
-    likelihood: Any = "bernoulli"
+    prior: Bijection | Flow | None = None
+    likelihood: str | Callable[[Any], Any] = "bernoulli"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_networks(encoder=self.encoder, decoder=self.decoder)
         prior = self.prior.bijection if isinstance(self.prior, Flow) else self.prior
         check_parts(self.posterior, prior, self.likelihood)
 
@@ -85,39 +124,168 @@ class FlowVAE:
         """The number of latents."""
         return self.posterior.y_shape[0]
 
-    def model(self, x):
-        """The generative model of the data ``x``, with the sites ``z`` and ``x`` in a plate ``data``."""
+    def model(self, x: Any = None, num_data: int = 1) -> None:
+        """The generative model, with the sites ``z``, latents, and ``x``, data, in a plate ``data``.
+
+        Args:
+            x: n data, ``(n, *shape)``, which are observed; ``None`` draws them.
+            num_data: how many to draw.
+
+        Raises:
+            ValueError: if the decoder's output does not fit the data.
+
+        Example:
+            >>> import jax, flowppl as fp
+            >>> from flax import nnx
+            >>> from numpyro.infer import Predictive
+            >>> from flowppl.numpyro import FlowVAE
+            >>> posterior = fp.amortized_posterior(2, context_dim=9, flow=None)
+            >>> vae = FlowVAE(lambda x: x, nnx.Linear(2, 9, rngs=nnx.Rngs(0)), posterior)
+            >>> Predictive(vae.model, num_samples=3)(jax.random.key(0), None, 5)["x"].shape
+            (3, 5, 9)
+        """
+        x = x if x is None or isinstance(x, jax.Array) else jnp.asarray(as_data(x, jax.Array))
         decoder = _network("decoder", self.decoder)
         prior = self._prior()
-        with numpyro.plate("data", len(x), dim=-1):
+        with numpyro.plate("data", num_data if x is None else len(x), dim=-1):
             z = numpyro.sample("z", standard_normal((self.dim,)) if prior is None else prior())
             numpyro.sample("x", self._likelihood(decoder, z, x), obs=x)
 
-    def guide(self, x):
-        """The posterior of ``z``."""
+    def guide(self, x: Any) -> None:
+        """The posterior of the latents ``z`` of the data, in a plate ``data``.
+
+        Args:
+            x: n data, ``(n, *shape)``.
+
+        Raises:
+            ValueError: if the encoder's features do not fit the posterior.
+        """
+        x = x if isinstance(x, jax.Array) else jnp.asarray(as_data(x, jax.Array))
         posterior = flow("posterior", self.posterior)(self._features(x))
         with numpyro.plate("data", len(x), dim=-1):
             numpyro.sample("z", posterior)
 
-    def init(self, rng_key, x) -> dict[str, Any]:
-        """The first parameters, by the names that ``svi.get_params`` gives them; ``x`` are some of the data."""
-        return _init(self, rng_key, self._rows(x[:1]))
+    def init(self, rng_key: jax.Array, x: Any) -> dict[str, Any]:
+        """The first parameters, by the names that ``svi.get_params`` gives them.
 
-    def encode(self, rng_key, params, x, num_samples: int = 1) -> jax.Array:
+        Args:
+            rng_key: determines the flows' first weights, and those of networks that draw theirs.
+            x: some of the data, as for :func:`fit_vae`.
+
+        Returns:
+            A dict: the weights of the encoder and decoder, of the posterior, and of a prior that is trained.
+
+        Raises:
+            ValueError: if the data do not fit the networks, or these keep a state, as batch normalisation and dropout
+                do, or have parameters with constraints.
+        """
+        check_key("vae.init(key, x)", rng_key)
+        return _init(self, rng_key, self._rows(as_data(x, jax.Array)[:1]))
+
+    def encode(self, rng_key: jax.Array, params: Mapping[str, Any], x: Any, num_samples: int = 1) -> jax.Array:
+        """Draws of the latents from the posterior.
+
+        Args:
+            rng_key: determines the draws.
+            params: the weights, by name.
+            x: n data, as for :func:`fit_vae`.
+            num_samples: the number of draws for each.
+
+        Returns:
+            An array of shape ``(num_samples, n, dim)``.
+
+        Raises:
+            ValueError: if there are no data, they are not finite or not of the likelihood's range, or do not fit the
+                encoder; if ``params`` lack a part.
+            TypeError: if there is no key, or ``params`` is no dict of weights.
+        """
+        self._check_call("vae.encode(key, params, x)", rng_key, params)
+        x = as_data(x, jax.Array)
+        if not isinstance(x, jax.core.Tracer):
+            check_inputs(self.likelihood, float(x.min()), float(x.max()))
         noise = jax.random.normal(rng_key, (num_samples, len(x), self.dim))
         return _encode(self, params, self._rows(x), noise)
 
-    def reconstruct(self, rng_key, params, x, num_samples: int = 1) -> jax.Array:
+    def reconstruct(self, rng_key: jax.Array, params: Mapping[str, Any], x: Any, num_samples: int = 1) -> jax.Array:
+        """The mean of the likelihood at draws from the posterior.
+
+        Of categories it is the mean of their numbers.
+
+        Args:
+            rng_key: determines the draws.
+            params: the weights, by name.
+            x: n data, as for :func:`fit_vae`.
+            num_samples: the number of draws for each.
+
+        Returns:
+            An array of shape ``(num_samples, n, *shape)``.
+
+        Raises:
+            ValueError: as for :meth:`encode`.
+            TypeError: as for :meth:`encode`.
+        """
+        self._check_call("vae.reconstruct(key, params, x)", rng_key, params)
         return _decode(self, params, self.encode(rng_key, params, x, num_samples), None)
 
-    def sample(self, rng_key, params, num_samples: int = 1, *, mean: bool = True) -> jax.Array:
+    def sample(
+        self, rng_key: jax.Array, params: Mapping[str, Any], num_samples: int = 1, *, mean: bool = True
+    ) -> jax.Array:
+        """Data made from draws from the prior.
+
+        Args:
+            rng_key: determines the draws.
+            params: the weights, by name.
+            num_samples: the number of draws.
+            mean: whether to give the mean of the likelihood at each draw, or a draw from the likelihood.
+
+        Returns:
+            An array of shape ``(num_samples, *shape)``.
+
+        Raises:
+            ValueError: if ``params`` lack a part.
+            TypeError: if there is no key, or ``params`` is no dict of weights.
+        """
+        self._check_call("vae.sample(key, params, num_samples)", rng_key, params)
         z_key, x_key = jax.random.split(rng_key)
         with handlers.substitute(data=params):
             prior = self._prior()
         distribution = standard_normal((self.dim,)) if prior is None else prior()
         return _decode(self, params, distribution.sample(z_key, (num_samples,)), None if mean else x_key)
 
-    def interpolate(self, rng_key, params, first, second, num_steps: int = 8, *, spherical: bool = False) -> jax.Array:
+    def interpolate(
+        self,
+        rng_key: jax.Array,
+        params: Mapping[str, Any],
+        first: Any,
+        second: Any,
+        num_steps: int = 8,
+        *,
+        spherical: bool = False,
+    ) -> jax.Array:
+        r"""The mean of the likelihood on the way from data to other data, in the noise of the prior.
+
+        One draw of each latent is mapped to the noise :math:`u_0, u_1` of the prior. For t from 0 to 1 the way is
+        :math:`(1-t)\,u_0 + t\,u_1`, or, ``spherical``, :math:`\cos(\varphi)\,u_0 + \sin(\varphi)\,u_1` with
+        :math:`\varphi = t \pi / 2`, which of independent standard normals makes standard normals all the way (Dinh,
+        Sohl-Dickstein, Bengio 2016, arXiv 1605.08803).
+
+        Args:
+            rng_key: determines the draws.
+            params: the weights, by name.
+            first: n data, as for :func:`fit_vae`.
+            second: as many.
+            num_steps: the number of steps, the two ends among them.
+            spherical: whether to take the second way.
+
+        Returns:
+            An array of shape ``(num_steps, n, *shape)``, from the reconstruction of the first to that of the second.
+
+        Raises:
+            ValueError: for less than two steps, or data that are not equally many; as for :meth:`encode`.
+            TypeError: as for :meth:`encode`.
+        """
+        self._check_call("vae.interpolate(key, params, first, second)", rng_key, params)
+        first, second = (as_data(x, jax.Array) for x in (first, second))
         check_ends(first, second)
         keys = jax.random.split(rng_key)
         ends = [self.encode(key, params, x)[0] for key, x in zip(keys, (first, second), strict=True)]
@@ -129,10 +297,9 @@ class FlowVAE:
         noise = sum(weight * end for weight, end in zip(weights, ends, strict=True))
         return _decode(self, params, noise if transform is None else transform(noise), None)
 
-    encode.__doc__, reconstruct.__doc__ = ENCODE_DOC.format(key=DRAWS), RECONSTRUCT_DOC.format(key=DRAWS)
-    sample.__doc__, interpolate.__doc__ = SAMPLE_DOC.format(key=DRAWS), INTERPOLATE_DOC.format(key=DRAWS)
-
-    def terms(self, params, x, noise) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def terms(
+        self, params: Mapping[str, Any], x: jax.Array, noise: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The two parts of the ELBO of each datum at given noise, and the latents.
 
         Args:
@@ -151,7 +318,8 @@ class FlowVAE:
         return log_likelihood, standard_log_prob(noise) - log_det - log_prior, z
 
     def _features(self, x):
-        features = _network("encoder", self.encoder)(x)
+        with named("encoder", x.shape):
+            features = _network("encoder", self.encoder)(x)
         check_features(features.shape, len(x), self.posterior.context_dim)
         return features
 
@@ -163,10 +331,14 @@ class FlowVAE:
 
     def _likelihood(self, decoder, z, x=None):
         """The distribution of data, such as ``x``, for each row of latents; the decoder sees one axis of rows."""
-        output = unflatten(self.likelihood, decoder(z.reshape(-1, z.shape[-1])), z.shape[:-1])
+        rows = z.reshape(-1, z.shape[-1])
+        with named("decoder", rows.shape):
+            output = decoder(rows)
+        output = unflatten(self.likelihood, output, z.shape[:-1])
         make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
         likelihood = make(output)
-        likelihood = likelihood.to_event(len(likelihood.batch_shape) - z.ndim + 1)
+        num_axes = num_event_axes(likelihood, z.ndim - 1)
+        likelihood = likelihood.to_event(num_axes)
         if x is not None:
             check_output(self.likelihood, likelihood.event_shape, x.shape[1:])
         return likelihood
@@ -175,6 +347,22 @@ class FlowVAE:
         """Data as an array of the default float dtype, unless they are numbers of categories."""
         x = jnp.asarray(x)
         return x if self.likelihood == "categorical" else x.astype(float)
+
+    def _check_call(self, call, rng_key, params):
+        """Raise an error unless these are a key, and can be weights of this autoencoder."""
+        check_key(call, rng_key)
+        if not isinstance(params, Mapping):
+            raise TypeError(
+                f"{call}: params must be the weights by name, such as fit.params, svi.get_params(state) or "
+                f"vae.init(key, x), got {type(params).__name__}"
+            )
+        flows = {"posterior": self.posterior, "prior": self.prior}
+        needed = [name for name, part in flows.items() if isinstance(part, Bijection) and part.parameters()]
+        networks = {"encoder": self.encoder, "decoder": self.decoder}
+        needed += [f"{name}$params" for name, network in networks.items() if _is_module(network)]
+        missing = [name for name in needed if name not in params]
+        if missing:
+            raise ValueError(f"{call}: params lack {', '.join(missing)}; they have {', '.join(params) or 'none'}")
 
     def _check(self, params, x):
         """Raise ValueError unless networks, likelihood and data fit together."""
@@ -185,16 +373,30 @@ class FlowVAE:
                 z = self._posterior_transform(x)(jnp.zeros((1, self.dim)))
                 found.append(self._likelihood(_network("decoder", self.decoder), z, x))
 
-        jax.eval_shape(look, params, self._rows(x[:1]))
+        first = self._rows(x[:1])
+        jax.eval_shape(look, params, first)
         num_categories = _base(found[0]).logits.shape[-1] if self.likelihood == "categorical" else None
         supported = not callable(self.likelihood) or _supports(_base(found[0]), self._rows(x))
         check_data(self.likelihood, np.asarray(x), num_categories, supported)
 
+    def _learns_scale(self, params) -> bool:
+        """Whether the scale of the likelihood ``"gaussian"`` has weights of its own."""
+
+        def scale(params):
+            with handlers.substitute(data=params):
+                return _network("decoder", self.decoder)(jnp.zeros((1, self.dim)))[1].sum()
+
+        return any(bool(leaf.any()) for leaf in jax.tree.leaves(jax.grad(scale)(params)))
+
 
 def _network(name, network):
     """The function of a module of flax, its parameters one ``param`` site; any other function as it is."""
+    return nnx_module(name, network) if _is_module(network) else network
+
+
+def _is_module(network) -> bool:
     nnx = sys.modules.get("flax.nnx")  # there is a module of it only where it was imported
-    return nnx_module(name, network) if nnx and isinstance(network, nnx.Module) else network
+    return nnx is not None and isinstance(network, nnx.Module)
 
 
 def _base(likelihood):
@@ -248,41 +450,3 @@ def _decode(vae, params, z, key):
         probs = _base(likelihood).probs
         return probs @ jnp.arange(probs.shape[-1], dtype=probs.dtype)
     return likelihood.mean
-
-
-@partial(jax.jit, static_argnums=(0, 4))
-def _weigh(vae, params, x, key, num_draws):
-    return vae.terms(params, x, jax.random.normal(key, (num_draws, len(x), vae.dim)))
-
-
-def evaluate_vae(rng_key, vae: FlowVAE, params, x, *, num_samples: int = 5000, chunk_size: int = 1000) -> Evaluation:
-    x = as_data(x)
-    vae._check(params, x)
-
-    def weigh(part, num_draws, count):
-        rows = vae._rows(x[part])
-        return jax.tree.map(np.asarray, _weigh(vae, params, rows, jax.random.fold_in(rng_key, count), num_draws))
-
-    return evaluate(weigh, len(x), math.prod(np.shape(x)[1:]), num_samples, chunk_size)
-
-
-EXAMPLE = """
-        >>> import jax, jax.numpy as jnp, flowppl as fp
-        >>> from flax import nnx
-        >>> from flowppl.numpyro import FlowVAE, {name}
-        >>> x = jnp.broadcast_to(jax.random.bernoulli(jax.random.key(0), 0.5, (200, 1)), (200, 9)).astype(float)
-        >>> posterior = fp.amortized_posterior(2, context_dim=16, flow="planar", num_flows=2)
-        >>> rngs = nnx.Rngs(0)
-        >>> encoder = nnx.Sequential(nnx.Linear(9, 16, rngs=rngs), nnx.relu)
-        >>> vae = FlowVAE(encoder, nnx.Linear(2, 9, rngs=rngs), posterior)"""
-
-evaluate_vae.__doc__ = EVALUATE_VAE_DOC.format(
-    key="\n        rng_key: determines the draws.",
-    params="\n        params: its weights, by name.",
-    example=EXAMPLE.format(name="evaluate_vae")
-    + """
-        >>> found = evaluate_vae(jax.random.key(1), vae, vae.init(jax.random.key(2), x), x, num_samples=50)
-        >>> found.log_prob > found.elbo, found.num_dims
-        (True, 9)
-""",
-)

@@ -3,58 +3,148 @@
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowppl.autoencoders.model import as_data, check_not_empty
-from flowppl.autoencoders.training import FIT_VAE_DOC, VAEFit, average_share, check_options, describe, train
+from flowppl.autoencoders.checkpoints import describe
+from flowppl.autoencoders.data import as_data, is_share, warn_of_constants
+from flowppl.autoencoders.model import check_vae
+from flowppl.autoencoders.training import VAEFit, average_share, check_options, train
+from flowppl.inference.epochs import Callback
 from flowppl.numpyro.flow import Flow
-from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
-from flowppl.numpyro.vae import EXAMPLE, FlowVAE
+from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
+from flowppl.numpyro.vae import FlowVAE, check_key
 from flowppl.serialization import BFLOAT16
 
 
 def fit_vae(
-    rng_key,
+    rng_key: jax.Array,
     vae: FlowVAE,
-    x,
+    x: Any,
     *,
-    params=None,
-    validation=0.1,
+    params: Mapping[str, Any] | None = None,
+    validation: Any = 0.1,
     batch_size: int = 100,
     num_epochs: int = 500,
-    learning_rate: float | Callable[[int], float] = 1e-3,
-    optimizer: str = "adam",
+    learning_rate: float | Callable[[int], float] | None = None,
+    optimizer: Optimizer = "adam",
     warm_up: int = 50,
     free_bits: float = 0.0,
     patience: int | None = 50,
     clip_norm: float | None = None,
     ema_decay: float = 0.0,
-    checkpoint=None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    callback: Callback | None = None,
     progress: bool | None = None,
-) -> VAEFit:
+) -> VAEFit[FlowVAE, dict[str, Any]]:
+    r"""Train a :class:`FlowVAE` on data.
+
+    In epoch t, counted from 0, it minimises the mean over the data x of a batch of
+
+    .. math::
+        -\log p(x \mid z) + \beta\, \big(\log q(z \mid x) - \log p(z)\big), \qquad z \sim q(z \mid x),
+
+    where z are the latents, :math:`p(x \mid z)` is the likelihood, :math:`q(z \mid x)` the posterior and :math:`p(z)`
+    the prior, and :math:`\beta = \min(1, (t+1) / \mathrm{warm\_up})`. At :math:`\beta = 1` this is minus the evidence
+    lower bound (ELBO) of x. The second term, without :math:`\beta`, is the KL term. ``free_bits``, if there are any,
+    stand in for its mean over the batch when that is less.
+
+    The result has the weights of the epoch of the best validation loss; without validation, of the last.
+
+    Of the likelihood ``"gaussian"``, numbers that are the same in all data are warned of, where the scale is learned:
+    their density has no bound.
+
+    With ``ema_decay`` the weights that are validated, and kept, are an average over all steps, the last steps most: of
+    step s of t it has the weight :math:`\mathrm{ema\_decay}^{t-s}`, divided by the sum of all. Averages are better than
+    the weights of any one step where steps are noisy, as those of small batches are.
+
+    A step whose loss or gradient is not finite is left out and counted. An interruption (Ctrl-C) ends the training; the
+    result is what the complete epochs reached.
+
+    Args:
+        rng_key: determines the flows' first weights, the batches and the noise.
+        vae: the autoencoder.
+        x: n data of shape ``(n, *shape)``: an array, a list of rows, a table of pandas, a data set of torch, or an
+            iterable of batches such as a ``DataLoader``, which is read once and held in memory. Of items that are
+            tuples, such as an image and its label, the first parts are the data.
+        params: the weights to start from; ``None`` means ``vae.init``.
+        validation: the fraction of rows to hold out at random, or held-out data; ``None`` for no validation. Its loss
+            is minus the ELBO, with one draw for each datum, the same in all epochs.
+        batch_size: the number of rows in one step; the last batch of an epoch may be smaller.
+        num_epochs: the number of passes over the data, unless ``patience`` ends them.
+        learning_rate: the learning rate, or a function from the epoch, counted from 0, to it; ``None`` is 0.001, or the
+            optimiser's own.
+        optimizer: ``"adam"`` or ``"adamax"``; an optimiser of optax, such as
+            ``optax.adamw(optax.cosine_decay_schedule(1e-2, 1000))``, or of ``numpyro.optim``. Schedules count steps.
+        warm_up: the number of epochs in which the weight of the KL term rises to 1; 0 for none.
+        free_bits: the nats of KL for each datum that cost nothing: latents are then not given up early.
+        patience: stop after so many epochs, from the end of the warm-up on, without a better validation loss; ``None``
+            never does.
+        clip_norm: the largest norm of a gradient; ``None`` for no limit.
+        ema_decay: the decay of the exponential moving average of the weights, such as 0.999, which averages about
+            1,000 steps: few of all that there are. 0 takes the weights as they are.
+        checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
+            the result that it would have had without an interruption. For the optimisers with names only.
+        callback: called as ``callback(epoch, loss)`` after each epoch; if it returns True, the training stops.
+        progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
+
+    Returns:
+        A :class:`flowppl.autoencoders.training.VAEFit`; its ``params`` are a dict by name, as of ``vae.init``.
+
+    Raises:
+        TypeError: if there is no key, ``vae`` is no autoencoder, ``optimizer`` is none, or the data are no real
+            numbers.
+        ValueError: if the data do not fit the likelihood (the message names the range) or the networks, for an option
+            that cannot be meant, or a checkpoint that is not whole or of another training; it is then as it was.
+        RuntimeError: if no step of the first epoch, or no validation loss, is finite.
+
+    References:
+        Warm-up: Bowman et al.: Generating Sentences from a Continuous Space, 2015, arXiv 1511.06349; Sonderby et al.:
+        Ladder Variational Autoencoders, 2016, arXiv 1602.02282. Free bits: Kingma et al.: Improving Variational
+        Inference with Inverse Autoregressive Flow, 2016, arXiv 1606.04934. Averages: Kingma, Ba: Adam, 2014, arXiv
+        1412.6980, section 7.2; Izmailov et al.: Averaging Weights Leads to Wider Optima, 2018, arXiv 1803.05407.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowppl as fp
+        >>> from flax import nnx
+        >>> from flowppl.numpyro import FlowVAE, fit_vae
+        >>> x = jnp.broadcast_to(jax.random.bernoulli(jax.random.key(0), 0.5, (200, 1)), (200, 9)).astype(float)
+        >>> posterior = fp.amortized_posterior(2, context_dim=16, flow="planar", num_flows=2)
+        >>> rngs = nnx.Rngs(0)
+        >>> encoder = nnx.Sequential(nnx.Linear(9, 16, rngs=rngs), nnx.relu)
+        >>> vae = FlowVAE(encoder, nnx.Linear(2, 9, rngs=rngs), posterior)
+        >>> fit = fit_vae(
+        ...     jax.random.key(1), vae, x, num_epochs=5, learning_rate=0.03, warm_up=0, progress=False
+        ... )
+        >>> bool(fit.losses[-1] < fit.losses[0])
+        True
+    """
+    check_key("fit_vae(key, vae, x)", rng_key)
+    check_vae("fit_vae(key, vae, x)", vae, FlowVAE)
+    check_optimizer("fit_vae", optimizer, learning_rate)
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
-    options = {"optimizer": optimizer, "free_bits": free_bits, "clip_norm": clip_norm, "ema_decay": ema_decay}
-    check_options(learning_rate, warm_up, patience, **options, **sizes)
+    options: dict[str, Any] = {"optimizer": optimizer, "free_bits": free_bits}
+    options |= {"clip_norm": clip_norm, "ema_decay": ema_decay}
+    check_options(learning_rate, warm_up, patience, checkpoint, **options, **sizes)
     init_key, seed_key = jax.random.split(rng_key)
-    x, validation = as_data(x), as_data(validation)
-    check_not_empty(x)
-    start = vae.init(init_key, x) if params is None else _checked_params(vae, params, x)
-    for data in (x, validation):
-        if data is not None and not isinstance(data, numbers.Real):
-            vae._check(start, data)
+    x, validation = as_data(x, jax.Array), validation if is_share(validation) else as_data(validation, jax.Array)
+    start = vae.init(init_key, x) if params is None else _checked_params(init_key, vae, params, x)
+    for data in (x,) if is_share(validation) else (x, validation):
+        vae._check(start, data)
+    if vae.likelihood == "gaussian":
+        warn_of_constants(np.asarray(x), lambda: vae._learns_scale(start))
 
     def make_trainer(data, held_out, seed):
         return _Trainer(vae, start, data, held_out, seed, batch_size, **options)
 
     # One program, and only where there is a file that tells it.
-    is_told = isinstance(vae.prior, Flow) and checkpoint is not None
-    held = jax.jit(vae.prior().log_prob) if is_told else None
+    held = jax.jit(vae.prior().log_prob) if isinstance(vae.prior, Flow) and checkpoint is not None else None
     of_vae = describe(vae.posterior, vae.prior, vae.likelihood, held)
     trainer, record = train(
         make_trainer,
@@ -63,18 +153,20 @@ def fit_vae(
         int(jax.random.randint(seed_key, (), 0, 2**31 - 1)),
         batch_size=batch_size,
         num_epochs=num_epochs,
-        learning_rate=learning_rate,
+        learning_rate=None if has_rate(optimizer) else 1e-3 if learning_rate is None else learning_rate,
         warm_up=warm_up,
         patience=patience,
         checkpoint=checkpoint,
+        callback=callback,
         fixed={"backend": "numpyro"} | options | of_vae,
         progress=progress,
     )
     return VAEFit(vae=vae, params=trainer.params, **record)
 
 
-def _checked_params(vae, params, x):
-    expected = jax.eval_shape(lambda key: vae.init(key, x), jax.random.key(0))
+def _checked_params(key, vae, params, x):
+    vae._check_call("fit_vae(key, vae, x, params=params)", key, params)
+    expected = jax.eval_shape(lambda key: vae.init(key, x), key)
     shapes, needed = (
         {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (params, expected)
@@ -194,20 +286,3 @@ def _from_arrays(tree, arrays):
         return jnp.asarray(array.view(jnp.bfloat16) if array.dtype == BFLOAT16 else array)
 
     return jax.tree_util.tree_map_with_path(find, tree)
-
-
-fit_vae.__doc__ = FIT_VAE_DOC.format(
-    returns="""The result has the weights
-    of the epoch of the best validation loss; without validation, of the last.""",
-    key="\n        rng_key: determines the flows' first weights, the batches and the noise.",
-    start="""
-        params: the weights to start from; ``None`` means ``vae.init``.""",
-    example=EXAMPLE.format(name="fit_vae")
-    + """
-        >>> fit = fit_vae(
-        ...     jax.random.key(1), vae, x, num_epochs=5, learning_rate=0.03, warm_up=0, progress=False
-        ... )
-        >>> bool(fit.losses[-1] < fit.losses[0])
-        True
-""",
-)

@@ -13,7 +13,8 @@ from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
 from flowppl.pyro.transforms import FlowTransform
-from flowppl.pyro.vae import FlowVAE, evaluate_vae
+from flowppl.pyro.vae import FlowVAE
+from flowppl.pyro.vae_evaluation import evaluate_vae
 from flowppl.pyro.vae_training import fit_vae
 from flowppl.pyro.wrap import Wrap
 

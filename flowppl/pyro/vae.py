@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -13,19 +12,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from flowppl.autoencoders.evaluation import EVALUATE_VAE_DOC, Evaluation, evaluate
+from flowppl.autoencoders.data import as_data, check_data, check_inputs
 from flowppl.autoencoders.model import (
-    ENCODE_DOC,
-    FLOW_VAE_DOC,
-    INTERPOLATE_DOC,
-    RECONSTRUCT_DOC,
-    SAMPLE_DOC,
-    as_data,
-    check_data,
     check_ends,
     check_features,
+    check_networks,
     check_output,
     check_parts,
+    named,
+    num_event_axes,
     path_weights,
     unflatten,
 )
@@ -41,10 +36,51 @@ LIKELIHOODS: dict[str, Callable] = {
 
 
 class FlowVAE(torch.nn.Module):
-    __doc__ = FLOW_VAE_DOC.format(
-        encoder="a ``torch.nn.Module``",
-        frozen=", which ``freeze()`` keeps from training",
-        example="""
+    r"""A variational autoencoder whose posterior, and whose prior, may be flows.
+
+    Each datum x has latents z, a vector of ``dim`` numbers. The model draws them from the prior p(z), and the datum
+    from a likelihood that the decoder makes of them. The guide is the posterior q: the encoder makes features of the
+    datum, and a flow f that is given these maps standard normal noise to latents:
+
+    .. math::
+        z \sim p(z), \quad x \sim p(x \mid \mathrm{decoder}(z)), \qquad
+        q(z \mid x): \; z = f\big(\varepsilon;\, \mathrm{encoder}(x)\big), \quad \varepsilon \sim N(0, I).
+
+    Training maximises the evidence lower bound (ELBO), the mean over the data of
+
+    .. math::
+        E_{z \sim q(z \mid x)} \big[ \log p(x \mid z) + \log p(z) - \log q(z \mid x) \big] \le \log p(x).
+
+    ``model`` and ``guide`` are for Pyro's ``SVI``, with any of its objectives; :func:`fit_vae` trains the same weights
+    with warm-up, early stopping and checkpoints, and :func:`evaluate_vae` says how good they are. These two check that
+    the data lie in the support of the likelihood; ``model`` takes them as they are.
+
+    It is a module: ``.to(device)`` moves all of it, and ``state_dict`` holds all weights.
+
+    Args:
+        encoder: the network from a batch of data, ``(n, *shape)``, to features, ``(n, context_dim)``: a
+            ``torch.nn.Module``.
+        decoder: the network from latents, ``(n, dim)``, to what the likelihood needs, with n in front.
+        posterior: the flow from noise to latents given the features, such as
+            ``flowppl.amortized_posterior(dim, context_dim, "sylvester", 4)``.
+        prior: the flow of a learned prior, such as ``flowppl.realnvp(dim)``, trained with the rest; a :class:`Flow`,
+            used as it is, which ``freeze()`` keeps from training; ``None`` is the standard normal.
+        likelihood: ``"bernoulli"`` (the decoder gives logits, an array like the data), ``"categorical"`` (logits along
+            a last axis of its own; the data are integers from 0), ``"gaussian"`` (the decoder gives a pair, the mean
+            and the log of the standard deviation, for all rows or one for each), or a function from the decoder's
+            output to a Pyro distribution.
+
+    Raises:
+        ValueError: for an unknown likelihood, a posterior without a context, or a prior whose shape is not that of the
+            latents; in use, for features or outputs of the wrong shape, and parts on several devices.
+        TypeError: if posterior or prior is no flow, or a network cannot be called.
+
+    References:
+        Kingma, Welling: Auto-Encoding Variational Bayes, 2013, arXiv 1312.6114. Rezende, Mohamed: Variational Inference
+        with Normalizing Flows, 2015, arXiv 1505.05770. A flow as the prior: Chen et al.: Variational Lossy Autoencoder,
+        2016, arXiv 1611.02731.
+
+    Example:
         >>> import torch, pyro, flowppl as fp
         >>> from pyro.infer import SVI, Trace_ELBO
         >>> from flowppl.pyro import FlowVAE
@@ -56,14 +92,21 @@ class FlowVAE(torch.nn.Module):
         >>> loss = svi.step(torch.ones(5, 9))
         >>> vae.sample(3).shape
         torch.Size([3, 9])
-""",
-    )
+    """
 
-    def __init__(self, encoder, decoder, posterior: Bijection, prior=None, likelihood="bernoulli"):
+    def __init__(
+        self,
+        encoder: Callable[..., Any],
+        decoder: Callable[..., Any],
+        posterior: Bijection,
+        prior: Bijection | Flow | None = None,
+        likelihood: str | Callable[[Any], Any] = "bernoulli",
+    ):
         super().__init__()
+        check_networks(encoder=encoder, decoder=decoder)
         check_parts(posterior, prior.bijection if isinstance(prior, Flow) else prior, likelihood)
-        self.encoder = encoder
-        self.decoder = decoder
+        self.encoder: Any = encoder
+        self.decoder: Any = decoder
         self.posterior = Flow(posterior)
         self.prior = Flow(prior) if isinstance(prior, Bijection) else prior
         self.likelihood = likelihood
@@ -73,16 +116,45 @@ class FlowVAE(torch.nn.Module):
         """The number of latents."""
         return self.posterior.bijection.y_shape[0]
 
-    def model(self, x):
-        """The generative model of the data ``x``, with the sites ``z`` and ``x`` in a plate ``data``."""
+    def model(self, x: Any = None, num_data: int = 1) -> None:
+        """The generative model, with the sites ``z``, latents, and ``x``, data, in a plate ``data``.
+
+        Args:
+            x: n data, ``(n, *shape)``, which are observed; ``None`` draws them.
+            num_data: how many to draw.
+
+        Raises:
+            ValueError: if the decoder's output does not fit the data, or Pyro's parameter store has another
+                autoencoder.
+
+        Example:
+            >>> import torch, pyro, flowppl as fp
+            >>> from pyro.infer import Predictive
+            >>> from flowppl.pyro import FlowVAE
+            >>> posterior = fp.amortized_posterior(2, context_dim=9, flow=None)
+            >>> vae = FlowVAE(torch.nn.Identity(), torch.nn.Linear(2, 9), posterior)
+            >>> pyro.clear_param_store()
+            >>> Predictive(vae.model, num_samples=3)(None, 5)["x"].shape
+            torch.Size([3, 5, 9])
+        """
         self._register("decoder", "prior", "likelihood")
-        with pyro.plate("data", len(x), dim=-1):
+        x = x if x is None or isinstance(x, torch.Tensor) else self._rows(as_rows(x))
+        with pyro.plate("data", num_data if x is None else len(x), dim=-1):
             z = pyro.sample("z", self._prior())
             pyro.sample("x", self._likelihood(z, x), obs=x)
 
-    def guide(self, x):
-        """The posterior of ``z``."""
+    def guide(self, x: Any) -> None:
+        """The posterior of the latents ``z`` of the data, in a plate ``data``.
+
+        Args:
+            x: n data, ``(n, *shape)``.
+
+        Raises:
+            ValueError: if the encoder's features do not fit the posterior, or Pyro's parameter store has another
+                autoencoder.
+        """
         self._register("encoder", "posterior")
+        x = x if isinstance(x, torch.Tensor) else self._rows(as_rows(x))
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", self.posterior(self._features(x)))
 
@@ -100,20 +172,80 @@ class FlowVAE(torch.nn.Module):
                         "in the place of this one: call pyro.clear_param_store() first"
                     )
 
-    def encode(self, x, num_samples: int = 1) -> torch.Tensor:
-        with modes(self, trains=False), torch.no_grad():
+    def encode(self, x: Any, num_samples: int = 1) -> torch.Tensor:
+        """Draws of the latents from the posterior.
+
+        Networks are in evaluation mode meanwhile, and nothing has a gradient.
+
+        Args:
+            x: n data, as for :func:`fit_vae`.
+            num_samples: the number of draws for each.
+
+        Returns:
+            A tensor of shape ``(num_samples, n, dim)``.
+
+        Raises:
+            ValueError: if there are no data, they are not finite or not of the likelihood's range, or do not fit the
+                encoder.
+        """
+        x = as_rows(x)
+        check_inputs(self.likelihood, float(x.min()), float(x.max()))
+        with self._evaluating():
             return self.posterior(self._features(self._rows(x))).sample((num_samples,))
 
-    def reconstruct(self, x, num_samples: int = 1) -> torch.Tensor:
+    def reconstruct(self, x: Any, num_samples: int = 1) -> torch.Tensor:
+        """The mean of the likelihood at draws from the posterior.
+
+        Of categories it is the mean of their numbers.
+
+        Args:
+            x: n data, as for :func:`fit_vae`.
+            num_samples: the number of draws for each.
+
+        Returns:
+            A tensor of shape ``(num_samples, n, *shape)``.
+
+        Raises:
+            ValueError: as for :meth:`encode`.
+        """
         return self._decode(self.encode(x, num_samples))
 
     def sample(self, num_samples: int = 1, *, mean: bool = True) -> torch.Tensor:
+        """Data made from draws from the prior.
+
+        Args:
+            num_samples: the number of draws.
+            mean: whether to give the mean of the likelihood at each draw, or a draw from the likelihood.
+
+        Returns:
+            A tensor of shape ``(num_samples, *shape)``.
+        """
         with torch.no_grad():
             z = self._prior().sample((num_samples,))
         return self._decode(z, mean)
 
     @torch.no_grad()
-    def interpolate(self, first, second, num_steps: int = 8, *, spherical: bool = False) -> torch.Tensor:
+    def interpolate(self, first: Any, second: Any, num_steps: int = 8, *, spherical: bool = False) -> torch.Tensor:
+        r"""The mean of the likelihood on the way from data to other data, in the noise of the prior.
+
+        One draw of each latent is mapped to the noise :math:`u_0, u_1` of the prior. For t from 0 to 1 the way is
+        :math:`(1-t)\,u_0 + t\,u_1`, or, ``spherical``, :math:`\cos(\varphi)\,u_0 + \sin(\varphi)\,u_1` with
+        :math:`\varphi = t \pi / 2`, which of independent standard normals makes standard normals all the way (Dinh,
+        Sohl-Dickstein, Bengio 2016, arXiv 1605.08803).
+
+        Args:
+            first: n data, as for :func:`fit_vae`.
+            second: as many.
+            num_steps: the number of steps, the two ends among them.
+            spherical: whether to take the second way.
+
+        Returns:
+            A tensor of shape ``(num_steps, n, *shape)``, from the reconstruction of the first to that of the second.
+
+        Raises:
+            ValueError: for less than two steps, or data that are not equally many; as for :meth:`encode`.
+        """
+        first, second = as_rows(first), as_rows(second)
         check_ends(first, second)
         transform = None if self.prior is None else self.prior.transform
         ends = [self.encode(x)[0] for x in (first, second)]
@@ -122,10 +254,7 @@ class FlowVAE(torch.nn.Module):
         noise = sum(weight * end for weight, end in zip(weights, ends, strict=True))
         return self._decode(noise if transform is None else transform(noise))
 
-    encode.__doc__, reconstruct.__doc__ = ENCODE_DOC.format(key=""), RECONSTRUCT_DOC.format(key="")
-    sample.__doc__, interpolate.__doc__ = SAMPLE_DOC.format(key=""), INTERPOLATE_DOC.format(key="")
-
-    def terms(self, x, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def terms(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The two parts of the ELBO of each datum at given noise, and the latents.
 
         Args:
@@ -140,7 +269,8 @@ class FlowVAE(torch.nn.Module):
         return self._log_likelihood(z, x), kl, z
 
     def _features(self, x):
-        features = self.encoder(x)
+        with named("encoder", x.shape):
+            features = self.encoder(x)
         check_features(tuple(features.shape), len(x), self.posterior.bijection.context_dim)
         return features
 
@@ -148,19 +278,23 @@ class FlowVAE(torch.nn.Module):
         return standard_normal(self.posterior._zeros) if self.prior is None else self.prior()
 
     def _decode(self, z, mean=True):
-        with modes(self, trains=False), torch.no_grad():
+        with self._evaluating():
             likelihood = self._likelihood(z)
             return _mean(likelihood) if mean else likelihood.sample()
 
     def _output(self, z) -> Any:
         """What the decoder gives for each row of latents; it sees one axis of rows."""
-        return unflatten(self.likelihood, self.decoder(z.reshape(-1, z.shape[-1])), tuple(z.shape[:-1]))
+        rows = z.reshape(-1, z.shape[-1])
+        with named("decoder", rows.shape):
+            output = self.decoder(rows)
+        return unflatten(self.likelihood, output, tuple(z.shape[:-1]))
 
     def _likelihood(self, z, x=None):
         """The distribution of data, such as ``x``, for each row of latents."""
         make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
         likelihood = make(self._output(z))
-        likelihood = likelihood.to_event(len(likelihood.batch_shape) - z.ndim + 1)
+        num_axes = num_event_axes(likelihood, z.ndim - 1)
+        likelihood = likelihood.to_event(num_axes)
         if x is not None:
             check_output(self.likelihood, tuple(likelihood.event_shape), tuple(x.shape[1:]))
         return likelihood
@@ -179,19 +313,54 @@ class FlowVAE(torch.nn.Module):
     def _rows(self, x):
         """Data as a tensor on the device of the flows and, unless they are numbers of categories, of their dtype."""
         zeros: Any = self.posterior._zeros
-        x = x if isinstance(x, torch.Tensor) else torch.as_tensor(np.asarray(x))
+        x = x if isinstance(x, torch.Tensor) else torch.as_tensor(x)
         return x.to(zeros.device) if self.likelihood == "categorical" else x.to(zeros)
 
     def _check(self, x):
         """Raise ValueError unless networks, likelihood and data fit together."""
         first, zeros = self._rows(x[:1]), cast(torch.Tensor, self.posterior._zeros)
-        with modes(self, trains=False), torch.no_grad():
+        with self._evaluating():
             z = self.posterior.transform.condition(self._features(first))(zeros[None])
             likelihood = self._likelihood(z, first)
         num_categories = _base(likelihood).logits.shape[-1] if self.likelihood == "categorical" else None
         supported = not callable(self.likelihood) or _supports(_base(likelihood), self._rows(x))
-        array = np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x)
-        check_data(self.likelihood, array, num_categories, supported)
+        check_data(self.likelihood, to_numpy(x), num_categories, supported)
+
+    def _learns_scale(self) -> bool:
+        """Whether the scale of the likelihood ``"gaussian"`` has weights of its own that are trained."""
+        with modes(self, trains=False):
+            zeros = cast(torch.Tensor, self.posterior._zeros)
+            return self.decoder(zeros[None])[1].requires_grad
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode without gradients, for parts that are on one device."""
+        names = ("encoder", "decoder", "posterior", "prior")
+        parts = {name: getattr(self, name) for name in names}
+        devices = {
+            name: {str(tensor.device) for tensor in (*part.parameters(), *part.buffers())}
+            for name, part in parts.items()
+            if isinstance(part, torch.nn.Module)
+        }
+        # A part on several devices moves its arrays itself.
+        found = {name: device for name, (device, *others) in ((n, d) for n, d in devices.items() if d) if not others}
+        if len(set(found.values())) > 1:
+            where = ", ".join(f"{name} on {device}" for name, device in found.items())
+            raise ValueError(f"FlowVAE: the parts are on several devices: {where}; move all by vae.to(device)")
+        with modes(self, trains=False), torch.no_grad():
+            yield
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    return x.cpu().numpy() if isinstance(x, torch.Tensor) else x
+
+
+def as_rows(x: Any) -> Any:
+    """Data as rows: a tensor without a gradient, or an array of NumPy."""
+    x = as_data(x, torch.Tensor)
+    if not isinstance(x, torch.Tensor):
+        return x
+    return x.detach().float() if x.dtype == torch.bfloat16 else x.detach()  # NumPy has no bfloat16
 
 
 @contextlib.contextmanager
@@ -229,38 +398,3 @@ def _mean(likelihood):
     if isinstance(base, dist.Categorical):
         return base.probs @ torch.arange(base.probs.shape[-1]).to(base.probs)
     return likelihood.mean
-
-
-def evaluate_vae(vae: FlowVAE, x, *, num_samples: int = 5000, chunk_size: int = 1000) -> Evaluation:
-    x = as_data(x)
-    vae._check(x)
-    zeros: Any = vae.posterior._zeros
-
-    @torch.no_grad()
-    def weigh(part, num_draws, _):
-        rows = vae._rows(x[part])
-        noise = torch.randn_like(zeros.expand(num_draws, len(rows), -1))
-        return tuple(each.cpu().numpy() for each in vae.terms(rows, noise))
-
-    with modes(vae, trains=False):
-        return evaluate(weigh, len(x), math.prod(x.shape[1:]), num_samples, chunk_size)
-
-
-EXAMPLE = """
-        >>> import torch, flowppl as fp
-        >>> from flowppl.pyro import FlowVAE, {name}
-        >>> x = (torch.rand(200, 1) < 0.5).expand(200, 9).float()
-        >>> posterior = fp.amortized_posterior(2, context_dim=16, flow="planar", num_flows=2)
-        >>> encoder = torch.nn.Sequential(torch.nn.Linear(9, 16), torch.nn.ReLU())
-        >>> vae = FlowVAE(encoder, torch.nn.Linear(2, 9), posterior)"""
-
-evaluate_vae.__doc__ = EVALUATE_VAE_DOC.format(
-    key="",
-    params="",
-    example=EXAMPLE.format(name="evaluate_vae")
-    + """
-        >>> found = evaluate_vae(vae, x, num_samples=50)
-        >>> found.log_prob > found.elbo, found.num_dims
-        (True, 9)
-""",
-)
