@@ -1,6 +1,7 @@
 """Images from files."""
 
 import gzip
+import zipfile
 
 import numpy as np
 import pytest
@@ -42,3 +43,19 @@ def test_images_from_files(tmp_path):
     with pytest.raises(ValueError, match="nor a file of bytes in MNIST's format"):
         load_images(tmp_path / "head")
     assert load_images(tmp_path / "b").flags.writeable
+
+
+def test_files_that_claim_what_they_do_not_have(tmp_path):
+    """Objects in the place of numbers, negative lengths, and a length beyond any memory."""
+    np.savez(tmp_path / "a.npz", images=np.array([None, 1], dtype=object))
+    (tmp_path / "b").write_bytes(b"\x00\x00\x08\x03" + np.array([-2, -3, 4], ">i4").tobytes() + bytes(24))
+    np.savez(tmp_path / "c.npz", images=np.zeros((2, 3, 4), np.uint8))
+    with zipfile.ZipFile(tmp_path / "c.npz") as archive:
+        header = archive.read("images.npy")
+    with zipfile.ZipFile(tmp_path / "c.npz", "w") as archive:
+        archive.writestr(
+            "images.npy", header.replace(b"(2, 3, 4), }" + b" " * 15, b"(1000000, 10000, 10000), }" + b" ")
+        )
+    for name in ("a.npz", "b", "c.npz"):
+        with pytest.raises(ValueError, match=f"{name} is not whole"):
+            load_images(tmp_path / name)

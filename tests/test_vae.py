@@ -404,6 +404,10 @@ def test_parts_that_do_not_fit(lang, options, error, message):
 def test_an_unknown_flow_of_a_posterior():
     with pytest.raises(ValueError, match="unknown flow 'silvester'; known flows are"):
         fp.amortized_posterior(2, 6, "silvester")
+    with pytest.raises(TypeError, match=r"flow must be a name, a recipe .*, or None, got Repeat"):
+        fp.amortized_posterior(2, 6, fp.iaf(2, context_dim=6))
+    assert fp.amortized_posterior(2, 6, fp.iaf, 3) == fp.amortized_posterior(2, 6, "iaf", 3)
+    assert fp.amortized_posterior(2, 6, hidden_dims=4) == fp.amortized_posterior(2, 6, hidden_dims=[4])
 
 
 def test_scales_of_a_base_stay_in_their_bounds(rng):

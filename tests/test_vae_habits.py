@@ -387,6 +387,20 @@ def test_a_likelihood_in_half_precision_is_evaluated():
     assert np.isfinite(fpp.evaluate_vae(vae, X, num_samples=3).elbo)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16])
+def test_tensors_of_any_numbers_are_encoded(dtype):
+    vae = plain(Pyro)
+    assert vae.encode(torch.tensor(X).to(dtype)).shape == (1, 20, 2)
+    assert fpp.evaluate_vae(vae, torch.tensor(X).to(dtype), num_samples=2).num_data == 20
+
+
+def test_methods_compile_in_jax():
+    vae = plain(NumPyro)
+    params, key = NumPyro.params(vae, X), jax.random.key(0)
+    np.testing.assert_allclose(jax.jit(vae.reconstruct)(key, params, X), vae.reconstruct(key, params, X), rtol=1e-12)
+    assert jax.vmap(vae.sample, (0, None))(jax.random.split(key, 3), params).shape == (3, 1, 9)
+
+
 def test_nothing_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 
 
-def load_images(path: str | os.PathLike | None = None) -> np.ndarray:
+def load_images(path: str | os.PathLike[str] | None = None) -> np.ndarray:
     """Gray images as integers from 0.
 
     Args:
@@ -52,11 +52,12 @@ def load_images(path: str | os.PathLike | None = None) -> np.ndarray:
 def _read_npz(path):
     try:
         with path.open("rb") as file, np.load(file) as arrays:
-            if "images" not in arrays:
-                raise ValueError(f"{path} has no array 'images'; it has {', '.join(arrays) or 'none'}")
-            return arrays["images"]
-    except (zipfile.BadZipFile, zlib.error) as error:
+            names = list(arrays)
+            if "images" in names:
+                return arrays["images"]
+    except (zipfile.BadZipFile, zlib.error, EOFError, MemoryError, ValueError) as error:
         raise ValueError(f"{path} is not whole ({error}); copy it again") from error
+    raise ValueError(f"{path} has no array 'images'; it has {', '.join(names) or 'none'}")
 
 
 def _unpacked(path):
@@ -76,6 +77,6 @@ def _read_idx(path, content):
         raise ValueError(f"{path} is neither an .npz file nor a file of bytes in MNIST's format (IDX)")
     shape = tuple(np.frombuffer(content, ">i4", num_axes, offset=4).tolist())
     values = content[4 + 4 * num_axes :]
-    if len(values) != math.prod(shape):
+    if len(values) != math.prod(shape) or min(shape) < 0:
         raise ValueError(f"{path} is not whole: {shape} are {math.prod(shape)} values, but {len(values)} are there")
     return np.frombuffer(values, np.uint8).reshape(shape).copy()  # one that may be written to

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.conditional import Conditional
@@ -11,6 +12,7 @@ from flowppl.bijections.contract import Bijection
 from flowppl.bijections.elementwise import Elementwise
 from flowppl.bijections.linear import ElementwiseAffine
 from flowppl.checks import check_sizes
+from flowppl.networks import as_dims
 from flowppl.recipes import make_flow
 from flowppl.univariate.base import Affine
 
@@ -21,16 +23,19 @@ def amortized_posterior(
     flow: str | Callable[..., Bijection] | None = "sylvester",
     num_flows: int | None = None,
     *,
-    hidden_dims=(),
+    hidden_dims: int | Sequence[int] = (),
     scale_bounds: tuple[float, float] | None = None,
-    **options,
+    **options: Any,
 ) -> Bijection:
     r"""The posterior of a latent vector given features of the data: what an encoder of a variational autoencoder needs.
 
-    With features h, and the flow f,
+    With features h, noise :math:`\varepsilon`, and the flow f, the latents z are
 
     .. math::
-        z_0 = \mu(h) + \sigma(h) \odot \varepsilon, \quad \varepsilon \sim N(0, I), \qquad z = f(z_0;\, h).
+        z_0 = \mu(h) + \sigma(h) \odot \varepsilon, \quad \varepsilon \sim N(0, I), \qquad z = f(z_0;\, h),
+
+    where the mean :math:`\mu` and the scale :math:`\sigma > 0` are vectors like z, and :math:`\odot` multiplies their
+    elements in pairs.
 
     For planar, radial, Sylvester and Householder flows one linear head on h makes :math:`\mu`, :math:`\sigma` and all
     parameters of f. Other flows have networks, each of which is given h beside its own input. At the start z is
@@ -42,7 +47,8 @@ def amortized_posterior(
         flow: a name of :func:`flowppl.available_flows`; a recipe, called as ``flow(dim, context_dim=..., **options)``;
             or ``None`` for no flow, the Gaussian of a plain autoencoder.
         num_flows: the number of layers; ``None`` leaves it to the recipe.
-        hidden_dims: hidden layers between the features and the head; ``()``, the default, is one linear head.
+        hidden_dims: the widths of hidden layers between the features and the head; an int means one layer, and ``()``,
+            the default, one linear head.
         scale_bounds: the least and the largest :math:`\sigma`, below and above 1, never quite reached; ``None`` for any
             positive one. Of few data a decoder that sees latents without noise learns each by heart, which a least
             scale prevents.
@@ -50,7 +56,7 @@ def amortized_posterior(
 
     Raises:
         ValueError: for an unknown flow, a size below 1, or bounds that are not below and above 1.
-        TypeError: for an option that the recipe does not know.
+        TypeError: for an option that the recipe does not know, or a flow that is neither a name nor a recipe.
 
     References:
         van den Berg, Hasenclever, Tomczak, Welling: Sylvester Normalizing Flows for Variational Inference, 2018, arXiv
@@ -65,18 +71,24 @@ def amortized_posterior(
         ((8,), 32)
     """
     check_sizes("amortized_posterior", dim=dim, context_dim=context_dim)
+    widths = as_dims("amortized_posterior", hidden_dims)
     base = _base(dim, scale_bounds)
     if num_flows is not None:
         options["num_flows"] = num_flows
     if flow is None:
         if options:
             raise TypeError(f"amortized_posterior: without a flow there is no use for {', '.join(options)}")
-        return Conditional(base, context_dim, hidden_dims)
+        return Conditional(base, context_dim, widths)
+    if not isinstance(flow, str) and not callable(flow):
+        raise TypeError(
+            "amortized_posterior: flow must be a name, a recipe such as flowppl.iaf, or None, got "
+            f"{type(flow).__name__}; a bijection that is made already is a posterior itself, if it takes a context"
+        )
     options["context_dim"] = context_dim
     inner = make_flow(flow, dim, **options) if isinstance(flow, str) else flow(dim, **options)
     if isinstance(inner, Conditional):  # a flow of few weights, all made from the context: one head makes the base, too
-        return Conditional(Chain([base, inner.bijection]), context_dim, hidden_dims)
-    return Chain([Conditional(base, context_dim, hidden_dims), inner])
+        return Conditional(Chain([base, inner.bijection]), context_dim, widths)
+    return Chain([Conditional(base, context_dim, widths), inner])
 
 
 def _base(dim, scale_bounds) -> Bijection:

@@ -101,7 +101,7 @@ class FlowVAE(torch.nn.Module):
         posterior: Bijection,
         prior: Bijection | Flow | None = None,
         likelihood: str | Callable[[Any], Any] = "bernoulli",
-    ):
+    ) -> None:
         super().__init__()
         check_networks(encoder=encoder, decoder=decoder)
         check_parts(posterior, prior.bijection if isinstance(prior, Flow) else prior, likelihood)
@@ -188,10 +188,10 @@ class FlowVAE(torch.nn.Module):
             ValueError: if there are no data, they are not finite or not of the likelihood's range, or do not fit the
                 encoder.
         """
-        x = as_rows(x)
+        x = self._rows(as_rows(x))
         check_inputs(self.likelihood, float(x.min()), float(x.max()))
         with self._evaluating():
-            return self.posterior(self._features(self._rows(x))).sample((num_samples,))
+            return self.posterior(self._features(x)).sample((num_samples,))
 
     def reconstruct(self, x: Any, num_samples: int = 1) -> torch.Tensor:
         """The mean of the likelihood at draws from the posterior.
