@@ -11,6 +11,7 @@ import pyro
 import pytest
 import torch
 from autoencoders import FunctionModule, NumPyro, Pyro, assert_same, both, small, stripes
+from flax import nnx
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import flowppl as fp
@@ -266,6 +267,20 @@ def test_constant_data_have_no_best_scale(lang, learned):
         lang.fit(0, vae, x, **ONE)
 
 
+@both
+def test_the_support_is_that_of_the_likelihood_not_of_its_base(lang):
+    """Data of one number each: no axis is declared as one of events."""
+    own = (pyro if lang is Pyro else numpyro).distributions.LogNormal
+    encoder = lang.function(lambda xp, x: xp.stack([x] * 6, -1))
+    decoder = lang.function(lambda xp, z: z[:, 0])
+    posterior = fp.amortized_posterior(2, 6, "planar", 2)
+    vae = lang.adapter.FlowVAE(encoder, decoder, posterior, likelihood=lambda output: own(output, 1.0))
+    params = lang.params(vae, X[:, 0])
+    assert np.isfinite(lang.evaluate(0, vae, params, np.full(4, 0.5), num_samples=3).elbo)
+    with pytest.raises(ValueError, match="must have all data in its support, but the data range from -1"):
+        lang.evaluate(0, vae, params, np.array([-1.0, 1.0]), num_samples=3)
+
+
 # Calls with something missing, or in another order
 
 
@@ -329,6 +344,20 @@ def test_outputs_of_other_shapes_are_told(lang, change, message):
     decoder = lang.function(lambda xp, z: change(xp.concatenate([z[:, :1]] * 9, -1)))
     with pytest.raises(ValueError, match=message):
         lang.fit(0, lang.adapter.FlowVAE(encoder, decoder, fp.amortized_posterior(2, 6, None)), X, **ONE)
+
+
+@both
+def test_an_encoder_that_gives_a_mean_and_a_scale_is_told(lang):
+    """As those of plain autoencoders do."""
+    encoder = lang.function(lambda xp, x: (x[:, :6], x[:, :6]))
+    vae = lang.adapter.FlowVAE(encoder, lang.networks(9, 6, 2, 9)[1], fp.amortized_posterior(2, 6, None))
+    with pytest.raises(ValueError, match=r"features of shape \(1, 6\) for 1 data, .* got tuple"):
+        lang.fit(0, vae, X, **ONE)
+
+
+def test_modules_of_flax_without_weights():
+    vae = fnp.FlowVAE(nnx.Sequential(lambda x: x[:, :6]), NumPyro.networks(9, 6, 2, 9)[1], fp.amortized_posterior(2, 6))
+    assert vae.sample(jax.random.key(0), NumPyro.fit(0, vae, X, **ONE).params).shape == (1, 9)
 
 
 # Modes, devices and gradients of torch

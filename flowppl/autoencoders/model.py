@@ -68,12 +68,13 @@ def named(part: str, shape: tuple[int, ...]):
         raise
 
 
-def check_features(found: tuple[int, ...], num: int, context_dim: int) -> None:
-    """Raise ValueError unless the encoder gives features of the right shape."""
-    if found != (num, context_dim):
+def check_features(features: Any, num: int, context_dim: int) -> None:
+    """Raise ValueError unless the encoder gave features of the right shape."""
+    shape = getattr(features, "shape", None)
+    if shape is None or tuple(shape) != (num, context_dim):
         raise ValueError(
             f"FlowVAE: the encoder must give features of shape ({num}, {context_dim}) for {num} data, since the "
-            f"posterior has context_dim={context_dim}, got {found}"
+            f"posterior has context_dim={context_dim}, got {type(features).__name__ if shape is None else tuple(shape)}"
         )
 
 

@@ -320,7 +320,7 @@ class FlowVAE:
     def _features(self, x):
         with named("encoder", x.shape):
             features = _network("encoder", self.encoder)(x)
-        check_features(features.shape, len(x), self.posterior.context_dim)
+        check_features(features, len(x), self.posterior.context_dim)
         return features
 
     def _posterior_transform(self, x):
@@ -400,7 +400,8 @@ def _is_module(network) -> bool:
 
 
 def _base(likelihood):
-    return getattr(likelihood, "base_dist", likelihood)
+    """The likelihood of the numbers of a datum, not of a whole one; a transformed distribution has a base, too."""
+    return likelihood.base_dist if isinstance(likelihood, dist.Independent) else likelihood
 
 
 def _supports(likelihood, x) -> bool:

@@ -271,7 +271,7 @@ class FlowVAE(torch.nn.Module):
     def _features(self, x):
         with named("encoder", x.shape):
             features = self.encoder(x)
-        check_features(tuple(features.shape), len(x), self.posterior.bijection.context_dim)
+        check_features(features, len(x), self.posterior.bijection.context_dim)
         return features
 
     def _prior(self):
@@ -335,15 +335,13 @@ class FlowVAE(torch.nn.Module):
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients, for parts that are on one device."""
-        names = ("encoder", "decoder", "posterior", "prior")
-        parts = {name: getattr(self, name) for name in names}
-        devices = {
-            name: {str(tensor.device) for tensor in (*part.parameters(), *part.buffers())}
-            for name, part in parts.items()
-            if isinstance(part, torch.nn.Module)
-        }
-        # A part on several devices moves its arrays itself.
-        found = {name: device for name, (device, *others) in ((n, d) for n, d in devices.items() if d) if not others}
+        found = {}
+        for name in ("encoder", "decoder", "posterior", "prior"):
+            part = getattr(self, name)
+            tensors = [*part.parameters(), *part.buffers()] if isinstance(part, torch.nn.Module) else []
+            devices = {str(tensor.device) for tensor in tensors}
+            if len(devices) == 1:  # a part on several moves its arrays itself
+                found[name] = devices.pop()
         if len(set(found.values())) > 1:
             where = ", ".join(f"{name} on {device}" for name, device in found.items())
             raise ValueError(f"FlowVAE: the parts are on several devices: {where}; move all by vae.to(device)")
@@ -380,7 +378,8 @@ def modes(vae, trains):
 
 
 def _base(likelihood) -> Any:
-    return getattr(likelihood, "base_dist", likelihood)
+    """The likelihood of the numbers of a datum, not of a whole one; a transformed distribution has a base, too."""
+    return likelihood.base_dist if isinstance(likelihood, torch.distributions.Independent) else likelihood
 
 
 def _supports(likelihood, x) -> bool:
