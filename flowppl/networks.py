@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -249,8 +250,8 @@ class MADE:
     hidden_dims: tuple[int, ...] = (64, 64)
     context_dim: int = 0
     activation: str = "tanh"
-    order: tuple[int, ...] | None = None
-    adjacency: tuple[tuple[bool, ...], ...] | None = None
+    order: Sequence[int] | None = None
+    adjacency: Sequence[Sequence[bool]] | None = None
     residual: bool = False
     levels: tuple[int, ...] = derived()  # the level of each coordinate: it may be found once all lower ones are known
     unit_levels: tuple[tuple[int, ...], ...] = derived()  # the same for the units of each hidden layer; they ascend

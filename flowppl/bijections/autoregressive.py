@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -125,11 +126,11 @@ class Autoregressive(Bijection):
 
     dim: int
     univariate: Univariate = Affine()
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: int | Sequence[int] = (64, 64)
     context_dim: int = 0
     activation: str = "tanh"
-    order: tuple[int, ...] | None = None
-    adjacency: tuple[tuple[bool, ...], ...] | None = None
+    order: Sequence[int] | None = None
+    adjacency: Sequence[Sequence[bool]] | None = None
     residual: bool = False
     _network: MADE = derived()
     _plan: _Plan = derived()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
@@ -46,7 +47,7 @@ class Conditional(Wrapper):
 
     bijection: Bijection
     context_dim: int
-    hidden_dims: tuple[int, ...] = ()
+    hidden_dims: int | Sequence[int] = ()
     activation: str = "silu"
     _network: MLP = derived()
     _shapes: Tree = derived()

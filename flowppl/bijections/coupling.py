@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -61,10 +62,10 @@ class Coupling(Bijection):
 
     dim: int
     univariate: Univariate = Affine()
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: int | Sequence[int] = (64, 64)
     context_dim: int = 0
     activation: str = "silu"
-    mask: tuple[bool, ...] | str | None = None
+    mask: Sequence[bool] | str | None = None
     network: Network | None = None
     _network: Network = derived()
     _fixed: tuple[bool, ...] = derived()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Permute(Bijection):
         array([30., 10., 20.])
     """
 
-    permutation: tuple[int, ...]
+    permutation: Sequence[int]
 
     def __post_init__(self):
         assign(self, permutation=tuple(operator.index(i) for i in self.permutation))
@@ -220,7 +221,7 @@ class LU(Bijection):
     """
 
     dim: int
-    permutation: tuple[int, ...] | None = None
+    permutation: Sequence[int] | None = None
 
     def __post_init__(self):
         check_sizes("LU", dim=self.dim)

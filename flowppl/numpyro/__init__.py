@@ -5,43 +5,97 @@ each recipe as a function that draws them with a key (``planar``, ``realnvp``, `
 are those that :mod:`flowppl` gives them.
 """
 
-from flowppl.numpyro import transforms as _transforms
 from flowppl.numpyro.density import fit_density
 from flowppl.numpyro.diagnostics import diagnose, log_weights, resample
 from flowppl.numpyro.fit import Fit, fit
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
+from flowppl.numpyro.layers import (
+    Autoregressive,
+    Coupling,
+    Elementwise,
+    HouseholderSylvester,
+    OrthogonalSylvester,
+    Planar,
+    Radial,
+    TriangularSylvester,
+)
+from flowppl.numpyro.linear import LU, QR, ActNorm, ElementwiseAffine, Householder, Permute, TriangularAffine
 from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
+from flowppl.numpyro.recipes import (
+    flowpp,
+    glow,
+    householder,
+    householder_sylvester,
+    iaf,
+    maf,
+    nice,
+    nsf,
+    nsf_autoregressive,
+    orthogonal_sylvester,
+    planar,
+    radial,
+    realnvp,
+    sylvester,
+    triangular_sylvester,
+)
 from flowppl.numpyro.transforms import FlowTransform
 from flowppl.numpyro.vae import FlowVAE
 from flowppl.numpyro.vae_evaluation import evaluate_vae
 from flowppl.numpyro.vae_training import fit_vae
 from flowppl.numpyro.wrap import Wrap
 
-globals().update(_transforms.named)
-
 __all__ = [
-    "Fit",
-    "fit",
+    "LU",
+    "QR",
+    "ActNorm",
     "AutoFlow",
     "AutoLocalFlow",
+    "Autoregressive",
+    "Coupling",
+    "Elementwise",
+    "ElementwiseAffine",
+    "Fit",
     "Flow",
     "FlowDistribution",
     "FlowTransform",
     "FlowVAE",
     "ForwardKL",
+    "Householder",
+    "HouseholderSylvester",
     "ImportanceWeightedELBO",
+    "OrthogonalSylvester",
     "PathELBO",
+    "Permute",
+    "Planar",
+    "Radial",
+    "TriangularAffine",
+    "TriangularSylvester",
     "Wrap",
     "annealed",
-    "flow",
     "diagnose",
     "evaluate_vae",
+    "fit",
     "fit_density",
     "fit_vae",
+    "flow",
+    "flowpp",
+    "glow",
+    "householder",
+    "householder_sylvester",
+    "iaf",
     "linear_annealing",
     "log_weights",
+    "maf",
+    "nice",
+    "nsf",
+    "nsf_autoregressive",
+    "orthogonal_sylvester",
+    "planar",
+    "radial",
+    "realnvp",
     "resample",
-    *_transforms.named,
+    "sylvester",
+    "triangular_sylvester",
 ]

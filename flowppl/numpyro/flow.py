@@ -108,7 +108,7 @@ class Flow:
         base = self.base
         if base is None:
             base = standard_normal(self.bijection.x_shape)
-        transform = self.transform if context is None else self.transform.condition(context)
+        transform = self.transform if context is None else self.transform._at(context)
         return FlowDistribution(base, transform)
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
 from flowppl._arrays import tree as _tree
+from flowppl._arrays.tree import Tree
 from flowppl.bijections.combine import inverted
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, initialize
-from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
 
 
 class _Draws:
@@ -40,7 +40,7 @@ class _Draws:
         return self._take("uniform", shape)
 
 
-def init_params(bijection: Bijection, key) -> _tree.Tree:
+def init_params(bijection: Bijection, key: jax.Array) -> Tree:
     """First weights of a bijection, drawn in one compiled call."""
     check_bijection(bijection)
     return _init_params(bijection, key)
@@ -58,7 +58,7 @@ def _init_params(bijection, key):
 
 
 @functools.lru_cache(maxsize=256)
-def _constants(bijection: Bijection) -> _tree.Tree:
+def _constants(bijection: Bijection) -> Tree:
     return bijection.constants()
 
 
@@ -71,19 +71,25 @@ def _apply(bijection, direction, params, event, context):
 class FlowTransform(Transform):
     """A bijection with its weights, as a NumPyro transform.
 
-    ``transform(x)`` samples, ``transform.inv(y)`` scores. The weights are leaves of the pytree: ``jax.grad`` with
-    respect to a transform reaches them, ``jax.jit`` does not bake them in.
+    ``y = transform(x)`` takes noise x to data y, as sampling does; ``x = transform.inv(y)`` takes data back, as
+    scoring does. An array of events x has the shape ``(..., *bijection.x_shape)``, for most bijections ``(..., dim)``;
+    y has the shape ``(..., *bijection.y_shape)``, and a log determinant, which is summed over the event, ``(...)``.
+    The axes in front, ``...``, are batch axes.
 
-    Inside :class:`FlowDistribution` a sample with its density, and the density of fresh data, cost one pass each.
-    Inside a plain ``TransformedDistribution`` the density of fresh data costs two passes: NumPyro asks for the
-    inverse and for the determinant apart.
+    A transform with ``bijection.context_dim > 0`` needs a context: :meth:`condition` gives it one.
+
+    The weights are leaves of the pytree: ``jax.grad`` with respect to a transform reaches them, ``jax.jit`` does not
+    bake them in. Inside :class:`FlowDistribution` a sample with its density, and the density of fresh data, cost one
+    pass each. Inside a plain ``TransformedDistribution`` the density of fresh data costs two passes: NumPyro asks for
+    the inverse and for the determinant apart.
 
     Args:
         bijection: any :class:`flowppl.Bijection`.
-        params: its weights, a nested dict of arrays; see :meth:`init`.
+        params: its weights, a nested dict of arrays; :meth:`init` draws them.
         context: what a conditional bijection is given; see :meth:`condition`.
 
     Raises:
+        TypeError: if ``bijection`` is no bijection.
         ValueError: if ``params`` lacks a weight or one has a wrong shape.
 
     Example:
@@ -95,7 +101,11 @@ class FlowTransform(Transform):
         True
     """
 
-    def __init__(self, bijection: Bijection, params: _tree.Tree, context=None):
+    bijection: Bijection
+    params: Tree
+    context: jax.Array | None
+
+    def __init__(self, bijection: Bijection, params: Tree, context: jax.Array | None = None) -> None:
         check_bijection(bijection)
         check_params(bijection, params)
         self.bijection = bijection
@@ -103,73 +113,107 @@ class FlowTransform(Transform):
         self.context = context
 
     @classmethod
-    def init(cls, key, *args, **kwargs) -> FlowTransform:
-        """A transform with first weights drawn by ``key``; the other arguments are the class's own."""
-        bijection = cls._bijection(*args, **kwargs)
-        return cls._of(bijection, init_params(bijection, key))
-
-    @staticmethod
-    def _bijection(bijection: Bijection) -> Bijection:
-        return bijection
+    def init(cls, key: jax.Array, bijection: Bijection) -> Self:
+        """A transform with first weights drawn by ``key``, a key of ``jax.random``."""
+        return cls._drawn(key, bijection)
 
     @classmethod
-    def _of(cls, bijection, params, context=None) -> FlowTransform:
+    def _drawn(cls, key: jax.Array, bijection: Bijection) -> Self:
+        return cls._of(bijection, init_params(bijection, key))
+
+    @classmethod
+    def _of(cls, bijection: Bijection, params: Tree, context: jax.Array | None = None) -> Self:
         transform = cls.__new__(cls)
         FlowTransform.__init__(transform, bijection, params, context)
         return transform
 
-    def condition(self, context) -> FlowTransform:
-        """This transform at a context, an array whose last axis has size ``bijection.context_dim``."""
+    def condition(self, context: ArrayLike) -> Self:
+        """This transform, over the same weights, at a context.
+
+        Args:
+            context: of shape ``(..., bijection.context_dim)``; its batch axes broadcast with those of x and y. A
+                transform that takes no context (``context_dim=0``) is the same at all of them, and is returned as it
+                is.
+
+        Example:
+            >>> import jax, jax.numpy as jnp
+            >>> import numpyro.distributions as dist
+            >>> from flowppl.numpyro import planar
+            >>> base = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+            >>> transform = planar(jax.random.key(0), 2, context_dim=3)
+            >>> flow = dist.TransformedDistribution(base, transform.condition(jnp.ones((5, 3))))
+            >>> flow.sample(jax.random.key(1)).shape
+            (5, 2)
+        """
+        return self._at(context) if self.bijection.context_dim else self
+
+    def _at(self, context: ArrayLike) -> Self:
+        """As :meth:`condition`, but a transform that expects no context raises ValueError when it maps."""
         return self._of(self.bijection, self.params, jnp.asarray(context))
 
     @property
-    def domain(self):
+    def domain(self) -> constraints.Constraint:
+        """Where x lies: the real line, or an interval, in every entry of an event."""
         return _interval(self.bijection.x_support, self.bijection.x_shape)
 
     @property
-    def codomain(self):
+    def codomain(self) -> constraints.Constraint:
+        """Where y lies: the real line, or an interval, in every entry of an event."""
         return _interval(self.bijection.y_support, self.bijection.y_shape)
 
     @property
     def inv(self) -> FlowTransform:
-        """The transform in the other direction, over the same weights."""
+        """The transform in the other direction, y to x, over the same weights and at the same context."""
         return FlowTransform(inverted(self.bijection), self.params, self.context)
 
-    def forward_and_log_det(self, x):
-        """``(y, log_det)`` in one pass, the log determinant being that of x -> y."""
+    def __call__(self, x: ArrayLike) -> jax.Array:
+        """y, of shape ``(..., *bijection.y_shape)``, for x of shape ``(..., *bijection.x_shape)``."""
+        return self.forward_and_log_det(x)[0]
+
+    def forward_and_log_det(self, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """``(y, log_det)`` in one pass, the log determinant being that of x -> y.
+
+        x has the shape ``(..., *bijection.x_shape)``, y ``(..., *bijection.y_shape)``, and log_det ``(...)``. The batch
+        axes ``...`` of the result are those of x, broadcast with those of the context and of the weights.
+        """
         return _apply(self.bijection, "forward", self.params, jnp.asarray(x), self.context)
 
-    def inverse_and_log_det(self, y):
-        """``(x, log_det)`` in one pass, the log determinant being that of y -> x."""
+    def inverse_and_log_det(self, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """``(x, log_det)`` in one pass, the log determinant being that of y -> x.
+
+        y has the shape ``(..., *bijection.y_shape)``, x ``(..., *bijection.x_shape)``, and log_det ``(...)``. The batch
+        axes ``...`` of the result are those of y, broadcast with those of the context and of the weights.
+        """
         return _apply(self.bijection, "inverse", self.params, jnp.asarray(y), self.context)
 
     @property
-    def _tree(self):
+    def _tree(self) -> Tree:
         return _tree.merge(self.params, _constants(self.bijection))
 
-    def __call__(self, x):
-        return self.forward_and_log_det(x)[0]
-
-    def call_with_intermediates(self, x):
+    def call_with_intermediates(self, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """As :meth:`forward_and_log_det`: NumPyro keeps the log determinant for the density of its own sample."""
         return self.forward_and_log_det(x)
 
-    def _inverse(self, y):
+    def _inverse(self, y: ArrayLike) -> jax.Array:
         return self.inverse_and_log_det(y)[0]
 
-    def log_abs_det_jacobian(self, x, y, intermediates=None):
+    def log_abs_det_jacobian(self, x: ArrayLike, y: ArrayLike, intermediates: jax.Array | None = None) -> jax.Array:
+        """The log determinant of x -> y, of shape ``(...)``, for ``y = transform(x)``, by the cheaper direction."""
         if intermediates is not None:
             return intermediates
         if self.bijection.forward_cost == "parallel":
             return self.forward_and_log_det(x)[1]
         return -self.inverse_and_log_det(y)[1]
 
-    def forward_shape(self, shape):
+    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of y for x of this shape: ``(..., *bijection.x_shape)`` gives ``(..., *bijection.y_shape)``."""
         return self._mapped_shape(shape, self.bijection.x_shape, self.bijection.y_shape)
 
-    def inverse_shape(self, shape):
+    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of x for y of this shape: ``(..., *bijection.y_shape)`` gives ``(..., *bijection.x_shape)``."""
         return self._mapped_shape(shape, self.bijection.y_shape, self.bijection.x_shape)
 
-    def _mapped_shape(self, shape, event, mapped):
+    def _mapped_shape(self, shape: tuple[int, ...], event: tuple[int, ...], mapped: tuple[int, ...]) -> tuple[int, ...]:
         batch = shape[: len(shape) - len(event)]
         for path, parameter in _tree.leaves(self.bijection.parameters()):  # weights may carry batch axes too
             leaf: Any = functools.reduce(lambda tree, key: tree[key], path, self.params)
@@ -178,28 +222,28 @@ class FlowTransform(Transform):
             batch = jnp.broadcast_shapes(batch, self.context.shape[:-1])
         return (*batch, *mapped)
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[Any, Any]:
         return (self.params, self.context), (("params", "context"), {"bijection": self.bijection})
 
-    def eq(self, other, static=False):
+    def eq(self, other: object, static: bool = False) -> ArrayLike:
         if not isinstance(other, FlowTransform) or self.bijection != other.bijection:
             return False
         ours, theirs = (jax.tree.leaves((t.params, t.context)) for t in (self, other))
         equal = len(ours) == len(theirs) and all(jnp.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
         return bool(equal) if static else jnp.asarray(equal)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         context = "" if self.context is None else f", context={tuple(self.context.shape)}"
         return f"{type(self).__name__}({self.bijection!r}{context})"
 
 
-def _interval(support, shape):
+def _interval(support: tuple[float, float], shape: tuple[int, ...]) -> constraints.Constraint:
     """The constraint of events of this shape with entries between two bounds."""
     named = {REAL_LINE: constraints.real, (0.0, math.inf): constraints.positive, (0.0, 1.0): constraints.unit_interval}
     return constraints.independent(named.get(support) or constraints.interval(*support), len(shape))
 
 
-def check_params(bijection: Bijection, params: _tree.Tree) -> None:
+def check_params(bijection: Bijection, params: Tree) -> None:
     """Raise ValueError unless the tree holds the declared weights and no others."""
     declared = {".".join(path): leaf for path, leaf in _tree.leaves(bijection.parameters())}
     found = {".".join(path): leaf for path, leaf in _tree.leaves(params)}
@@ -215,43 +259,3 @@ def check_params(bijection: Bijection, params: _tree.Tree) -> None:
             raise ValueError(f"params[{name}] must be an array, got {type(found[name]).__name__}")
         if shape is not None and tuple(shape[len(shape) - len(parameter.shape) :]) != parameter.shape:
             raise ValueError(f"params[{name}] must have a shape that ends in {parameter.shape}, got {tuple(shape)}")
-
-
-def _named_transform(kind: type[Bijection]) -> type[FlowTransform]:
-    """The transform of one kind of bijection, built from the bijection's own arguments."""
-
-    def __init__(self, *args, params, **kwargs):
-        FlowTransform.__init__(self, kind(*args, **kwargs), params)
-
-    signature = inspect.signature(kind)
-    params = inspect.Parameter("params", inspect.Parameter.KEYWORD_ONLY)
-    members = {
-        "__init__": __init__,
-        "__doc__": f"{kind.__name__} as a NumPyro transform over the weights ``params``.\n\n{kind.__doc__}",
-        "__module__": __name__,
-        "__signature__": signature.replace(parameters=[*signature.parameters.values(), params]),
-        "_bijection": staticmethod(kind),
-    }
-    return type(kind.__name__, (FlowTransform,), members)
-
-
-def _named_helper(name, recipe):
-    """A function that draws the weights of a recipe's stack with a key."""
-
-    @functools.wraps(recipe)
-    def helper(key, *args, **kwargs):
-        return FlowTransform.init(key, recipe(*args, **kwargs))
-
-    signature = inspect.signature(recipe)
-    key = inspect.Parameter("key", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    helper.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[key, *signature.parameters.values()], return_annotation=FlowTransform
-    )
-    helper.__name__ = helper.__qualname__ = name
-    helper.__module__ = __name__
-    return helper
-
-
-named = {kind.__name__: _named_transform(kind) for kind in NAMED_BIJECTIONS}
-named |= {name: _named_helper(name, recipe) for name, recipe in NAMED_RECIPES.items()}
-globals().update(named)  # pickle finds a class by its name in its module

@@ -4,42 +4,96 @@ Each layer is here as a transform (``Planar``, ``Coupling``, ...), and each reci
 (``planar``, ``realnvp``, ``iaf``, ...), with the arguments that :mod:`flowppl` gives them.
 """
 
-from flowppl.pyro import transforms as _transforms
 from flowppl.pyro.density import fit_density
 from flowppl.pyro.diagnostics import diagnose, log_weights, resample
 from flowppl.pyro.fit import Fit, fit
 from flowppl.pyro.flow import Flow, FlowDistribution
 from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.layers import (
+    Autoregressive,
+    Coupling,
+    Elementwise,
+    HouseholderSylvester,
+    OrthogonalSylvester,
+    Planar,
+    Radial,
+    TriangularSylvester,
+)
+from flowppl.pyro.linear import LU, QR, ActNorm, ElementwiseAffine, Householder, Permute, TriangularAffine
 from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
+from flowppl.pyro.recipes import (
+    flowpp,
+    glow,
+    householder,
+    householder_sylvester,
+    iaf,
+    maf,
+    nice,
+    nsf,
+    nsf_autoregressive,
+    orthogonal_sylvester,
+    planar,
+    radial,
+    realnvp,
+    sylvester,
+    triangular_sylvester,
+)
 from flowppl.pyro.transforms import FlowTransform
 from flowppl.pyro.vae import FlowVAE
 from flowppl.pyro.vae_evaluation import evaluate_vae
 from flowppl.pyro.vae_training import fit_vae
 from flowppl.pyro.wrap import Wrap
 
-globals().update(_transforms.named)
-
 __all__ = [
-    "Fit",
-    "fit",
+    "LU",
+    "QR",
+    "ActNorm",
     "AutoFlow",
     "AutoLocalFlow",
+    "Autoregressive",
+    "Coupling",
+    "Elementwise",
+    "ElementwiseAffine",
+    "Fit",
     "Flow",
     "FlowDistribution",
     "FlowTransform",
     "FlowVAE",
     "ForwardKL",
+    "Householder",
+    "HouseholderSylvester",
     "ImportanceWeightedELBO",
+    "OrthogonalSylvester",
     "PathELBO",
+    "Permute",
+    "Planar",
+    "Radial",
+    "TriangularAffine",
+    "TriangularSylvester",
     "Wrap",
     "annealed",
     "diagnose",
     "evaluate_vae",
+    "fit",
     "fit_density",
     "fit_vae",
+    "flowpp",
+    "glow",
+    "householder",
+    "householder_sylvester",
+    "iaf",
     "linear_annealing",
     "log_weights",
+    "maf",
+    "nice",
+    "nsf",
+    "nsf_autoregressive",
+    "orthogonal_sylvester",
+    "planar",
+    "radial",
+    "realnvp",
     "resample",
-    *_transforms.named,
+    "sylvester",
+    "triangular_sylvester",
 ]

@@ -115,7 +115,7 @@ class Flow(torch.nn.Module):
             base = standard_normal(self._zeros)
         elif isinstance(base, torch.nn.Module):
             base = base()
-        transform = self.transform if context is None else self.transform.condition(context)
+        transform = self.transform if context is None else self.transform._at(context)
         return FlowDistribution(base, transform)
 
     @torch.no_grad()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
+from collections.abc import Sequence
 
 import torch
-from pyro.distributions import TransformModule
+from pyro.distributions import ConditionalTransform, TransformModule
 from torch.distributions import constraints
 
 from flowppl._arrays.namespace import build
 from flowppl._arrays.tree import Tree, leaves
 from flowppl.bijections.combine import inverted
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, initialize
-from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
 
 build("torch")  # torch.compile cannot trace the making of it
 
@@ -35,7 +33,7 @@ class _Draws:
 class Weights(torch.nn.Module):
     """A tree of parameters and constants as a module: parameters are trained, constants are buffers."""
 
-    def __init__(self, params: Tree, constants: Tree):
+    def __init__(self, params: Tree, constants: Tree) -> None:
         super().__init__()
         for key in [*params, *(key for key in constants if key not in params)]:
             branch, fixed = params.get(key, {}), constants.get(key, {})
@@ -80,18 +78,27 @@ class Weights(torch.nn.Module):
             parameter.copy_(values[name])
 
 
-class FlowTransform(TransformModule):
+class FlowTransform(TransformModule, ConditionalTransform):
     """A bijection with its weights, as a Pyro transform and a torch module.
 
-    ``transform(x)`` samples, ``transform.inv(y)`` scores. Nothing is cached: a value computed again after the
-    weights have changed, by whatever means, is new.
+    ``y = transform(x)`` takes noise x to data y, as sampling does; ``x = transform.inv(y)`` takes data back, as
+    scoring does. An array of events x has the shape ``(..., *bijection.x_shape)``, for most bijections ``(..., dim)``;
+    y has the shape ``(..., *bijection.y_shape)``, and a log determinant, which is summed over the event, ``(...)``.
+    The axes in front, ``...``, are batch axes.
 
-    Inside :class:`FlowDistribution` a sample with its density, and the density of fresh data, cost one pass each.
-    Inside a plain ``TransformedDistribution`` the density costs two passes: torch asks for the inverse and for the
-    determinant apart.
+    A transform with ``bijection.context_dim > 0`` needs a context: :meth:`condition` gives it one, and so does Pyro's
+    ``ConditionalTransformedDistribution``.
+
+    Nothing is cached: a value computed again after the weights have changed, by whatever means, is new. Inside
+    :class:`FlowDistribution` a sample with its density, and the density of fresh data, cost one pass each. Inside a
+    plain ``TransformedDistribution`` the density costs two passes: torch asks for the inverse and for the determinant
+    apart.
 
     Args:
         bijection: any :class:`flowppl.Bijection`. Its weights are drawn here, as ``pyro.set_rng_seed`` determines.
+
+    Raises:
+        TypeError: if ``bijection`` is no bijection.
 
     Example:
         >>> import torch, flowppl as fp
@@ -103,8 +110,11 @@ class FlowTransform(TransformModule):
     """
 
     bijective = True
+    bijection: Bijection
+    weights: Weights
+    context: torch.Tensor | None
 
-    def __init__(self, bijection: Bijection):
+    def __init__(self, bijection: Bijection) -> None:
         check_bijection(bijection)
         super().__init__(cache_size=0)
         self.bijection = bijection
@@ -112,66 +122,101 @@ class FlowTransform(TransformModule):
         self.context = None
 
     @classmethod
-    def _sharing(cls, bijection: Bijection, weights: Weights, context=None) -> FlowTransform:
+    def _sharing(cls, bijection: Bijection, weights: Weights, context: torch.Tensor | None = None) -> FlowTransform:
         """A transform over weights that exist already; they are registered here too, and counted once."""
         transform = cls.__new__(cls)
         TransformModule.__init__(transform, cache_size=0)
         transform.bijection, transform.weights, transform.context = bijection, weights, context
         return transform
 
-    def condition(self, context) -> FlowTransform:
-        """This transform, over the same weights, at a context whose last axis has size ``bijection.context_dim``."""
+    def condition(self, context: torch.Tensor) -> FlowTransform:
+        """This transform, over the same weights, at a context.
+
+        Args:
+            context: of shape ``(..., bijection.context_dim)``; its batch axes broadcast with those of x and y. A
+                transform that takes no context (``context_dim=0``) is the same at all of them, and is returned as it
+                is: so it may stand beside others in Pyro's ``ConditionalTransformedDistribution``.
+
+        Example:
+            >>> import torch
+            >>> import pyro.distributions as dist
+            >>> from flowppl.pyro import planar
+            >>> base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+            >>> flow = dist.ConditionalTransformedDistribution(base, [planar(2, context_dim=3)])
+            >>> flow.condition(torch.ones(5, 3)).sample().shape
+            torch.Size([5, 2])
+        """
+        return self._at(context) if self.bijection.context_dim else self
+
+    def _at(self, context: torch.Tensor) -> FlowTransform:
+        """As :meth:`condition`, but a transform that expects no context raises ValueError when it maps."""
         return FlowTransform._sharing(self.bijection, self.weights, context)
 
     @property
-    def domain(self):  # type: ignore[override]
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        """Where x lies: the real line, or an interval, in every entry of an event."""
         return _interval(self.bijection.x_support, self.bijection.x_shape)
 
     @property
-    def codomain(self):  # type: ignore[override]
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        """Where y lies: the real line, or an interval, in every entry of an event."""
         return _interval(self.bijection.y_support, self.bijection.y_shape)
 
     @property
     def inv(self) -> FlowTransform:
-        """The transform in the other direction, over the same weights."""
+        """The transform in the other direction, y to x, over the same weights and at the same context."""
         return FlowTransform._sharing(inverted(self.bijection), self.weights, self.context)
 
-    def with_cache(self, cache_size=1) -> FlowTransform:
+    def with_cache(self, cache_size: int = 1) -> FlowTransform:
         """This transform: it has no cache, whatever the size asked for."""
         return self
 
-    def forward_and_log_det(self, x):
-        """``(y, log_det)`` in one pass, the log determinant being that of x -> y."""
-        return self.bijection.forward(self.weights.tree(), x, self.context)
-
-    def inverse_and_log_det(self, y):
-        """``(x, log_det)`` in one pass, the log determinant being that of y -> x."""
-        return self.bijection.inverse(self.weights.tree(), y, self.context)
-
-    def _call(self, x):
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """y, of shape ``(..., *bijection.y_shape)``, for x of shape ``(..., *bijection.x_shape)``."""
         return self.forward_and_log_det(x)[0]
 
-    def _inverse(self, y):
+    _call = __call__
+
+    def forward_and_log_det(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(y, log_det)`` in one pass, the log determinant being that of x -> y.
+
+        x has the shape ``(..., *bijection.x_shape)``, y ``(..., *bijection.y_shape)``, and log_det ``(...)``. The batch
+        axes ``...`` of the result are those of x, broadcast with those of the context.
+        """
+        return self.bijection.forward(self.weights.tree(), x, self.context)
+
+    def inverse_and_log_det(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(x, log_det)`` in one pass, the log determinant being that of y -> x.
+
+        y has the shape ``(..., *bijection.y_shape)``, x ``(..., *bijection.x_shape)``, and log_det ``(...)``. The batch
+        axes ``...`` of the result are those of y, broadcast with those of the context.
+        """
+        return self.bijection.inverse(self.weights.tree(), y, self.context)
+
+    def _inverse(self, y: torch.Tensor) -> torch.Tensor:
         return self.inverse_and_log_det(y)[0]
 
-    def log_abs_det_jacobian(self, x, y):
+    def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The log determinant of x -> y, of shape ``(...)``, for ``y = transform(x)``, by the cheaper direction."""
         if self.bijection.forward_cost == "parallel":
             return self.forward_and_log_det(x)[1]
         return -self.inverse_and_log_det(y)[1]
 
-    def forward_shape(self, shape):
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """The shape of y for x of this shape: ``(..., *bijection.x_shape)`` gives ``(..., *bijection.y_shape)``."""
         return self._mapped_shape(shape, self.bijection.x_shape, self.bijection.y_shape)
 
-    def inverse_shape(self, shape):
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        """The shape of x for y of this shape: ``(..., *bijection.y_shape)`` gives ``(..., *bijection.x_shape)``."""
         return self._mapped_shape(shape, self.bijection.y_shape, self.bijection.x_shape)
 
-    def _mapped_shape(self, shape, event, mapped):
+    def _mapped_shape(self, shape: Sequence[int], event: tuple[int, ...], mapped: tuple[int, ...]) -> torch.Size:
         batch = shape[: len(shape) - len(event)]
         if self.context is not None:
             batch = torch.broadcast_shapes(batch, self.context.shape[:-1])
         return torch.Size((*batch, *mapped))
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, FlowTransform)
             and self.weights is other.weights
@@ -181,47 +226,12 @@ class FlowTransform(TransformModule):
 
     __hash__ = TransformModule.__hash__
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         context = "" if self.context is None else f", context={tuple(self.context.shape)}"
         return f"{type(self).__name__}({self.bijection!r}{context})"
 
 
-def _interval(support, shape):
+def _interval(support: tuple[float, float], shape: tuple[int, ...]) -> constraints.Constraint:
     """The constraint of events of this shape with entries between two bounds."""
     named = {REAL_LINE: constraints.real, (0.0, math.inf): constraints.positive, (0.0, 1.0): constraints.unit_interval}
     return constraints.independent(named.get(support) or constraints.interval(*support), len(shape))
-
-
-def _named_transform(kind: type[Bijection]) -> type[FlowTransform]:
-    """The transform of one kind of bijection, built from the bijection's own arguments."""
-
-    def __init__(self, *args, **kwargs):
-        FlowTransform.__init__(self, kind(*args, **kwargs))
-
-    members = {
-        "__init__": __init__,
-        "__doc__": f"{kind.__name__} as a Pyro transform.\n\n{kind.__doc__}",
-        "__module__": __name__,
-        "__signature__": inspect.signature(kind),
-    }
-    return type(kind.__name__, (FlowTransform,), members)
-
-
-def _named_helper(name, recipe):
-    """A function that makes a transform of a recipe's stack."""
-
-    @functools.wraps(recipe)
-    def helper(*args, **kwargs):
-        return FlowTransform(recipe(*args, **kwargs))
-
-    helper.__signature__ = inspect.signature(recipe).replace(  # type: ignore[attr-defined]
-        return_annotation=FlowTransform
-    )
-    helper.__name__ = helper.__qualname__ = name
-    helper.__module__ = __name__
-    return helper
-
-
-named = {kind.__name__: _named_transform(kind) for kind in NAMED_BIJECTIONS}
-named |= {name: _named_helper(name, recipe) for name, recipe in NAMED_RECIPES.items()}
-globals().update(named)  # pickle finds a class by its name in its module

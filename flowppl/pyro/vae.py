@@ -251,7 +251,7 @@ class FlowVAE(torch.nn.Module):
         ends = [self.encode(x)[0] for x in (first, second)]
         ends = ends if transform is None else [transform.inv(end) for end in ends]
         weights = [ends[0].new_tensor(each)[:, None, None] for each in path_weights(num_steps, spherical)]
-        noise = sum(weight * end for weight, end in zip(weights, ends, strict=True))
+        noise: Any = sum(weight * end for weight, end in zip(weights, ends, strict=True))
         return self._decode(noise if transform is None else transform(noise))
 
     def terms(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

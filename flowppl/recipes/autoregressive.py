@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.combine import Invert
 from flowppl.bijections.contract import Bijection
@@ -16,7 +18,7 @@ def iaf(
     dim: int,
     num_flows: int = 4,
     *,
-    hidden_dims=(64, 64),
+    hidden_dims: int | Sequence[int] = (64, 64),
     context_dim: int = 0,
     activation: str = "tanh",
     log_scale_bound: Bound = 3.0,
@@ -52,7 +54,7 @@ def maf(
     dim: int,
     num_flows: int = 4,
     *,
-    hidden_dims=(64, 64),
+    hidden_dims: int | Sequence[int] = (64, 64),
     context_dim: int = 0,
     activation: str = "tanh",
     log_scale_bound: Bound = 3.0,
@@ -88,7 +90,7 @@ def nsf_autoregressive(
     *,
     num_bins: int = 8,
     bound: float = 5.0,
-    hidden_dims=(64, 64),
+    hidden_dims: int | Sequence[int] = (64, 64),
     context_dim: int = 0,
     activation: str = "tanh",
 ) -> Bijection:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.coupling import Coupling
@@ -15,7 +17,12 @@ from flowppl.univariate.splines import RationalQuadraticSpline
 
 
 def nice(
-    dim: int, num_flows: int = 8, *, hidden_dims=(64, 64), context_dim: int = 0, activation: str = "silu"
+    dim: int,
+    num_flows: int = 8,
+    *,
+    hidden_dims: int | Sequence[int] = (64, 64),
+    context_dim: int = 0,
+    activation: str = "silu",
 ) -> Bijection:
     """Additive coupling layers, which preserve volume, and a scale for each coordinate at the end.
 
@@ -43,7 +50,7 @@ def realnvp(
     dim: int,
     num_flows: int = 8,
     *,
-    hidden_dims=(64, 64),
+    hidden_dims: int | Sequence[int] = (64, 64),
     context_dim: int = 0,
     activation: str = "silu",
     log_scale_bound: Bound = 3.0,
@@ -82,7 +89,7 @@ def nsf(
     *,
     num_bins: int = 8,
     bound: float = 5.0,
-    hidden_dims=(64, 64),
+    hidden_dims: int | Sequence[int] = (64, 64),
     context_dim: int = 0,
     activation: str = "silu",
 ) -> Bijection:
@@ -118,7 +125,7 @@ def flowpp(
     num_flows: int = 4,
     *,
     num_components: int = 8,
-    hidden_dims=(64, 64),
+    hidden_dims: int | Sequence[int] = (64, 64),
     context_dim: int = 0,
     activation: str = "silu",
     log_scale_bound: Bound = 3.0,
@@ -155,7 +162,7 @@ def glow(
     dim: int,
     num_flows: int = 8,
     *,
-    hidden_dims=(64, 64),
+    hidden_dims: int | Sequence[int] = (64, 64),
     context_dim: int = 0,
     activation: str = "silu",
     log_scale_bound: Bound = 3.0,

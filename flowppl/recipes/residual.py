@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flowppl.bijections.combine import Repeat
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.contract import Bijection
@@ -13,7 +15,7 @@ from flowppl.checks import check_sizes
 from flowppl.recipes.shuffle import shuffled
 
 
-def planar(dim: int, num_flows: int = 16, *, context_dim: int = 0, hidden_dims=()) -> Bijection:
+def planar(dim: int, num_flows: int = 16, *, context_dim: int = 0, hidden_dims: int | Sequence[int] = ()) -> Bijection:
     """A stack of planar flows; with a context, all their parameters are made from it.
 
     Args:
@@ -33,7 +35,7 @@ def planar(dim: int, num_flows: int = 16, *, context_dim: int = 0, hidden_dims=(
     return _amortised(Planar(dim, num_flows), context_dim, hidden_dims)
 
 
-def radial(dim: int, num_flows: int = 16, *, context_dim: int = 0, hidden_dims=()) -> Bijection:
+def radial(dim: int, num_flows: int = 16, *, context_dim: int = 0, hidden_dims: int | Sequence[int] = ()) -> Bijection:
     """A stack of radial flows; with a context, all their parameters are made from it.
 
     Args:
@@ -55,7 +57,12 @@ def radial(dim: int, num_flows: int = 16, *, context_dim: int = 0, hidden_dims=(
 
 
 def orthogonal_sylvester(
-    dim: int, num_flows: int = 8, *, num_units: int | None = None, context_dim: int = 0, hidden_dims=()
+    dim: int,
+    num_flows: int = 8,
+    *,
+    num_units: int | None = None,
+    context_dim: int = 0,
+    hidden_dims: int | Sequence[int] = (),
 ) -> Bijection:
     """A stack of Sylvester flows with free orthonormal frames (O-SNF); ``sylvester`` is another name for it.
 
@@ -90,7 +97,7 @@ def householder_sylvester(
     num_units: int | None = None,
     num_reflections: int | None = None,
     context_dim: int = 0,
-    hidden_dims=(),
+    hidden_dims: int | Sequence[int] = (),
 ) -> Bijection:
     """A stack of Sylvester flows with frames made of Householder reflections (H-SNF).
 
@@ -119,7 +126,9 @@ def householder_sylvester(
     return _amortised(Repeat(layer, num_flows), context_dim, hidden_dims)
 
 
-def triangular_sylvester(dim: int, num_flows: int = 8, *, context_dim: int = 0, hidden_dims=()) -> Bijection:
+def triangular_sylvester(
+    dim: int, num_flows: int = 8, *, context_dim: int = 0, hidden_dims: int | Sequence[int] = ()
+) -> Bijection:
     """A stack of triangular Sylvester flows, every other one on the coordinates in reverse order (T-SNF).
 
     Args:
@@ -142,7 +151,9 @@ def triangular_sylvester(dim: int, num_flows: int = 8, *, context_dim: int = 0, 
     return _amortised(stack, context_dim, hidden_dims)
 
 
-def householder(dim: int, num_flows: int = 2, *, context_dim: int = 0, hidden_dims=()) -> Bijection:
+def householder(
+    dim: int, num_flows: int = 2, *, context_dim: int = 0, hidden_dims: int | Sequence[int] = ()
+) -> Bijection:
     """A product of Householder reflections; with a context, their vectors are made from it.
 
     Alone it only turns the base distribution; it is of use inside a chain, or with a context around a base that is not

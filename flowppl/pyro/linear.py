@@ -1,0 +1,259 @@
+"""Linear and affine layers as Pyro transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowppl.bijections import linear, orthogonal
+from flowppl.pyro.transforms import FlowTransform
+
+
+class Permute(FlowTransform):
+    """A fixed reordering of the coordinates: ``y[i] = x[permutation[i]]``.
+
+    It has no weights, and its log determinant is 0.
+
+    x and y have the shape ``(..., D)``, D being the length of the permutation; their log determinant has the shape
+    ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each.
+
+    Args:
+        permutation: the numbers 0 to D-1 in any order, such as ``flowppl.Permute.reverse(D).permutation`` or
+            ``flowppl.Permute.random(D, seed=0).permutation``.
+
+    Raises:
+        ValueError: if it is not a permutation.
+
+    Example:
+        >>> import torch
+        >>> from flowppl.pyro import Permute
+        >>> Permute((2, 0, 1))(torch.tensor([10.0, 20.0, 30.0])).tolist()
+        [30.0, 10.0, 20.0]
+    """
+
+    def __init__(self, permutation: Sequence[int]) -> None:
+        super().__init__(linear.Permute(permutation))
+
+
+class Householder(FlowTransform):
+    r"""A product of Householder reflections, which is a rotation or a reflected one.
+
+    .. math::
+        y = H_K \cdots H_1\, x, \qquad H_k = I - 2 v_k v_k^\top / \|v_k\|^2, \qquad \log|\det| = 0
+
+    The weights are ``v``, of shape ``(num_reflections, dim)``, with the rows :math:`v_k`. An even number of
+    reflections starts at the identity, an odd number at a reflection. With K = D reflections it can be any rotation if
+    D is even, and any reflected one if D is odd.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each: all reflections at once, in O(KD) operations
+    for each event.
+
+    Args:
+        dim: the number D of coordinates.
+        num_reflections: the number K of reflections.
+
+    Raises:
+        ValueError: if one of them is below 1.
+
+    References:
+        Tomczak, Welling: Improving Variational Auto-Encoders using Householder Flow, 2016, arXiv 1611.09630.
+
+    Example:
+        >>> import torch
+        >>> from flowppl.pyro import Householder
+        >>> swap = Householder(2, num_reflections=1)
+        >>> swap.weights.assign({"v": torch.tensor([[1.0, -1.0]])})
+        >>> swap(torch.tensor([3.0, 4.0])).detach().round(decimals=4).tolist()
+        [4.0, 3.0]
+    """
+
+    def __init__(self, dim: int, num_reflections: int = 2) -> None:
+        super().__init__(orthogonal.Householder(dim, num_reflections))
+
+
+class LU(FlowTransform):
+    r"""A linear map in its LU factors.
+
+    .. math::
+        y = P\,(I + L)\, \mathrm{diag}(\sigma)\,(I + U)\, x, \qquad \log|\det| = \sum_{i=1}^D \log \sigma_i
+
+    P is the fixed ``permutation``, L strictly lower and U strictly upper triangular. The scale is
+    :math:`\sigma = \log(1 + e^{s + c})`, with the constant c for which s = 0 gives 1: it grows linearly with its
+    weight, not exponentially, and never reaches 0.
+
+    The weights are ``scale``, of shape ``(dim,)``, for s, and ``lower`` and ``upper``, of shape
+    ``(dim * (dim - 1) // 2,)``, for the entries of L and of the transpose of U, row by row. At the start all are 0,
+    and the transform is P.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each.
+
+    Args:
+        dim: the number D of coordinates.
+        permutation: the numbers 0 to D-1 in any order, as in :class:`Permute`; ``None`` keeps theirs.
+
+    Raises:
+        ValueError: if ``dim`` < 1 or the permutation is none, or of another length.
+
+    References:
+        Kingma, Dhariwal: Glow: Generative Flow with Invertible 1x1 Convolutions, 2018, arXiv 1807.03039, section 3.2.
+
+    Example:
+        >>> import torch
+        >>> from flowppl.pyro import LU
+        >>> LU(3, permutation=(2, 0, 1))(torch.tensor([10.0, 20.0, 30.0])).tolist()
+        [30.0, 10.0, 20.0]
+    """
+
+    def __init__(self, dim: int, permutation: Sequence[int] | None = None) -> None:
+        super().__init__(linear.LU(dim, permutation))
+
+
+class QR(FlowTransform):
+    r"""A linear map in its QR factors.
+
+    .. math::
+        y = Q\, \mathrm{diag}(\sigma)\,(I + U)\, x, \qquad \log|\det| = \sum_{i=1}^D \log \sigma_i
+
+    Q is a product of Householder reflections as in :class:`Householder`, U strictly upper triangular. The scale is
+    :math:`\sigma = \log(1 + e^{s + c})`, with the constant c for which s = 0 gives 1: it grows linearly with its
+    weight, not exponentially, and never reaches 0.
+
+    The weights are ``v``, of shape ``(num_reflections, dim)``, for Q, ``scale``, of shape ``(dim,)``, for s, and
+    ``upper``, of shape ``(dim * (dim - 1) // 2,)``, for the entries of the transpose of U, row by row. At the start
+    the transform is the identity, or a reflection if their number is odd.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each.
+
+    Args:
+        dim: the number D of coordinates.
+        num_reflections: the number of reflections; ``None`` is the largest even number up to D, and at least 2.
+
+    Raises:
+        ValueError: if one of them is below 1.
+
+    References:
+        Hoogeboom, van den Berg, Welling: Emerging Convolutions for Generative Normalizing Flows, 2019, arXiv
+        1901.11137.
+
+    Example:
+        >>> import torch
+        >>> from flowppl.pyro import QR
+        >>> transform = QR(4)
+        >>> x = torch.randn(5, 4)
+        >>> bool(torch.allclose(transform(x), x, atol=1e-4))  # as long as it is not trained
+        True
+    """
+
+    def __init__(self, dim: int, num_reflections: int | None = None) -> None:
+        super().__init__(orthogonal.QR(dim, num_reflections))
+
+
+class ActNorm(FlowTransform):
+    r"""A location and a scale for each coordinate, to be set from data: :math:`y = \mu + \sigma \odot x`.
+
+    The log determinant is the sum of :math:`\log \sigma_i` over the coordinates. :meth:`Flow.init_from`, which
+    ``fit_density`` calls, sets :math:`\mu` and :math:`\sigma` to the mean and the standard deviation of a first batch
+    of y, so that ``transform.inv`` gives it mean 0 and variance 1; until then the transform is the identity. Otherwise
+    it is :class:`ElementwiseAffine`, with the same weights.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each.
+
+    Args:
+        dim: the number of coordinates.
+
+    Raises:
+        ValueError: if ``dim`` < 1.
+
+    References:
+        Kingma, Dhariwal: Glow: Generative Flow with Invertible 1x1 Convolutions, 2018, arXiv 1807.03039, section 3.1.
+
+    Example:
+        >>> import torch, flowppl as fp
+        >>> from flowppl.pyro import Flow
+        >>> data = torch.tensor([[2.0], [6.0]])
+        >>> flow = Flow(fp.ActNorm(1)).init_from(data)
+        >>> flow.transform.inv(data).detach().round(decimals=4).tolist()
+        [[-1.0], [1.0]]
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(linear.ActNorm(dim))
+
+
+class ElementwiseAffine(FlowTransform):
+    r"""A location and a positive scale for each coordinate: :math:`y = \mu + \sigma \odot x`.
+
+    The log determinant is the sum of :math:`\log \sigma_i` over the coordinates. The scale is
+    :math:`\sigma = \log(1 + e^{s + c})`, with the constant c for which s = 0 gives 1: it grows linearly with its
+    weight, not exponentially, and never reaches 0.
+
+    The weights are ``loc`` for :math:`\mu` and ``scale`` for s, both of shape ``(dim,)``. At the start both are 0, and
+    the transform the identity.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each.
+
+    Args:
+        dim: the number of coordinates.
+
+    Raises:
+        ValueError: if ``dim`` < 1.
+
+    Example:
+        >>> import torch, flowppl as fp
+        >>> from flowppl.pyro import ElementwiseAffine
+        >>> transform = ElementwiseAffine(2)
+        >>> loc, scale = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.5])
+        >>> transform.weights.assign(fp.ElementwiseAffine(2).parameters_for(loc, scale))
+        >>> transform(torch.ones(2)).detach().round(decimals=4).tolist()
+        [4.0, 2.5]
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(linear.ElementwiseAffine(dim))
+
+
+class TriangularAffine(FlowTransform):
+    r"""A location and a lower-triangular matrix: :math:`y = \mu + \mathrm{diag}(\sigma)\,(I + T)\, x`.
+
+    T is strictly lower triangular. Of a standard normal the transform makes any multivariate normal. The log
+    determinant is the sum of :math:`\log \sigma_i` over the coordinates. The scale is
+    :math:`\sigma = \log(1 + e^{s + c})`, with the constant c for which s = 0 gives 1: it grows linearly with its
+    weight, not exponentially, and never reaches 0.
+
+    The weights are ``loc`` for :math:`\mu` and ``scale`` for s, both of shape ``(dim,)``, and ``lower``, of shape
+    ``(dim * (dim - 1) // 2,)``, for the entries of T, row by row. At the start all are 0, and the transform the
+    identity.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each.
+
+    Args:
+        dim: the number of coordinates.
+
+    Raises:
+        ValueError: if ``dim`` < 1.
+
+    Example:
+        >>> import torch, flowppl as fp
+        >>> from flowppl.pyro import TriangularAffine
+        >>> transform = TriangularAffine(2)
+        >>> loc, scale_tril = torch.tensor([1.0, 2.0]), torch.tensor([[2.0, 0.0], [1.0, 3.0]])
+        >>> transform.weights.assign(fp.TriangularAffine(2).parameters_for(loc, scale_tril))
+        >>> transform(torch.ones(2)).detach().round(decimals=4).tolist()
+        [3.0, 6.0]
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(linear.TriangularAffine(dim))
