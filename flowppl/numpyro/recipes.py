@@ -141,7 +141,54 @@ def orthogonal_sylvester(
     )
 
 
-sylvester = orthogonal_sylvester
+def sylvester(
+    key: jax.Array,
+    dim: int,
+    num_flows: int = 8,
+    *,
+    num_units: int | None = None,
+    context_dim: int = 0,
+    hidden_dims: int | Sequence[int] = (),
+) -> FlowTransform:
+    """A stack of Sylvester flows with free orthonormal frames: another name for :func:`orthogonal_sylvester`.
+
+    See :class:`OrthogonalSylvester` for the equation of a layer. With ``context_dim`` a network makes all weights of
+    the context: the transform then needs a context of shape ``(..., context_dim)``, see
+    :meth:`FlowTransform.condition`. It starts at the identity.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` is one parallel pass. ``transform.inv(y)`` is sequential: ``num_units`` small steps for each
+    layer.
+
+    Args:
+        key: a key of ``jax.random``, which draws the weights.
+        dim: the number of coordinates.
+        num_flows: the number of layers.
+        num_units: the number of hidden units of each layer; ``None`` is 16, or ``dim`` if that is less.
+        context_dim: the size of the context, 0 for none.
+        hidden_dims: with a context, the widths of the hidden layers of the network that makes the weights; an int
+            means one layer, ``()`` none.
+
+    Raises:
+        ValueError: if a size is below 1, there are more units than coordinates, or ``hidden_dims`` is given without a
+            context.
+
+    References:
+        van den Berg, Hasenclever, Tomczak, Welling: Sylvester Normalizing Flows for Variational Inference, 2018, arXiv
+        1803.05649.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flowppl.numpyro import sylvester
+        >>> transform = sylvester(jax.random.key(0), 4, num_flows=2, context_dim=3)
+        >>> contexts = jax.random.normal(jax.random.key(1), (5, 3))
+        >>> transform.condition(contexts)(jnp.zeros(4)).shape  # the same x at five contexts
+        (5, 4)
+    """
+    return orthogonal_sylvester(
+        key, dim, num_flows, num_units=num_units, context_dim=context_dim, hidden_dims=hidden_dims
+    )
 
 
 def householder_sylvester(
