@@ -8,7 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from catalogue import BIJECTIONS, context_for, draw, merged, to
+from catalogue import BIJECTIONS, ENDS, context_for, draw, merged, to
 from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Predictive
 
@@ -226,3 +226,86 @@ def test_init_from_sets_a_flow_from_data(rng):
     data = 5 + 2 * rng.normal(size=(100, 2))
     flow = fnp.Flow.init(jax.random.key(0), fp.glow(2, num_flows=2)).init_from(data)
     np.testing.assert_allclose(flow.transform.inv(data).mean(0), 0, atol=1e-9)
+
+
+SMALL = {name: fp.make_flow(name, 3, num_flows=1) for name in fp.recipes.NAMED_RECIPES if name != "sylvester"}
+CONDITIONAL = {
+    f"{name}-context": fp.make_flow(name, 3, num_flows=1, context_dim=2) for name in ("planar", "realnvp", "iaf", "maf")
+}
+INVERTED_END = {"inverted-end": fp.Invert(fp.Elementwise(3, fp.Sigmoid()))}
+EVERYWHERE = SMALL | CONDITIONAL | ENDS | INVERTED_END
+
+
+def base_for(bijection, batch=()):
+    if bijection.x_support == (0.0, 1.0):
+        return dist.Uniform(jnp.zeros((*batch, 3)), 1.0).to_event(1)
+    return dist.Normal(jnp.zeros((*batch, 3)), 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_works_in_a_plain_transformed_distribution(name, rng):
+    bijection = EVERYWHERE[name]
+    transform, base = trained(bijection, rng, (4,)), base_for(bijection, (2, 1))
+    plain, ours = dist.TransformedDistribution(base, transform), fnp.FlowDistribution(base, transform)
+    assert plain.batch_shape == ours.batch_shape == ((2, 4) if bijection.context_dim else (2, 1))
+    assert plain.event_shape == ours.event_shape == (3,)
+    assert repr(plain.support) == repr(ours.support)
+    assert plain.support.event_dim == 1
+    assert plain.has_rsample
+    plain, ours = (each.expand((5, *each.batch_shape)) for each in (plain, ours))
+
+    @jax.jit
+    def everything(plain, ours):
+        """Samples and densities; the distributions come in as pytrees."""
+        key = jax.random.key(1)
+        y, intermediates = plain.sample_with_intermediates(key, (2,))
+        return (
+            (plain.rsample(key, (2,)), ours.rsample(key, (2,))),
+            (plain.log_prob(y), ours.log_prob(y)),
+            (plain.log_prob(y, intermediates), ours.log_prob(y)),
+            (plain.support(y), jnp.ones(y.shape[:-1], bool)),
+        )
+
+    for found, expected in everything(plain, ours):
+        assert found.shape[:2] == (2, 5)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_ends_are_checked_in_a_plain_transformed_distribution():
+    transform = fnp.Elementwise.init(jax.random.key(0), 3, fp.Sigmoid())
+    plain = dist.TransformedDistribution(dist.Normal(jnp.zeros(3), 1.0), transform, validate_args=True)
+    with pytest.warns(UserWarning, match="Out-of-support"):
+        plain.log_prob(jnp.full(3, -7.0))
+
+
+def test_transforms_follow_each_other_in_a_plain_transformed_distribution(rng):
+    parts = [trained(SMALL[name], rng) for name in ("planar", "realnvp")]
+    parts.append(fnp.Elementwise(3, fp.Sigmoid(), params={}))
+    base = dist.Normal(jnp.zeros((2, 3)), 1.0)  # the transforms make an event of its last axis
+    plain = dist.TransformedDistribution(base, parts)
+    joined = dist.TransformedDistribution(base, dist.transforms.ComposeTransform(parts))
+    y = plain.sample(jax.random.key(0), (4,))
+    assert y.shape == (4, 2, 3)
+    x, log_det = y, 0.0
+    for part in reversed(parts):
+        x, step = part.inverse_and_log_det(x)
+        log_det = log_det + step
+    expected = base.log_prob(x).sum(-1) + log_det
+    for distribution in (plain, joined):
+        np.testing.assert_allclose(jax.jit(lambda d: d.log_prob(y))(distribution), expected)
+
+
+def test_weights_are_leaves_of_a_plain_transformed_distribution(rng):
+    transform = trained(CONDITIONAL["realnvp-context"], rng, (4,))
+    plain = dist.TransformedDistribution(base_for(transform.bijection), transform)
+    gradient = jax.grad(lambda distribution: distribution.log_prob(jnp.ones(3)).sum())(plain)
+    found = jax.tree.leaves(gradient.transforms)
+    assert len(found) == len(jax.tree.leaves((transform.params, transform.context)))
+    assert all(jnp.abs(leaf).max() > 0 for leaf in found)
+
+
+def test_a_transform_that_takes_no_context_is_the_same_at_all(rng):
+    transform = trained(SMALL["planar"], rng)
+    assert transform.condition(jnp.ones((4, 2))) is transform
+    with pytest.raises(ValueError, match=r"unconditional .*context of shape \(4, 2\); build it with context_dim=2"):
+        fnp.Flow(transform.bijection, transform.params)(jnp.ones((4, 2))).sample(jax.random.key(0))

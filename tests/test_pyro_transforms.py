@@ -7,7 +7,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from catalogue import BIJECTIONS, context_for, draw, merged, to
+from catalogue import BIJECTIONS, ENDS, context_for, draw, merged, to
 
 import flowppl as fp
 import flowppl.pyro as fpp
@@ -301,3 +301,112 @@ def test_init_from_sets_a_flow_from_data(rng):
     data = torch.tensor(5 + 2 * rng.normal(size=(100, 2)))
     flow = fpp.Flow(fp.glow(2, num_flows=2)).init_from(data)
     np.testing.assert_allclose(flow.transform.inv(data).mean(0).detach(), 0, atol=1e-9)
+
+
+SMALL = {name: fp.make_flow(name, 3, num_flows=2) for name in fp.recipes.NAMED_RECIPES if name != "sylvester"}
+CONDITIONAL = {
+    name + "-context": fp.make_flow(name, 3, num_flows=2, context_dim=2) for name in fp.recipes.NAMED_RECIPES
+}
+INVERTED_END = {"inverted-end": fp.Invert(fp.Elementwise(3, fp.Sigmoid()))}
+EVERYWHERE = SMALL | CONDITIONAL | ENDS | INVERTED_END
+
+
+def base_for(bijection, batch=()):
+    if bijection.x_support == (0.0, 1.0):
+        return dist.Uniform(torch.zeros(*batch, 3), 1.0).to_event(1)
+    return dist.Normal(torch.zeros(*batch, 3), 1.0).to_event(1)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_works_in_a_plain_transformed_distribution(name, rng):
+    bijection = EVERYWHERE[name]
+    transform = at_context(trained(bijection, rng), rng, (4,))
+    for base in (base_for(bijection), base_for(bijection, (4,)), base_for(bijection, (2, 1))):
+        plain, ours = dist.TransformedDistribution(base, [transform]), fpp.FlowDistribution(base, transform)
+        expanded = (5, 2, 4) if ours.batch_shape in ((2, 4), (4,)) else (5, *ours.batch_shape)
+        for one, other in ((plain, ours), (plain.expand(expanded), ours.expand(expanded))):
+            assert (one.batch_shape, one.event_shape) == (other.batch_shape, other.event_shape)
+            assert repr(one.support) == repr(other.support)
+            assert one.support.event_dim == 1
+            assert one.has_rsample
+            torch.manual_seed(1)
+            y = one.rsample((2,))
+            torch.manual_seed(1)
+            assert torch.equal(y, other.rsample((2,)))
+            assert one.sample().shape == one.batch_shape + one.event_shape
+            assert one.support.check(y).all()
+            # no slack but that of solving twice, where a saturated end leaves few digits
+            y = y.detach()
+            assert torch.allclose(one.log_prob(y), other.log_prob(y), rtol=1e-6, atol=1e-6)
+    if bijection.y_support != (-np.inf, np.inf):
+        with pytest.raises(ValueError, match="support"):
+            dist.TransformedDistribution(base, [transform], validate_args=True).log_prob(torch.full((3,), -7.0))
+
+
+def test_transforms_follow_each_other_in_a_plain_transformed_distribution(rng):
+    parts = [trained(SMALL[name], rng) for name in ("planar", "realnvp")]
+    parts.append(fpp.Elementwise(3, fp.Sigmoid()))
+    base = dist.Normal(torch.zeros(2, 3), 1.0)  # the transforms make an event of its last axis
+    plain = dist.TransformedDistribution(base, parts)
+    joined = dist.TransformedDistribution(base, [dist.ComposeTransformModule(parts)])
+    y = plain.rsample((4,)).detach()
+    assert y.shape == (4, 2, 3)
+    x, log_det = y, 0.0
+    for part in reversed(parts):
+        x, step = part.inverse_and_log_det(x)
+        log_det = log_det + step
+    expected = base.log_prob(x).sum(-1) + log_det
+    for distribution in (plain, joined):
+        assert torch.allclose(distribution.log_prob(y), expected)
+
+
+@pytest.mark.parametrize("name", [name for name, flow in (CONDITIONAL | BIJECTIONS).items() if flow.context_dim])
+def test_is_a_conditional_transform(name, rng):
+    bijection = (CONDITIONAL | BIJECTIONS)[name]
+    transform = trained(bijection, rng)
+    assert isinstance(transform, dist.ConditionalTransform)
+    base = dist.Normal(torch.zeros(bijection.x_shape), 1.0).to_event(1)
+    context = to("torch", context_for(bijection, rng, (4,))).requires_grad_()
+    given = dist.ConditionalTransformedDistribution(base, [transform]).condition(context)
+    ours = fpp.FlowDistribution(base, transform.condition(context))
+    assert given.batch_shape == (4,)
+    y = given.rsample((2,)).detach()
+    assert torch.allclose(given.log_prob(y), ours.log_prob(y), rtol=1e-6, atol=1e-6)
+    (gradient,) = torch.autograd.grad(given.log_prob(y).sum(), context)
+    assert gradient.abs().max() > 0
+    turned = dist.ConditionalTransformedDistribution(base, [transform.inv]).condition(context)
+    x = turned.sample((2,))
+    z, log_det = transform.condition(context).forward_and_log_det(x)
+    assert torch.allclose(turned.log_prob(x), base.log_prob(z) + log_det, rtol=1e-6, atol=1e-6)
+
+
+def test_stands_beside_other_transforms_in_a_conditional_distribution(rng):
+    conditional, plain = trained(CONDITIONAL["nsf-context"], rng), trained(SMALL["planar"], rng)
+    base, context = dist.Normal(torch.zeros(3), 1.0).to_event(1), torch.tensor(rng.normal(size=(4, 2)))
+    host = dist.transforms.AffineTransform(1.0, 2.0)
+    mixed = dist.ConditionalTransformedDistribution(base, [conditional, host, plain])
+    module = dist.conditional.ConditionalComposeTransformModule([conditional, plain])
+    assert len(list(module.parameters())) == len(list(conditional.parameters())) + len(list(plain.parameters()))
+    y = mixed.condition(context).sample()
+    expected = dist.TransformedDistribution(base, [conditional.condition(context), host, plain])
+    assert torch.equal(mixed.condition(context).log_prob(y), expected.log_prob(y))
+    assert plain.condition(context) is plain
+    mixed.clear_cache()
+    with pytest.raises(ValueError, match=r"unconditional .*context of shape \(4, 2\); build it with context_dim=2"):
+        fpp.Flow(SMALL["planar"])(context).sample()
+
+
+def test_trains_as_pyros_own_conditional_flows_do(rng):
+    transform = fpp.planar(2, num_flows=2, context_dim=3)
+    flow = dist.ConditionalTransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [transform])
+    context, y = torch.tensor(rng.normal(size=(64, 3))), torch.tensor(2 + rng.normal(size=(64, 2)))
+    optimizer = torch.optim.Adam(transform.parameters(), lr=0.05)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = -flow.condition(context).log_prob(y).mean()
+        loss.backward()
+        optimizer.step()
+        flow.clear_cache()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5
