@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -56,6 +57,9 @@ class PathELBO(Trace_ELBO):
         >>> losses = [svi.step(torch.ones(10)) for _ in range(3)]
 """,
     )
+
+    def __init__(self, num_particles: int = 1, max_plate_nesting: float = math.inf, **options: Any) -> None:
+        super().__init__(num_particles, max_plate_nesting, **options)
 
     def _get_trace(self, model, guide, args, kwargs):
         with _Draws() as draws:

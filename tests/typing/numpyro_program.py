@@ -1,7 +1,7 @@
 """A user's program in NumPyro, with all the main names; tests/test_typing.py has mypy read it."""
 
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def local_model(y: jax.Array) -> None:
 
 KEY = jax.random.key(0)
 x, y = jnp.linspace(-1.0, 1.0, 20), jax.random.normal(KEY, (20,))
-rows = jax.random.normal(KEY, (100, 2))
+rows = jax.random.uniform(KEY, (100, 2))
 
 
 def transforms() -> None:
@@ -60,12 +60,14 @@ def flows() -> None:
     flow = fnp.Flow.init(KEY, fp.make_flow("maf", 2, hidden_dims=(16,)), base=base)
     assert_type(flow, fnp.Flow)
     assert_type(flow(), fnp.FlowDistribution)
-    assert_type(flow().sample(KEY, (5,)), jax.Array)
-    assert_type(flow().log_prob(rows), jax.Array)
+    draws: jax.Array = flow().sample(KEY, (5,))  # NumPyro's distributions have no types for the checker
+    total: jax.Array = flow().log_prob(draws).sum()
+    assert_type(flow.transform(draws * total), jax.Array)
     assert_type(flow.init_from(rows), fnp.Flow)
     assert_type(flow.transform.inv(rows), jax.Array)
     trained = fnp.fit_density(KEY, fnp.Flow.init(KEY, bijection), rows, num_epochs=2)
-    assert_type(trained.flow, fnp.Flow)
+    best: fnp.Flow = trained.flow
+    assert_type(best(), fnp.FlowDistribution)
 
 
 def prior_model(x: jax.Array) -> None:
@@ -82,19 +84,22 @@ def guides() -> None:
     params = svi.run(KEY, 10, x, y).params
     assert_type(guide.median(params), dict[str, jax.Array])
     assert_type(guide.sample_posterior(KEY, params, x, y, sample_shape=(10,)), dict[str, jax.Array])
-    local = fnp.AutoLocalFlow(local_model, "y", flow="planar")
+    local = fnp.AutoLocalFlow(local_model, lambda y: y[:, None], flow="planar")
+    assert_type(local.setup(y), dict[str, dict[str, Any]])
     SVI(local_model, local, Adam(1e-3), fnp.ImportanceWeightedELBO(num_particles=4)).run(KEY, 10, y)
 
 
 def fits() -> None:
     result = fnp.fit(KEY, model, x, y, num_steps=10)
     assert_type(result, fnp.Fit)
-    assert_type(result.sample(KEY, 100), dict[str, jax.Array])
-    assert_type(result.resample(KEY, 100), dict[str, jax.Array])
-    assert_type(result.diagnose(KEY), Diagnosis)
+    assert_type(result.sample(100), dict[str, jax.Array])
+    assert_type(result.resample(100, rng_key=KEY), dict[str, jax.Array])
+    diagnosis: Diagnosis = result.diagnose(rng_key=KEY)
+    assert_type(diagnosis.k_hat, float)
     guide, params = result.guide, result.params
     assert_type(fnp.diagnose(KEY, model, guide, params, x, y), Diagnosis)
-    assert_type(fnp.log_weights(KEY, model, guide, params, x, y, num_samples=10), jax.Array)
+    weights: jax.Array = fnp.log_weights(KEY, model, guide, params, x, y, num_samples=10)
+    assert_type(weights.sum(), jax.Array)
     assert_type(fnp.resample(KEY, model, guide, params, x, y, num_samples=10), dict[str, jax.Array])
 
 

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI
-from pyro.optim import Adam
+from pyro.optim import ClippedAdam
 
 import flowppl as fp
 import flowppl.pyro as fpp
@@ -27,7 +27,7 @@ def local_model(y: torch.Tensor) -> None:
 
 
 x, y = torch.linspace(-1.0, 1.0, 20), torch.randn(20)
-rows = torch.randn(100, 2)
+rows = torch.rand(100, 2)
 
 
 def transforms() -> None:
@@ -55,23 +55,26 @@ def flows() -> None:
     bijection = fp.Chain([fp.realnvp(2, num_flows=4, hidden_dims=32), fp.Elementwise(2, fp.Bounded(0.0, 1.0))])
     fp.register_flow("mine", lambda dim: fp.Planar(dim, num_flows=2))
     flow = fpp.Flow(fp.make_flow("maf", 2, hidden_dims=(16,)), base=dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    assert_type(flow(), fpp.FlowDistribution)
-    assert_type(flow().rsample((5,)), torch.Tensor)
-    assert_type(flow().log_prob(rows), torch.Tensor)
+    draws: torch.Tensor = flow().rsample((5,))
+    total: torch.Tensor = flow().log_prob(draws).sum()
+    assert_type(flow.transform(draws * total), torch.Tensor)
     assert_type(flow.init_from(rows).freeze(), fpp.Flow)
     trained = fpp.fit_density(fpp.Flow(bijection), rows, num_epochs=2)
-    assert_type(trained.flow, fpp.Flow)
+    best: fpp.Flow = trained.flow
+    assert_type(best.transform, fpp.FlowTransform)
 
 
 def guides() -> None:
     guide = fpp.AutoFlow(model, "iaf")
     guide.setup(x, y)
-    svi = SVI(model, guide, Adam({"lr": 1e-3}), fpp.PathELBO(num_particles=4))
+    svi = SVI(model, guide, ClippedAdam({"lr": 1e-3}), fpp.PathELBO(num_particles=4))
     svi.step(x, y)
     assert_type(guide.median(x, y), dict[str, torch.Tensor])
     assert_type(guide.sample_posterior(x, y, sample_shape=(10,)), dict[str, torch.Tensor])
-    local = fpp.AutoLocalFlow(local_model, "y", flow="planar")
-    SVI(local_model, local, Adam({"lr": 1e-3}), fpp.ImportanceWeightedELBO(num_particles=4)).step(y)
+    local = fpp.AutoLocalFlow(local_model, lambda y: y[:, None], flow="planar")
+    local.setup(y)
+    assert_type(local.median(y), dict[str, torch.Tensor])
+    SVI(local_model, local, ClippedAdam({"lr": 1e-3}), fpp.ImportanceWeightedELBO(num_particles=4)).step(y)
 
 
 def fits() -> None:
@@ -80,7 +83,8 @@ def fits() -> None:
     assert_type(result, fpp.Fit)
     assert_type(result.sample(100), dict[str, torch.Tensor])
     assert_type(result.resample(100), dict[str, torch.Tensor])
-    assert_type(result.diagnose(), Diagnosis)
+    diagnosis: Diagnosis = result.diagnose()
+    assert_type(diagnosis.k_hat, float)
     assert_type(fpp.diagnose(model, guide, x, y), Diagnosis)
     assert_type(fpp.log_weights(model, guide, x, y, num_samples=10), torch.Tensor)
     assert_type(fpp.resample(model, guide, x, y, num_samples=10), dict[str, torch.Tensor])
@@ -92,7 +96,7 @@ def files() -> None:
     fp.save(path, flow)
     again: fpp.Flow = fp.load(path, backend="pyro")
     result.save(path)
-    assert_type(again(), fpp.FlowDistribution)
+    assert_type(again.transform, fpp.FlowTransform)
 
 
 def autoencoders() -> None:
