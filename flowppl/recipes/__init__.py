@@ -27,7 +27,7 @@ Recipe = Callable[..., Bijection]
 
 sylvester = orthogonal_sylvester
 
-# The tables from which both adapters make their named transforms and lower-case helpers.
+# What both adapters have as transforms and lower-case helpers; tests hold them to these tables.
 NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
     Planar,
     Radial,

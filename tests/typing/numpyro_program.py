@@ -84,7 +84,7 @@ def guides() -> None:
     params = svi.run(KEY, 10, x, y).params
     assert_type(guide.median(params), dict[str, jax.Array])
     assert_type(guide.sample_posterior(KEY, params, x, y, sample_shape=(10,)), dict[str, jax.Array])
-    local = fnp.AutoLocalFlow(local_model, lambda y: y[:, None], flow="planar")
+    local = fnp.AutoLocalFlow(local_model, lambda y: y[:, None], flow="planar", plates="data")
     assert_type(local.setup(y), dict[str, dict[str, Any]])
     SVI(local_model, local, Adam(1e-3), fnp.ImportanceWeightedELBO(num_particles=4)).run(KEY, 10, y)
 
@@ -113,12 +113,16 @@ def files() -> None:
 
 
 def encoder(x: jax.Array) -> jax.Array:
-    return x
+    return x @ jnp.ones((9, 16))
+
+
+def decoder(z: jax.Array) -> jax.Array:
+    return z @ jnp.ones((2, 9))
 
 
 def autoencoders() -> None:
     posterior = fp.amortized_posterior(2, context_dim=16, flow="planar")
-    vae = fnp.FlowVAE(encoder, encoder, posterior, fp.realnvp(2))
+    vae = fnp.FlowVAE(encoder, decoder, posterior, fp.realnvp(2))
     images = jnp.ones((50, 9))
     params = fnp.fit_vae(KEY, vae, images, num_epochs=1).params
     assert_type(vae.sample(KEY, params, 10), jax.Array)

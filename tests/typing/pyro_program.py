@@ -71,7 +71,7 @@ def guides() -> None:
     svi.step(x, y)
     assert_type(guide.median(x, y), dict[str, torch.Tensor])
     assert_type(guide.sample_posterior(x, y, sample_shape=(10,)), dict[str, torch.Tensor])
-    local = fpp.AutoLocalFlow(local_model, lambda y: y[:, None], flow="planar")
+    local = fpp.AutoLocalFlow(local_model, lambda y: y[:, None], flow="planar", plates="data")
     local.setup(y)
     assert_type(local.median(y), dict[str, torch.Tensor])
     SVI(local_model, local, ClippedAdam({"lr": 1e-3}), fpp.ImportanceWeightedELBO(num_particles=4)).step(y)
@@ -102,7 +102,7 @@ def files() -> None:
 def autoencoders() -> None:
     encoder, decoder = torch.nn.Linear(9, 16), torch.nn.Linear(2, 9)
     vae = fpp.FlowVAE(encoder, decoder, fp.amortized_posterior(2, context_dim=16, flow="planar"), fp.realnvp(2))
-    images = torch.rand(50, 9)
+    images = torch.rand(50, 9).round()
     fpp.fit_vae(vae, images, num_epochs=1)
     assert_type(vae.sample(10), torch.Tensor)
     assert_type(vae.encode(images), torch.Tensor)
