@@ -46,6 +46,14 @@ def progress_bar(label: str, total: int, unit: str, progress: bool | None = None
     return tqdm(total=total, initial=done, desc=label, unit=unit, disable=not shown)
 
 
+def set_total(bar: Any, total: int) -> None:
+    """Correct how many units there will be."""
+    bar.total = total
+    if hasattr(bar, "container"):  # in a notebook a widget of its own has to know
+        bar.container.children[1].max = total
+    bar.refresh()
+
+
 def _is_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None

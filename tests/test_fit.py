@@ -38,7 +38,7 @@ class Walker:
         self.position, self.chunks = 3.0, []
         self.noise = np.random.default_rng(0).normal(size=NUM_CHECKS)
 
-    def begin(self):
+    def begin(self, affine):
         self.position = self.positions.pop(0)
 
     def run(self, chunk):
@@ -396,7 +396,7 @@ def test_restarts_survive_a_first_round_that_makes_things_worse(language):
 def test_a_recorded_step_is_the_step(affine):
     guide = fpp.AutoFlow(pyro_bent, small_flow)
     guide.setup(Y)
-    trainer = PathTrainer(guide, pyro_bent, (Y,), {}, 1, math.inf)
+    trainer = PathTrainer(guide, pyro_bent, (Y,), {}, 1, "adam", math.inf)
     assert trainer._may_record
     function = functools.partial(trainer._gradient, affine)
     settings = (torch.tensor(0.3), torch.tensor(1.2))

@@ -15,58 +15,20 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import logging
 import math
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
 from flowppl.checks import check_positive, check_sizes
 from flowppl.inference.diagnostics import Diagnosis, diagnose
-from flowppl.progress import progress_bar
+from flowppl.progress import progress_bar, set_total
 
-FIT_DOC = """Fit a guide to a model, and say how far it can be trusted.
-
-    With no more than a model and its arguments this fits an :class:`AutoFlow` from a searched start, in rounds, until
-    its importance weights say that it is good or the last round ends: see :mod:`flowppl.inference.fitting`. Such a
-    guide is trained on the log density of the model itself, along the path of its draws, at the scale of the posterior.
-    Any other guide, or any guide of a model with parameters of its own, is trained by the host's means, by
-    :class:`PathELBO` unless ``loss`` is given.
-
-    Args:{key}
-        model: the model.
-        args: its arguments; so are further keyword arguments.
-        guide: the guide; ``None`` is an :class:`AutoFlow`, with a flow of wider bounds than its default. It must draw
-            all latents of the model, so discrete ones have to be summed out.{again}
-        loss: an objective of the host for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
-        num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 1,000 to 12,000,
-            as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
-            this and the next two options have no effect.
-        num_particles: draws for each step; ``None`` means 64 (16 for guides trained by the host's means). In NumPyro
-            an ``AutoFlow`` takes them by 64, and never fewer.
-        learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 3e-3 to 1e-3, and 1e-2 to
-            1e-3 for guides trained by the host's means.
-        clip_norm: the largest norm of a gradient; ``None`` for no limit.
-        num_restarts: so many guides, each with first weights and a searched start of its own, are trained in the first
-            round, {restarts}; the one of the highest ELBO goes on.
-        max_seconds: the time that the training may take, without that of searching the start. The learning rate comes
-            down in time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
-            short, ``.stopped == "max_seconds"``, depends on the machine.
-        progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
-
-    Returns:
-        A :class:`Fit`, with ``.guide``, ``.params``, ``.losses``, ``.elbo``, ``.k_hat``, ``.sample(n)``,
-        ``.resample(n)``, ``.diagnose()``, ``.to_arviz()`` and ``.save(path)``.
-
-    Raises:
-        ValueError: for an option that cannot be meant, or a model that the guide cannot serve.
-        RuntimeError: if the model's log density is finite at no start, or no step has a finite gradient.
-
-    Warns:
-        RuntimeWarning: if more than a twentieth of the steps had to be skipped, as they were not finite.
-
-    Example:{example}"""
+logger = logging.getLogger("flowppl")
 
 BLOCK = 64  # particles at a time: a compiler then needs one program for rounds of any number of particles
 CHUNK = 100  # steps between two looks at the clock
@@ -119,8 +81,8 @@ class Trainer(Protocol):
     is_subsampled: bool  # whether the model sees a part of its data only
     num_restarts: int
 
-    def begin(self) -> None:
-        """Start a round: forget what the optimiser remembers."""
+    def begin(self, affine: bool) -> None:
+        """Start a round: forget what the optimiser remembers, unless it is the user's, which runs through them all."""
 
     def run(self, chunk: Chunk) -> np.ndarray:
         """Take the steps. Return their losses, a row for each restart: NaN for a step that was skipped, not finite."""
@@ -151,7 +113,13 @@ class History:
     stopped: str
 
 
-def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float, progress: bool | None) -> History:
+def train(
+    trainer: Trainer,
+    rounds: tuple[Round, ...],
+    max_seconds: float,
+    progress: bool | None,
+    callback: Callable[[int, float], object] | None = None,
+) -> History:
     """Train until the guide is good, or the rounds or the time end. The trainer keeps the parameters to be used."""
     end = time.monotonic() + max_seconds
     todo = [AFFINE_ROUND] * (MAX_AFFINE_ROUNDS * trainer.has_affine) + list(rounds)
@@ -162,13 +130,22 @@ def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float, progr
     check = checks[0]
     if trainer.has_affine and _is_exact(check):  # otherwise the model may have parameters to train
         todo, stopped = [], "converged"
-    with progress_bar("fit", sum(each.num_steps for each in todo), "step", progress) as bar:
+    with progress_bar("fit", _num_steps(todo), "step", progress) as bar:
+
+        def after_chunk(rows: np.ndarray) -> str:
+            """Why to stop now, if there is a reason."""
+            losses.append(rows)
+            bar.update(CHUNK)
+            if callback is not None and callback(CHUNK * len(losses), _mean_loss(rows)):
+                return "callback"
+            return "max_seconds" if time.monotonic() >= end else ""
+
         try:
             while todo and not stopped:
                 this = todo.pop(0)
                 if this.least_gain and checks[-1].elbo - checks[-2].elbo < this.least_gain:
                     break
-                losses += _run_round(trainer, this, end, bar)
+                stopped = _run_round(trainer, this, end, after_chunk)
                 moved = trainer.fold() if this.affine else 0.0
                 now, index = _judge(trainer)
                 if this.affine and (moved < 0.5 or now.elbo - checks[-1].elbo < 1):
@@ -178,18 +155,21 @@ def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float, progr
                     losses = [rows[index : index + 1] for rows in losses]
                 checks.append(now)
                 bar.set_postfix({"ELBO": f"{now.elbo:.2f}", "k-hat": f"{now.k_hat:.2f}"})
+                logger.info("fit: %d steps, ELBO %.3f, k-hat %.2f", CHUNK * len(losses), now.elbo, now.k_hat)
                 # Later rounds have the better tails: a small loss of ELBO may be noise, and does not count.
                 if not _score(now) < _score(check) - max(0.01, 2 * now.elbo_se):
                     kept, check = trainer.get(), now
                 # What looks good after one round may look otherwise in other draws.
                 is_good = now.k_hat < 0.5 and now.kl_gap < 0.01
-                if is_good and (not is_first or (trainer.has_affine and _is_exact(now))):
+                if stopped != "callback" and is_good and (not is_first or (trainer.has_affine and _is_exact(now))):
                     stopped = "converged"
                 elif time.monotonic() >= end:
-                    stopped = "max_seconds"
+                    stopped = stopped or "max_seconds"
                 is_first = is_first and this.affine
+                set_total(bar, CHUNK * len(losses) + _num_steps(todo))
         except KeyboardInterrupt:
             stopped = "interrupted"
+        set_total(bar, CHUNK * len(losses))
     trainer.set(kept)
     index = 0
     if trainer.num_restarts > 1:
@@ -197,7 +177,19 @@ def train(trainer: Trainer, rounds: tuple[Round, ...], max_seconds: float, progr
         trainer.select(index, kept)
     all_losses = np.concatenate(losses, axis=1)[index] if losses else np.zeros(0)
     _check_losses(all_losses)
+    logger.info("fit: ended by %s after %d steps", stopped or "rounds", len(all_losses))
     return History(all_losses, tuple(checks), check, stopped or "rounds")
+
+
+def _num_steps(rounds) -> int:
+    """How many steps these rounds take: each is rounded up to whole chunks."""
+    return sum(CHUNK * math.ceil(each.num_steps / CHUNK) for each in rounds)
+
+
+def _mean_loss(rows) -> float:
+    """The mean loss of a chunk, that of the best of the restarts; NaN if all steps were skipped."""
+    means = [row[~np.isnan(row)].mean() for row in rows if not np.isnan(row).all()]
+    return float(min(means, default=math.nan))
 
 
 def _judge(trainer) -> tuple[Diagnosis, int]:
@@ -237,13 +229,12 @@ def _check_losses(losses):
         )
 
 
-def _run_round(trainer, this, end, bar):
-    trainer.begin()
-    begin, done, losses = time.monotonic(), 0, []
-    while done < this.num_steps:
+def _run_round(trainer, this, end, after_chunk) -> str:
+    """Run a round, ``after_chunk`` after each of its chunks. Return why it was cut short, if it was."""
+    trainer.begin(this.affine)
+    begin, done, stopped = time.monotonic(), 0, ""
+    while done < this.num_steps and not stopped:
         # The budget that ends first sets the pace, so that the learning rate has come down when it does.
-        if done and time.monotonic() >= end:
-            break
         spent = (time.monotonic() - begin) / (end - begin) if done else 0.0
         steps = done + np.arange(CHUNK)
         position = np.minimum(steps * max(1 / this.num_steps, spent / max(done, 1)), 1.0)
@@ -256,10 +247,9 @@ def _run_round(trainer, this, end, bar):
             num_particles=this.num_particles,
             affine=this.affine,
         )
-        losses.append(trainer.run(chunk))
+        stopped = after_chunk(trainer.run(chunk))
         done += CHUNK
-        bar.update(CHUNK)
-    return losses
+    return stopped
 
 
 def choose_rounds(
@@ -308,7 +298,7 @@ class FitBase(abc.ABC):
 
     @property
     def stopped(self) -> str:
-        """Why the training ended: "converged", "rounds", "max_seconds" or "interrupted"."""
+        """Why the training ended: "converged", "rounds", "max_seconds", "callback" or "interrupted"."""
         return self.history.stopped
 
     @property

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
+from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import log_density
 
 from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
+from flowppl.inference.arguments import check_arguments, check_roles, describe
 from flowppl.inference.importance import resample_indices
 from flowppl.numpyro.guides import AutoFlow
+from flowppl.numpyro.predictive import with_deterministic
 
 
-def log_weights(rng_key, model, guide, params, *args, num_samples: int = 1000, chunk_size: int = 1000, **kwargs):
+def log_weights(
+    rng_key: jax.Array,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    params: Mapping[str, Any],
+    *args: Any,
+    num_samples: int = 1000,
+    chunk_size: int = 1000,
+    **kwargs: Any,
+) -> jax.Array:
     """The log importance weights log p(x, z) - log q(z) of draws from a guide; their mean estimates the ELBO.
 
     Args:
@@ -32,6 +46,7 @@ def log_weights(rng_key, model, guide, params, *args, num_samples: int = 1000, c
         An array of shape ``(num_samples,)``, for :func:`flowppl.diagnostics.k_hat` and others.
 
     Raises:
+        TypeError: for what is no key, model, guide or params, or arguments that the model does not take.
         ValueError: if there is nothing to draw, or the guide leaves out a latent site of the model.
 
     Example:
@@ -43,20 +58,21 @@ def log_weights(rng_key, model, guide, params, *args, num_samples: int = 1000, c
         >>> log_weights(jax.random.key(0), model, guide, guide.setup()).shape
         (1000,)
     """
+    _check("log_weights", rng_key, model, guide, params, args, kwargs, log_weights)
     return _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=False)[0]
 
 
 def diagnose(
-    rng_key,
-    model,
-    guide,
-    params,
-    *args,
+    rng_key: jax.Array,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    params: Mapping[str, Any],
+    *args: Any,
     num_samples: int = 10_000,
     num_batches: int = 10,
     chunk_size: int = 1000,
-    reference=None,
-    **kwargs,
+    reference: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> diagnostics.Diagnosis:
     """Say whether a guide can be trusted: :func:`flowppl.diagnostics.diagnose` of draws from it.
 
@@ -77,6 +93,7 @@ def diagnose(
         A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
 
     Raises:
+        TypeError: for what is no key, model, guide or params, or arguments that the model does not take.
         ValueError: if a batch has fewer than 25 draws, the guide leaves out a latent site of the model, the reference
             does not fit, or the model subsamples its data.
 
@@ -90,6 +107,7 @@ def diagnose(
         >>> diagnose(jax.random.key(0), model, guide, guide.setup()).verdict
         'good'
     """
+    _check("diagnose", rng_key, model, guide, params, args, kwargs, diagnose)
     keep = reference is not None
     diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
     weights, draws = _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=keep)
@@ -103,15 +121,15 @@ def diagnose(
 
 
 def resample(
-    rng_key,
-    model,
-    guide,
-    params,
-    *args,
+    rng_key: jax.Array,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    params: Mapping[str, Any],
+    *args: Any,
     num_samples: int = 1000,
     num_proposals: int | None = None,
     chunk_size: int = 1000,
-    **kwargs,
+    **kwargs: Any,
 ) -> dict[str, jax.Array]:
     """Draws from a guide corrected by their importance weights, see :func:`flowppl.diagnostics.resample_indices`.
 
@@ -126,9 +144,10 @@ def resample(
         chunk_size: how many are computed at a time.
 
     Returns:
-        For each latent site an array of shape ``(num_samples, ...)``.
+        For each latent site, and each deterministic one, an array of shape ``(num_samples, ...)``.
 
     Raises:
+        TypeError: for what is no key, model, guide or params, or arguments that the model does not take.
         ValueError: if there is nothing to draw, no weight is finite, the guide leaves out a latent site of the model,
             or the model subsamples its data.
 
@@ -144,6 +163,7 @@ def resample(
         >>> resample(jax.random.key(0), model, guide, guide.setup())["z"].shape
         (1000,)
     """
+    _check("resample", rng_key, model, guide, params, args, kwargs, resample)
     check_sizes("resample", num_samples=num_samples)
     number = 10 * num_samples if num_proposals is None else num_proposals
     diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
@@ -151,7 +171,45 @@ def resample(
     weights, draws = _draw(draw_key, model, guide, params, args, kwargs, number, chunk_size, keep=True)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)))
     chosen = resample_indices(np.asarray(weights), num_samples, rng)
-    return {name: value[chosen] for name, value in draws.items()}
+    corrected = {name: value[chosen] for name, value in draws.items()}
+    return with_deterministic(model, dict(params), corrected, args, kwargs)
+
+
+def is_guide(value: Any) -> bool:
+    """Whether a value is one of the host's automatic guides."""
+    return isinstance(value, AutoGuide)
+
+
+def check_key(owner: str, order: str, rng_key: Any) -> None:
+    """Raise TypeError unless ``rng_key`` is one key of jax.
+
+    Args:
+        owner: whose argument it is.
+        order: how that is called.
+        rng_key: what was given.
+    """
+    if not isinstance(rng_key, jax.Array | np.ndarray):
+        what = "a function" if callable(rng_key) else describe(rng_key)
+        seed = rng_key if isinstance(rng_key, int) and not isinstance(rng_key, bool) else 0
+        raise TypeError(f"{owner}: rng_key must be a key such as jax.random.key({seed}), got {what}; {order}")
+    shape = () if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else (2,)
+    if rng_key.shape != shape or (shape and rng_key.dtype != jnp.uint32):
+        raise TypeError(
+            f"{owner}: rng_key must be one key such as jax.random.key(0), got an array of shape {rng_key.shape} and "
+            f"type {rng_key.dtype}; {order}"
+        )
+
+
+def _check(owner, rng_key, model, guide, params, args, kwargs, function):
+    order = f"call {owner}(rng_key, model, guide, params, *args)"
+    check_key(owner, order, rng_key)
+    check_roles(owner, order, is_guide, model=model, guide=guide)
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"{owner}: params must be a dict, such as svi_result.params or svi.get_params(state), got "
+            f"{describe(params)}; {order}"
+        )
+    check_arguments(owner, model, args, kwargs, function)
 
 
 def model_plates(model, guide, params, args, kwargs) -> list[tuple[str, int, int]]:

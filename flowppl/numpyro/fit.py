@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,11 @@ from numpyro.infer import SVI
 
 from flowppl._arrays.tree import merge
 from flowppl.checks import check_sizes
-from flowppl.inference.diagnostics import is_subsampled
+from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
+from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
-    FIT_DOC,
     FLOW_ROUNDS,
     NUM_CHECKS,
     OTHER_ROUNDS,
@@ -33,14 +34,16 @@ from flowppl.inference.fitting import (
     time_limit,
     train,
 )
-from flowppl.inference.guides import affine_part, distance_from_identity, fold, path_flow, stage
+from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, standard_log_prob
-from flowppl.numpyro.diagnostics import _draw, diagnose, model_plates, resample
+from flowppl.numpyro.diagnostics import _draw, check_key, diagnose, is_guide, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
+from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.objectives import PathELBO
-from flowppl.numpyro.steps import make_optimizer, take_step
+from flowppl.numpyro.predictive import predict, with_deterministic
+from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import _constants
 from flowppl.serialization import absent_model, save
@@ -48,31 +51,146 @@ from flowppl.serialization import absent_model, save
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Fit(FitBase):
-    """A fitted guide, its parameters and what is known of it; :func:`fit` makes it."""
+    """A fitted guide, its parameters and what is known of it; :func:`fit` makes it.
 
-    model: Any
-    arguments: tuple
-    rng_key: Any
+    Its fields and properties are
 
-    def sample(self, num_samples: int = 1000, *, rng_key=None) -> dict[str, jax.Array]:
-        """Draws of all latent sites from the guide; without a key always the same."""
+    ``guide``
+        the guide, for ``Predictive(model, guide=result.guide, params=result.params, ...)`` and all else that takes one.
+    ``params``
+        the parameters of guide and model by name, as ``svi.get_params`` gives them.
+    ``losses``
+        minus the ELBO's estimate in each step; NaN where a step was skipped, as it was not finite.
+    ``num_skipped``
+        the number of those.
+    ``elbo``, ``elbo_se``
+        the ELBO of the guide, from fresh draws, and its standard error.
+    ``k_hat``
+        the shape of the tail of the importance weights, see :func:`flowppl.diagnostics.k_hat`: below 0.5 they are in
+        order, above 0.7 the guide misses a part of the posterior. NaN after a fit to batches of the data.
+    ``checks``
+        a :class:`flowppl.diagnostics.Diagnosis` at the start and after each round.
+    ``stopped``
+        why the training ended: "converged", "rounds", "max_seconds", "callback" or "interrupted".
+    ``model``, ``arguments``
+        what was fitted: the model, and its arguments as ``(args, kwargs)``.
+    ``rng_key``
+        the key of all draws for which no other is given.
+
+    and its methods :meth:`sample`, :meth:`resample`, :meth:`predict`, :meth:`diagnose`, :meth:`to_arviz` and
+    :meth:`save`. All of them use the arguments of the fit, and without a key give the same draws each time.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from flowppl.numpyro import fit
+        >>> def model(x, y=None):
+        ...     slope = numpyro.sample("slope", dist.Normal(0.0, 3.0))
+        ...     with numpyro.plate("data", len(x)):
+        ...         numpyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> result = fit(jax.random.key(0), model, jnp.arange(5.0), 2 * jnp.arange(5.0), num_steps=100)
+        >>> result.sample(50)["slope"].shape, result.predict(jnp.array([6.0, 7.0]), num_samples=50)["y"].shape
+        ((50,), (50, 2))
+    """
+
+    model: Callable[..., Any]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    rng_key: jax.Array
+
+    def sample(self, num_samples: int = 1000, *, rng_key: jax.Array | None = None) -> dict[str, jax.Array]:
+        """Draws from the guide.
+
+        Args:
+            num_samples: the number of draws.
+            rng_key: the key of the draws; ``None`` means one of the fit.
+
+        Returns:
+            For each latent site, and each deterministic one, an array of shape ``(num_samples, ...)``.
+        """
         args, kwargs = self.arguments
-        key = self._key(0, rng_key)
-        if not hasattr(self.guide, "sample_posterior"):
-            return _draw(key, self.model, self.guide, self.params, args, kwargs, num_samples, num_samples, keep=True)[1]
-        return self.guide.sample_posterior(key, self.params, *args, sample_shape=(num_samples,), **kwargs)
+        draws = self._latents(self._key(0, rng_key), num_samples, args, kwargs)
+        if self.model is absent_model or not takes(self.model, args, kwargs):  # loaded from a file without them
+            return draws
+        return with_deterministic(self.model, self.params, draws, args, kwargs)
 
-    def resample(self, num_samples: int = 1000, *, rng_key=None, **options) -> dict[str, jax.Array]:
-        """Draws corrected by Pareto-smoothed importance resampling: see :func:`flowppl.numpyro.resample`."""
-        args, kwargs = self.arguments
-        known: tuple = (self._key(1, rng_key), self.model, self.guide, self.params, *args)
-        return resample(*known, num_samples=num_samples, **options, **kwargs)  # type: ignore[misc]
+    def resample(
+        self,
+        num_samples: int = 1000,
+        *,
+        num_proposals: int | None = None,
+        chunk_size: int = 1000,
+        rng_key: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """Draws corrected by Pareto-smoothed importance resampling: see :func:`flowppl.numpyro.resample`.
 
-    def diagnose(self, num_samples: int = 10_000, *, reference=None, rng_key=None, **options):
-        """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.numpyro.diagnose`."""
+        Args:
+            num_samples: the number of corrected draws.
+            num_proposals: the number of draws to choose them from; ``None`` is ten times as many.
+            chunk_size: how many are computed at a time.
+            rng_key: the key of the draws; ``None`` means one of the fit.
+
+        Returns:
+            For each latent site, and each deterministic one, an array of shape ``(num_samples, ...)``.
+        """
         args, kwargs = self.arguments
-        known: tuple = (self._key(2, rng_key), self.model, self.guide, self.params, *args)
-        return diagnose(*known, num_samples=num_samples, reference=reference, **options, **kwargs)  # type: ignore[misc]
+        known: Any = partial(resample, self._key(1, rng_key), self.model, self.guide, self.params, *args, **kwargs)
+        return known(num_samples=num_samples, num_proposals=num_proposals, chunk_size=chunk_size)
+
+    def predict(
+        self, *args: Any, num_samples: int = 1000, rng_key: jax.Array | None = None, **kwargs: Any
+    ) -> dict[str, jax.Array]:
+        """Draws from the posterior predictive: of all sites that are not latents of the guide.
+
+        Args:
+            args: new arguments of the model, as in ``result.predict(x_new)`` for ``model(x, y=None)``: leave out what
+                is to be drawn. Without any, those of the fit are used, and all observed sites are drawn anew.
+            num_samples: the number of draws.
+            rng_key: the key of the draws; ``None`` means one of the fit.
+            kwargs: new keyword arguments of the model.
+
+        Returns:
+            For each site, deterministic ones too, an array of shape ``(num_samples, ...)``. The latents of the guide
+            are drawn as by :meth:`sample`, for the arguments of the fit; only an :class:`AutoLocalFlow` draws the local
+            latents of what is in the new ones.
+
+        Raises:
+            TypeError: if the model does not take these arguments.
+        """
+        check_sizes("predict", num_samples=num_samples)
+        old_args, old_kwargs = self.arguments
+        latent_key, key = jax.random.split(self._key(3, rng_key))
+        model: Callable[..., Any] = self.model
+        if args or kwargs:
+            check_arguments("predict", self.model, args, kwargs, Fit.predict)
+        else:
+            args, kwargs, model = old_args, old_kwargs, handlers.uncondition(model)
+        seen = (args, kwargs) if isinstance(self.guide, AutoLocalFlow) else (old_args, old_kwargs)
+        draws = self._latents(latent_key, num_samples, *seen)
+        return predict(key, model, self.params, draws, args, kwargs)
+
+    def diagnose(
+        self,
+        num_samples: int = 10_000,
+        *,
+        num_batches: int = 10,
+        chunk_size: int = 1000,
+        reference: Mapping[str, Any] | None = None,
+        rng_key: jax.Array | None = None,
+    ) -> Diagnosis:
+        """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.numpyro.diagnose`.
+
+        Args:
+            num_samples: the number of draws.
+            num_batches: the number of batches over which to take the median of k-hat.
+            chunk_size: how many draws are computed at a time.
+            reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
+            rng_key: the key of the draws; ``None`` means one of the fit.
+
+        Returns:
+            A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
+        """
+        args, kwargs = self.arguments
+        known: Any = partial(diagnose, self._key(2, rng_key), self.model, self.guide, self.params, *args, **kwargs)
+        return known(num_samples=num_samples, num_batches=num_batches, chunk_size=chunk_size, reference=reference)
 
     def to_arviz(
         self,
@@ -148,47 +266,128 @@ class Fit(FitBase):
         )
         return convert(groups, sites, coords, dims)
 
-    def save(self, path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted guide to a file: see :func:`flowppl.save`."""
         save(path, self)
 
+    def _latents(self, key, num_samples, args, kwargs):
+        if not hasattr(self.guide, "sample_posterior"):
+            return _draw(key, self.model, self.guide, self.params, args, kwargs, num_samples, num_samples, keep=True)[1]
+        return self.guide.sample_posterior(key, self.params, *args, sample_shape=(num_samples,), **kwargs)
+
     def _key(self, index, given):
-        return jax.random.fold_in(self.rng_key, index) if given is None else given
+        if given is None:
+            return jax.random.fold_in(self.rng_key, index)
+        check_key("Fit", "pass rng_key=jax.random.key(0), or leave it out", given)
+        return given
 
 
 def fit(
-    rng_key,
-    model,
-    *args,
-    guide=None,
-    loss=None,
+    rng_key: jax.Array,
+    model: Callable[..., Any],
+    *args: Any,
+    guide: Callable[..., Any] | None = None,
+    flow: FlowChoice | None = None,
+    loss: Any = None,
     num_steps: int | None = None,
     num_particles: int | None = None,
     learning_rate: float | None = None,
+    optimizer: Optimizer | None = None,
     clip_norm: float | None = None,
     num_restarts: int = 1,
     max_seconds: float | None = None,
+    callback: Callable[[int, float], object] | None = None,
     progress: bool | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> Fit:
+    """Fit a guide to a model, and say how far it can be trusted.
+
+    With no more than a model and its arguments this fits an :class:`AutoFlow` from a searched start, in rounds, until
+    its importance weights say that it is good or the last round ends: see :mod:`flowppl.inference.fitting`. Such a
+    guide is trained on the log density of the model itself, along the path of its draws, at the scale of the posterior.
+    Any other guide, or any guide of a model with parameters of its own, is trained by NumPyro's means, by
+    :class:`PathELBO` unless ``loss`` is given.
+
+    Args:
+        rng_key: determines the start, the training and the draws of the result.
+        model: the model.
+        args: its arguments; so are further keyword arguments.
+        guide: the guide; ``None`` is an :class:`AutoFlow`, with a flow of wider bounds than its default. It must draw
+            all latents of the model, so discrete ones have to be summed out.
+        flow: the flow of that :class:`AutoFlow`, such as ``"iaf"`` or ``fp.nsf``: whatever :class:`AutoFlow` takes. Not
+            beside ``guide``.
+        loss: an objective of NumPyro for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
+        num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 1,000 to 12,000,
+            as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
+            this and the next three options have no effect.
+        num_particles: draws for each step; ``None`` means 64 (16 for guides trained by NumPyro's means). An
+            ``AutoFlow`` takes them by 64, and never fewer.
+        learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 3e-3 to 1e-3, and 1e-2 to
+            1e-3 for guides trained by NumPyro's means.
+        optimizer: an optimiser in the place of Adam with that learning rate: one of optax, with a schedule or not, as
+            ``optax.adamw(optax.cosine_decay_schedule(1e-2, 1000))``, or one of ``numpyro.optim``. Its learning rate and
+            its schedule are its own, so ``learning_rate`` beside it is an error. It is made once and goes through all
+            rounds; its schedule goes on with each step, so give ``num_steps`` with a schedule of a certain length.
+        clip_norm: the largest norm of a gradient, before any optimiser sees it; ``None`` for no limit.
+        num_restarts: so many guides, each with first weights and a searched start of its own, are trained in the first
+            round, all at once; the one of the highest ELBO goes on.
+        max_seconds: the time that the training may take, without that of searching the start. The learning rate comes
+            down in time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
+            short, ``.stopped == "max_seconds"``, depends on the machine.
+        callback: called as ``callback(step, loss)`` after every hundred steps, those of the affine layers too, with the
+            number of steps so far and the mean loss of the last hundred (of the best of the restarts; NaN if all were
+            skipped). If it returns True the training ends, and ``.stopped == "callback"``.
+        progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
+
+    Returns:
+        A :class:`Fit`.
+
+    Raises:
+        TypeError: for what is no model, guide, flow, objective or optimiser, and for arguments that the model does not
+            take.
+        ValueError: for an option that cannot be meant, or a model that the guide cannot serve.
+        RuntimeError: if the model's log density is finite at no start, or no step has a finite gradient.
+
+    Warns:
+        RuntimeWarning: if more than a twentieth of the steps had to be skipped, as they were not finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from flowppl.numpyro import fit
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with numpyro.plate("data", len(y)):
+        ...         numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> result = fit(jax.random.key(0), model, jnp.ones(10))
+        >>> result.sample(100)["mu"].shape, result.k_hat < 0.5
+        ((100,), True)
+    """
+    order = "call fit(rng_key, model, *args)"
+    check_key("fit", order, rng_key)
+    check_roles("fit", order, is_guide, model=model)
+    check_fit(guide, flow, args, is_guide)
+    check_arguments("fit", model, args, kwargs, fit)
+    check_loss(loss, "loss")
     check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds)
-    guide = AutoFlow(model, path_flow) if guide is None else guide
+    optimizer = "adam" if optimizer is None else optimizer
+    check_optimizer("fit", optimizer, learning_rate)
+    guide = AutoFlow(model, path_flow if flow is None else flow) if guide is None else guide
     start_key, train_key, fit_key = jax.random.split(rng_key, 3)
     start_keys = jax.random.split(start_key, num_restarts)
-    norm = math.inf if clip_norm is None else float(clip_norm)
     if isinstance(guide, AutoFlow) and guide.prototype_trace is None:
         guide._setup_prototype(*args, **kwargs)
     trainer: _Trainer
+    shared = (train_key, optimizer, math.inf if clip_norm is None else float(clip_norm))
     if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(model, guide, args, kwargs):
         starts = [guide._start_params(key, args, kwargs) for key in start_keys]
-        trainer = PathTrainer(guide, Target(guide, args, kwargs, model), starts, train_key, norm)
+        trainer = PathTrainer(guide, Target(guide, args, kwargs, model), starts, *shared)
         default = FLOW_ROUNDS
     else:
-        trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, train_key, norm)
+        trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, *shared)
         default = OTHER_ROUNDS
     trainer.is_subsampled = is_subsampled(model_plates(model, guide, trainer.first(), args, kwargs))
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
-    history = train(trainer, rounds, time_limit(max_seconds, num_steps), progress)
+    history = train(trainer, rounds, time_limit(max_seconds, num_steps), progress, callback)
     return Fit(guide, trainer.first(), history, model, (args, kwargs), fit_key)
 
 
@@ -213,10 +412,13 @@ class _Trainer(abc.ABC):
     block: int  # the particles of one gradient
     params: Any
 
-    def __init__(self, starts, key, clip_norm):
+    def __init__(self, starts, key, optimizer, clip_norm):
         self.set(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))
         self.key = key
-        self.optimizer = make_optimizer("adam", clip_norm, eps=1e-4)
+        self.has_rate = has_rate(optimizer)
+        self.own = make_optimizer("adam" if self.has_rate else optimizer, clip_norm, eps=1e-4)
+        self.optimizer = make_optimizer(optimizer, clip_norm) if self.has_rate else self.own
+        self.is_own, self.state = True, None
         self._run = jax.jit(_over_restarts(self._steps, 2), static_argnums=4)
         self._weigh = jax.jit(_over_restarts(self._log_weights, 2))
 
@@ -236,11 +438,13 @@ class _Trainer(abc.ABC):
         """The parameters of the first restart, as the host's ``get_params`` gives them."""
         return self.constrained(jax.tree.map(lambda leaf: leaf[0], self.params))
 
-    def begin(self):
-        self.state = jax.vmap(self.optimizer.init)(self.params)
+    def begin(self, affine):
+        was_own, self.is_own = self.is_own, affine or not self.has_rate
+        if self.is_own or was_own:  # the host's goes through all rounds
+            self.state = jax.vmap((self.own if self.is_own else self.optimizer).init)(self.params)
 
     def run(self, chunk: Chunk):
-        schedule = (chunk.rates, chunk.powers, chunk.stretches)
+        schedule = (chunk.rates if self.is_own else None, chunk.powers, chunk.stretches)
         num_blocks = max(1, chunk.num_particles // self.block)
         carry = (self.params, self.state)
         (self.params, self.state), losses = self._run(carry, self._keys(), schedule, num_blocks, chunk.affine)
@@ -253,7 +457,8 @@ class _Trainer(abc.ABC):
         return np.asarray(self._weigh(self.params, self._keys()))
 
     def select(self, index, kept):
-        self.params, kept = jax.tree.map(lambda leaf: leaf[index : index + 1], (self.params, kept))
+        chosen = jax.tree.map(lambda leaf: leaf[index : index + 1], (self.params, self.state, kept))
+        self.params, self.state, kept = chosen
         self.num_restarts = 1
         return kept
 
@@ -280,7 +485,7 @@ class _Trainer(abc.ABC):
             zeros = jax.tree.map(jnp.zeros_like, (params, jnp.zeros(())))
             sums = jax.lax.fori_loop(0, num_blocks, add_block, zeros)
             gradient, loss = jax.tree.map(lambda leaf: leaf / num_blocks, sums)
-            return take_step(self.optimizer, carry, gradient, loss, rate)
+            return take_step(self.optimizer if rate is None else self.own, carry, gradient, loss, rate)
 
         return jax.lax.scan(step, carry, (jax.random.split(key, CHUNK), *schedule))
 
@@ -291,10 +496,10 @@ class PathTrainer(_Trainer):
     has_affine = True
     block = BLOCK
 
-    def __init__(self, guide, target, starts, key, clip_norm):
+    def __init__(self, guide, target, starts, key, optimizer, clip_norm):
         self.guide, self.bijection, self.target = guide, guide.bijection, target
         self._affine = affine_part(guide.bijection, jax.tree.map(np.asarray, self._tree(starts[0])))
-        super().__init__(starts, key, clip_norm)
+        super().__init__(starts, key, optimizer, clip_norm)
         self._fold = jax.jit(_over_restarts(self._folded, 1))
 
     def constrained(self, params):
@@ -333,7 +538,7 @@ class PathTrainer(_Trainer):
 class ElboTrainer(_Trainer):
     """Trains any guide, and the parameters of its model, by an objective of the host."""
 
-    def __init__(self, model, guide, loss, num_particles, args, kwargs, start_keys, key, clip_norm):
+    def __init__(self, model, guide, loss, num_particles, args, kwargs, start_keys, key, optimizer, clip_norm):
         self.block = OTHER_ROUNDS[0].num_particles if num_particles is None else num_particles
         loss = PathELBO(num_particles=self.block) if loss is None else loss
         self.svi = SVI(model, guide, numpyro.optim.Adam(1.0), loss)
@@ -341,7 +546,7 @@ class ElboTrainer(_Trainer):
         states = [self.svi.init(start_key, *args, **kwargs) for start_key in start_keys]
         if states[0].mutable_state is not None:
             raise ValueError("fit: models with mutable state are not supported; train them with SVI")
-        super().__init__([self.svi.optim.get_params(state.optim_state) for state in states], key, clip_norm)
+        super().__init__([self.svi.optim.get_params(state.optim_state) for state in states], key, optimizer, clip_norm)
 
     def constrained(self, params):
         return self.svi.constrain_fn(params)
@@ -368,21 +573,3 @@ def _over_restarts(function, num_mapped):
         return jax.tree.map(lambda leaf: leaf[None], result)
 
     return mapped
-
-
-fit.__doc__ = FIT_DOC.format(
-    key="\n        rng_key: determines the start, the training and the draws of the result.",
-    again="",
-    restarts="all at once",
-    example="""
-        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> from flowppl.numpyro import fit
-        >>> def model(y):
-        ...     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
-        ...     with numpyro.plate("data", len(y)):
-        ...         numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-        >>> result = fit(jax.random.key(0), model, jnp.ones(10), progress=False)
-        >>> result.sample(100)["mu"].shape, result.k_hat < 0.5
-        ((100,), True)
-""",
-)

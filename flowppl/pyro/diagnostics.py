@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.poutine.util import site_is_subsample
 
 from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
+from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.importance import resample_indices
 from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.predictive import with_deterministic
 from flowppl.pyro.target import Target
 
 
-def log_weights(model, guide, *args, num_samples: int = 1000, chunk_size: int = 1000, **kwargs) -> torch.Tensor:
+def log_weights(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 1000,
+    chunk_size: int = 1000,
+    **kwargs: Any,
+) -> torch.Tensor:
     """The log importance weights log p(x, z) - log q(z) of draws from a guide; their mean estimates the ELBO.
 
     Args:
@@ -32,6 +44,7 @@ def log_weights(model, guide, *args, num_samples: int = 1000, chunk_size: int = 
         A tensor of shape ``(num_samples,)``, for :func:`flowppl.diagnostics.k_hat` and others.
 
     Raises:
+        TypeError: for what is no model or guide, or arguments that the model does not take.
         ValueError: if there is nothing to draw, or the guide leaves out a latent site of the model.
 
     Example:
@@ -43,18 +56,19 @@ def log_weights(model, guide, *args, num_samples: int = 1000, chunk_size: int = 
         >>> log_weights(model, guide).shape
         torch.Size([1000])
     """
+    _check("log_weights", model, guide, args, kwargs, log_weights)
     return _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=False)[0]
 
 
 def diagnose(
-    model,
-    guide,
-    *args,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
     num_samples: int = 10_000,
     num_batches: int = 10,
     chunk_size: int = 1000,
-    reference=None,
-    **kwargs,
+    reference: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> diagnostics.Diagnosis:
     """Say whether a guide can be trusted: :func:`flowppl.diagnostics.diagnose` of draws from it.
 
@@ -73,6 +87,7 @@ def diagnose(
         A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
 
     Raises:
+        TypeError: for what is no model or guide, or arguments that the model does not take.
         ValueError: if a batch has fewer than 25 draws, the guide leaves out a latent site of the model, the reference
             does not fit, or the model subsamples its data.
 
@@ -86,26 +101,26 @@ def diagnose(
         >>> diagnose(model, guide).verdict
         'good'
     """
-    keep = reference is not None
+    _check("diagnose", model, guide, args, kwargs, diagnose)
     diagnostics.check_whole(model_plates(model, guide, args, kwargs))
-    weights, draws = _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=keep)
+    weights, draws = _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=reference is not None)
     return diagnostics.diagnose(
         _numpy(weights),
         num_batches=num_batches,
         round_trip_error=_round_trip_error(guide, args, kwargs) if isinstance(guide, AutoFlow) else None,
-        draws={name: _numpy(value) for name, value in draws.items()} if keep else None,
-        reference={name: _numpy(value) for name, value in reference.items()} if keep else None,
+        draws=None if reference is None else {name: _numpy(value) for name, value in draws.items()},
+        reference=None if reference is None else {name: _numpy(value) for name, value in reference.items()},
     )
 
 
 def resample(
-    model,
-    guide,
-    *args,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
     num_samples: int = 1000,
     num_proposals: int | None = None,
     chunk_size: int = 1000,
-    **kwargs,
+    **kwargs: Any,
 ) -> dict[str, torch.Tensor]:
     """Draws from a guide corrected by their importance weights, see :func:`flowppl.diagnostics.resample_indices`.
 
@@ -118,9 +133,10 @@ def resample(
         chunk_size: how many are computed at a time.
 
     Returns:
-        For each latent site a tensor of shape ``(num_samples, ...)``.
+        For each latent site, and each deterministic one, a tensor of shape ``(num_samples, ...)``.
 
     Raises:
+        TypeError: for what is no model or guide, or arguments that the model does not take.
         ValueError: if there is nothing to draw, no weight is finite, the guide leaves out a latent site of the model,
             or the model subsamples its data.
 
@@ -136,13 +152,26 @@ def resample(
         >>> resample(model, guide)["z"].shape
         torch.Size([1000])
     """
+    _check("resample", model, guide, args, kwargs, resample)
     check_sizes("resample", num_samples=num_samples)
     number = 10 * num_samples if num_proposals is None else num_proposals
     diagnostics.check_whole(model_plates(model, guide, args, kwargs))
     weights, draws = _draw(model, guide, args, kwargs, number, chunk_size, keep=True)
     rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
     chosen = torch.as_tensor(resample_indices(_numpy(weights), num_samples, rng), device=weights.device)
-    return {name: value[chosen] for name, value in draws.items()}
+    corrected = {name: value[chosen] for name, value in draws.items()}
+    return with_deterministic(model, corrected, _traces(model, guide, args, kwargs)[0], args, kwargs)
+
+
+def is_guide(value: Any) -> bool:
+    """Whether a value is one of the host's automatic guides."""
+    return isinstance(value, AutoGuide)
+
+
+def _check(owner, model, guide, args, kwargs, function):
+    order = f"call {owner}(model, guide, *args)"
+    check_roles(owner, order, is_guide, model=model, guide=guide)
+    check_arguments(owner, model, args, kwargs, function)
 
 
 @torch.no_grad()

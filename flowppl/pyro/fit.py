@@ -5,8 +5,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from flowppl._arrays.tree import map_tree
 from flowppl.checks import check_sizes
-from flowppl.inference.diagnostics import is_subsampled
+from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
+from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
-    FIT_DOC,
     FLOW_ROUNDS,
     NUM_CHECKS,
     OTHER_ROUNDS,
@@ -33,42 +34,156 @@ from flowppl.inference.fitting import (
     time_limit,
     train,
 )
-from flowppl.inference.guides import affine_part, distance_from_identity, fold, path_flow, stage
+from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, standard_log_prob
-from flowppl.pyro.diagnostics import _draw, _traces, aside, diagnose, log_weights, model_plates, plate_nesting, resample
+from flowppl.pyro.diagnostics import (
+    _draw,
+    _traces,
+    aside,
+    diagnose,
+    is_guide,
+    log_weights,
+    model_plates,
+    plate_nesting,
+    resample,
+)
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.inference_data import make_groups
+from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.objectives import PathELBO
-from flowppl.pyro.steps import take_step
+from flowppl.pyro.predictive import predict, with_deterministic
+from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
 from flowppl.pyro.target import Target
 from flowppl.serialization import absent_model, save
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Fit(FitBase):
-    """A fitted guide, its parameters and what is known of it; :func:`fit` makes it."""
+    """A fitted guide, its parameters and what is known of it; :func:`fit` makes it.
 
-    model: Any
-    arguments: tuple
+    Its fields and properties are
+
+    ``guide``
+        the guide, for ``Predictive(model, guide=result.guide, ...)`` and all else that takes one.
+    ``params``
+        the parameters of guide and model by name: copies, that later trainings do not change.
+    ``losses``
+        minus the ELBO's estimate in each step; NaN where a step was skipped, as it was not finite.
+    ``num_skipped``
+        the number of those.
+    ``elbo``, ``elbo_se``
+        the ELBO of the guide, from fresh draws, and its standard error.
+    ``k_hat``
+        the shape of the tail of the importance weights, see :func:`flowppl.diagnostics.k_hat`: below 0.5 they are in
+        order, above 0.7 the guide misses a part of the posterior. NaN after a fit to batches of the data.
+    ``checks``
+        a :class:`flowppl.diagnostics.Diagnosis` at the start and after each round.
+    ``stopped``
+        why the training ended: "converged", "rounds", "max_seconds", "callback" or "interrupted".
+    ``model``, ``arguments``
+        what was fitted: the model, and its arguments as ``(args, kwargs)``.
+
+    and its methods :meth:`sample`, :meth:`resample`, :meth:`predict`, :meth:`diagnose`, :meth:`to_arviz` and
+    :meth:`save`. All of them use the arguments of the fit.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from flowppl.pyro import fit
+        >>> def model(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 3.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> result = fit(model, torch.arange(5.0), 2 * torch.arange(5.0), num_steps=100)
+        >>> result.sample(50)["slope"].shape, result.predict(torch.tensor([6.0, 7.0]), num_samples=50)["y"].shape
+        (torch.Size([50]), torch.Size([50, 2]))
+    """
+
+    model: Callable[..., Any]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def sample(self, num_samples: int = 1000) -> dict[str, torch.Tensor]:
-        """Draws of all latent sites from the guide."""
-        args, kwargs = self.arguments
-        if not hasattr(self.guide, "sample_posterior"):
-            return _draw(self._own_model, self.guide, args, kwargs, num_samples, num_samples, keep=True)[1]
-        return self.guide.sample_posterior(*args, sample_shape=(num_samples,), **kwargs)
+        """Draws from the guide.
 
-    def resample(self, num_samples: int = 1000, **options) -> dict[str, torch.Tensor]:
-        """Draws corrected by Pareto-smoothed importance resampling: see :func:`flowppl.pyro.resample`."""
-        args, kwargs = self.arguments
-        return resample(self._own_model, self.guide, *args, num_samples=num_samples, **options, **kwargs)
+        Args:
+            num_samples: the number of draws.
 
-    def diagnose(self, num_samples: int = 10_000, *, reference=None, **options):
-        """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.pyro.diagnose`."""
+        Returns:
+            For each latent site, and each deterministic one, a tensor of shape ``(num_samples, ...)``.
+        """
         args, kwargs = self.arguments
-        known: tuple = (self._own_model, self.guide, *args)
-        return diagnose(*known, num_samples=num_samples, reference=reference, **options, **kwargs)  # type: ignore[misc]
+        draws = self._latents(num_samples, args, kwargs)
+        if self.model is absent_model or not takes(self.model, args, kwargs):  # loaded from a file without them
+            return draws
+        model = self._own_model
+        return with_deterministic(model, draws, _traces(model, self.guide, args, kwargs)[0], args, kwargs)
+
+    def resample(
+        self, num_samples: int = 1000, *, num_proposals: int | None = None, chunk_size: int = 1000
+    ) -> dict[str, torch.Tensor]:
+        """Draws corrected by Pareto-smoothed importance resampling: see :func:`flowppl.pyro.resample`.
+
+        Args:
+            num_samples: the number of corrected draws.
+            num_proposals: the number of draws to choose them from; ``None`` is ten times as many.
+            chunk_size: how many are computed at a time.
+
+        Returns:
+            For each latent site, and each deterministic one, a tensor of shape ``(num_samples, ...)``.
+        """
+        args, kwargs = self.arguments
+        known: Any = partial(resample, self._own_model, self.guide, *args, **kwargs)
+        return known(num_samples=num_samples, num_proposals=num_proposals, chunk_size=chunk_size)
+
+    def predict(self, *args: Any, num_samples: int = 1000, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Draws from the posterior predictive: of all sites that are not latents of the guide.
+
+        Args:
+            args: new arguments of the model, as in ``result.predict(x_new)`` for ``model(x, y=None)``: leave out what
+                is to be drawn. Without any, those of the fit are used, and all observed sites are drawn anew.
+            num_samples: the number of draws.
+            kwargs: new keyword arguments of the model.
+
+        Returns:
+            For each site, deterministic ones too, a tensor of shape ``(num_samples, ...)``. The latents of the guide
+            are drawn as by :meth:`sample`, for the arguments of the fit; only an :class:`AutoLocalFlow` draws the local
+            latents of what is in the new ones.
+
+        Raises:
+            TypeError: if the model does not take these arguments.
+        """
+        check_sizes("predict", num_samples=num_samples)
+        old_args, old_kwargs = self.arguments
+        model = self._own_model
+        if args or kwargs:
+            check_arguments("predict", self.model, args, kwargs, Fit.predict)
+        else:
+            args, kwargs, model = old_args, old_kwargs, poutine.uncondition(model)
+        seen = (args, kwargs) if isinstance(self.guide, AutoLocalFlow) else (old_args, old_kwargs)
+        return predict(model, self._latents(num_samples, *seen), args, kwargs)
+
+    def diagnose(
+        self,
+        num_samples: int = 10_000,
+        *,
+        num_batches: int = 10,
+        chunk_size: int = 1000,
+        reference: Mapping[str, Any] | None = None,
+    ) -> Diagnosis:
+        """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.pyro.diagnose`.
+
+        Args:
+            num_samples: the number of draws.
+            num_batches: the number of batches over which to take the median of k-hat.
+            chunk_size: how many draws are computed at a time.
+            reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
+
+        Returns:
+            A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
+        """
+        args, kwargs = self.arguments
+        known: Any = partial(diagnose, self._own_model, self.guide, *args, **kwargs)
+        return known(num_samples=num_samples, num_batches=num_batches, chunk_size=chunk_size, reference=reference)
 
     def to_arviz(
         self,
@@ -140,9 +255,14 @@ class Fit(FitBase):
         )
         return convert(groups, sites, coords, dims)
 
-    def save(self, path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted guide to a file: see :func:`flowppl.save`."""
         save(path, self)
+
+    def _latents(self, num_samples, args, kwargs):
+        if not hasattr(self.guide, "sample_posterior"):
+            return _draw(self._own_model, self.guide, args, kwargs, num_samples, num_samples, keep=True)[1]
+        return self.guide.sample_posterior(*args, sample_shape=(num_samples,), **kwargs)
 
     @property
     def _own_model(self):
@@ -152,35 +272,107 @@ class Fit(FitBase):
 
 
 def fit(
-    model,
-    *args,
-    guide=None,
-    loss=None,
+    model: Callable[..., Any],
+    *args: Any,
+    guide: Callable[..., Any] | None = None,
+    flow: FlowChoice | None = None,
+    loss: Any = None,
     num_steps: int | None = None,
     num_particles: int | None = None,
     learning_rate: float | None = None,
+    optimizer: Optimizer | None = None,
     clip_norm: float | None = None,
     num_restarts: int = 1,
     max_seconds: float | None = None,
+    callback: Callable[[int, float], object] | None = None,
     progress: bool | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> Fit:
+    """Fit a guide to a model, and say how far it can be trusted.
+
+    With no more than a model and its arguments this fits an :class:`AutoFlow` from a searched start, in rounds, until
+    its importance weights say that it is good or the last round ends: see :mod:`flowppl.inference.fitting`. Such a
+    guide is trained on the log density of the model itself, along the path of its draws, at the scale of the posterior.
+    Any other guide, or any guide of a model with parameters of its own, is trained by Pyro's means, by
+    :class:`PathELBO` unless ``loss`` is given.
+
+    Args:
+        model: the model.
+        args: its arguments; so are further keyword arguments.
+        guide: the guide; ``None`` is an :class:`AutoFlow`, with a flow of wider bounds than its default. It must draw
+            all latents of the model, so discrete ones have to be summed out. One that is trained already goes on from
+            there.
+        flow: the flow of that :class:`AutoFlow`, such as ``"iaf"`` or ``fp.nsf``: whatever :class:`AutoFlow` takes. Not
+            beside ``guide``.
+        loss: an objective of Pyro for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
+        num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 1,000 to 12,000,
+            as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
+            this and the next three options have no effect.
+        num_particles: draws for each step; ``None`` means 64 (16 for guides trained by Pyro's means).
+        learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 3e-3 to 1e-3, and 1e-2 to
+            1e-3 for guides trained by Pyro's means.
+        optimizer: an optimiser in the place of Adam with that learning rate: a class of ``torch.optim``, or a function
+            from a list of parameters to a torch optimiser, as ``functools.partial(torch.optim.AdamW, lr=1e-3)``; or a
+            function to a pair, ``(optimizer, scheduler)``, with a schedule of ``torch.optim.lr_scheduler``; or an
+            optimiser of ``pyro.optim``, also one with a schedule. Its learning rate and its schedule are its own, so
+            ``learning_rate`` beside it is an error. It is made once and goes through all rounds; its schedule goes on
+            with each step, so give ``num_steps`` with a schedule of a certain length.
+        clip_norm: the largest norm of a gradient, before any optimiser sees it; ``None`` for no limit.
+        num_restarts: so many guides, each with first weights and a searched start of its own, are trained in the first
+            round, one after the other (of an ``AutoFlow`` only); the one of the highest ELBO goes on.
+        max_seconds: the time that the training may take, without that of searching the start. The learning rate comes
+            down in time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
+            short, ``.stopped == "max_seconds"``, depends on the machine.
+        callback: called as ``callback(step, loss)`` after every hundred steps, those of the affine layers too, with the
+            number of steps so far and the mean loss of the last hundred (of the best of the restarts; NaN if all were
+            skipped). If it returns True the training ends, and ``.stopped == "callback"``.
+        progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
+
+    Returns:
+        A :class:`Fit`.
+
+    Raises:
+        TypeError: for what is no model, guide, flow, objective or optimiser, and for arguments that the model does not
+            take.
+        ValueError: for an option that cannot be meant, or a model that the guide cannot serve.
+        RuntimeError: if the model's log density is finite at no start, or no step has a finite gradient.
+
+    Warns:
+        RuntimeWarning: if more than a twentieth of the steps had to be skipped, as they were not finite.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from flowppl.pyro import fit
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> result = fit(model, torch.ones(10))
+        >>> result.sample(100)["mu"].shape, result.k_hat < 0.5
+        (torch.Size([100]), True)
+    """
+    check_roles("fit", "call fit(model, *args); Pyro takes no key, but pyro.set_rng_seed(0)", is_guide, model=model)
+    check_fit(guide, flow, args, is_guide)
+    check_arguments("fit", model, args, kwargs, fit)
+    check_loss(loss, "loss", "loss_and_grads")
     check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds)
-    guide = AutoFlow(model, path_flow) if guide is None else guide
-    norm = math.inf if clip_norm is None else float(clip_norm)
+    optimizer = "adam" if optimizer is None else optimizer
+    check_optimizer("fit", optimizer, learning_rate)
+    guide = AutoFlow(model, path_flow if flow is None else flow) if guide is None else guide
     if isinstance(guide, AutoFlow):
         guide.setup(*args, **kwargs)
     trainer: Any
     plates = model_plates(model, guide, args, kwargs)
+    shared = (args, kwargs, num_restarts, optimizer, math.inf if clip_norm is None else float(clip_norm))
     if isinstance(guide, AutoFlow) and loss is None and not _parameters_of(model, guide, args, kwargs):
-        trainer = PathTrainer(guide, model, args, kwargs, num_restarts, norm)
+        trainer = PathTrainer(guide, model, *shared)
         default = FLOW_ROUNDS
     else:
-        trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, num_restarts, norm)
+        trainer = ElboTrainer(model, guide, loss, num_particles, *shared)
         default = OTHER_ROUNDS
     trainer.is_subsampled = is_subsampled(plates)
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
-    history = train(trainer, rounds, time_limit(max_seconds, num_steps), progress)
+    history = train(trainer, rounds, time_limit(max_seconds, num_steps), progress, callback)
     return Fit(guide, trainer.parameters(), history, model, (args, kwargs))
 
 
@@ -199,28 +391,37 @@ class _Trainer(abc.ABC):
     has_affine = False
     is_subsampled: bool
 
-    def __init__(self, parameters: list[list[torch.Tensor]], clip_norm):
-        self.all_parameters, self.clip_norm = parameters, clip_norm  # a list for each restart
+    def __init__(self, parameters: list[dict[str, torch.Tensor]], optimizer: Optimizer, clip_norm: float):
+        self.named_parameters = parameters  # by name, for each restart
+        self.optimizer, self.clip_norm = optimizer, clip_norm
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.host_optimizers: list[torch.optim.Optimizer] = []  # made once, for all rounds of the flow
 
     @property
     def num_restarts(self) -> int:
-        return len(self.all_parameters)
+        return len(self.named_parameters)
 
     @abc.abstractmethod
     def _take_gradient(self, index, chunk: Chunk, step) -> float:
         """Put into the parameters of a restart the gradient to go along; return the estimate of minus the ELBO."""
 
-    def begin(self):
-        # Fused: one call for all parameters.
-        self.optimizers = [torch.optim.Adam(each, lr=1.0, eps=1e-4, fused=True) for each in self.all_parameters]
+    def begin(self, affine):
+        if affine or not has_rate(self.optimizer):
+            # Fused: one call for all parameters.
+            name, options = (self.optimizer, {}) if self.optimizer == "adamax" else ("adam", {"fused": True})
+            self.optimizers = [make_optimizer(name, each, eps=1e-4, **options) for each in self.named_parameters]
+            return
+        if not self.host_optimizers:
+            self.host_optimizers = [make_optimizer(self.optimizer, each) for each in self.named_parameters]
+        self.optimizers = self.host_optimizers
 
     def run(self, chunk: Chunk):
         return np.array([[self._step(i, chunk, step) for step in range(CHUNK)] for i in range(self.num_restarts)])
 
     def _step(self, index, chunk, step) -> float:
-        optimizer, parameters = self.optimizers[index], self.all_parameters[index]
-        optimizer.param_groups[0]["lr"] = chunk.rates[step]
-        return take_step(optimizer, parameters, self._take_gradient(index, chunk, step), self.clip_norm)
+        optimizer, parameters = self.optimizers[index], list(self.named_parameters[index].values())
+        rate = chunk.rates[step] if chunk.affine or not has_rate(self.optimizer) else None
+        return take_step(optimizer, parameters, self._take_gradient(index, chunk, step), self.clip_norm, rate)
 
     def fold(self):
         return 0.0  # no affine layer, nothing to take in
@@ -233,16 +434,17 @@ class _Trainer(abc.ABC):
         """The parameters by name."""
 
     def select(self, index, kept):
-        self.all_parameters = self.all_parameters[index : index + 1]
+        self.named_parameters = self.named_parameters[index : index + 1]
+        self.host_optimizers = self.host_optimizers[index : index + 1]
         return kept[index : index + 1]
 
     def get(self):
-        return [[parameter.detach().clone() for parameter in each] for each in self.all_parameters]
+        return [[parameter.detach().clone() for parameter in each.values()] for each in self.named_parameters]
 
     @torch.no_grad()
     def set(self, params):
-        for mine, values in zip(self.all_parameters, params, strict=True):
-            for parameter, value in zip(mine, values, strict=True):
+        for mine, values in zip(self.named_parameters, params, strict=True):
+            for parameter, value in zip(mine.values(), values, strict=True):
                 parameter.copy_(value)
 
 
@@ -251,7 +453,7 @@ class PathTrainer(_Trainer):
 
     has_affine = True
 
-    def __init__(self, guide, model, args, kwargs, num_restarts, clip_norm):
+    def __init__(self, guide, model, args, kwargs, num_restarts, optimizer, clip_norm):
         self.guide, self.bijection = guide, guide.flow.bijection
         self.like = guide.flow._zeros
         self.target = Target(guide, args, kwargs, self.like, model)
@@ -261,13 +463,13 @@ class PathTrainer(_Trainer):
         self._affine = affine_part(self.bijection, tree)
         self._programs: dict[tuple[bool, int], Any] = {}
         self._may_record = self.target.can_be_mapped and not self.target.is_random()
-        super().__init__([list(flow.parameters()) for flow in self.flows], clip_norm)
+        super().__init__([dict(flow.named_parameters()) for flow in self.flows], optimizer, clip_norm)
 
     def _noise(self, num):
         return torch.randn((num, len(self.like)), dtype=self.like.dtype, device=self.like.device)
 
     def _take_gradient(self, index, chunk, step):
-        parameters = self.all_parameters[index]
+        parameters = list(self.named_parameters[index].values())
         noise, directions = self._noise(chunk.num_particles), self._noise(chunk.num_particles // 2)
         settings = (self.like.new_tensor(setting[step]) for setting in (chunk.powers, chunk.stretches))
         inputs = (*parameters, noise, directions, *settings)
@@ -346,7 +548,7 @@ def record(function, inputs):
 class ElboTrainer(_Trainer):
     """Trains any guide, and the parameters of its model, by an objective of the host."""
 
-    def __init__(self, model, guide, loss, num_particles, args, kwargs, num_restarts, clip_norm):
+    def __init__(self, model, guide, loss, num_particles, args, kwargs, num_restarts, optimizer, clip_norm):
         if num_restarts > 1:
             raise ValueError(
                 f"fit: num_restarts={num_restarts} needs an AutoFlow guide of a model without parameters; "
@@ -360,9 +562,9 @@ class ElboTrainer(_Trainer):
         self.programs, self.args, self.kwargs = (model, guide), args, kwargs
         with poutine.trace(param_only=True) as capture:
             self.loss.loss(model, guide, *args, **kwargs)
-        self.names = list(capture.trace.nodes)
         sites: Any = capture.trace.nodes
-        super().__init__([[site["value"].unconstrained() for site in sites.values()]], clip_norm)
+        own = {name: site["value"].unconstrained() for name, site in sites.items()}
+        super().__init__([own], optimizer, clip_norm)
 
     def _take_gradient(self, index, chunk, step):
         return float(self.loss.loss_and_grads(*self.programs, *self.args, **self.kwargs))
@@ -375,22 +577,4 @@ class ElboTrainer(_Trainer):
 
     def parameters(self):
         """The parameters by name."""
-        return {name: pyro.param(name).detach().clone() for name in self.names}
-
-
-fit.__doc__ = FIT_DOC.format(
-    key="",
-    again=" One that is trained already goes on from there.",
-    restarts="one after the other (of an ``AutoFlow`` only)",
-    example="""
-        >>> import torch, pyro, pyro.distributions as dist
-        >>> from flowppl.pyro import fit
-        >>> def model(y):
-        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-        >>> result = fit(model, torch.ones(10), progress=False)
-        >>> result.sample(100)["mu"].shape, result.k_hat < 0.5
-        (torch.Size([100]), True)
-""",
-)
+        return {name: pyro.param(name).detach().clone() for name in self.named_parameters[0]}

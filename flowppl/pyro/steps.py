@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
+from pyro.params.param_store import normalize_param_name
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 Optimizer: TypeAlias = str | PyroOptim | Callable[..., Any]
@@ -107,7 +108,9 @@ def _of_pyro(optimizer: PyroOptim, parameters: Mapping[str, torch.Tensor]) -> to
     if callable(clips):
         raise TypeError("optimizer: clip_args of pyro.optim must be a dict here, not a function")
     if callable(arguments):  # of the name of a parameter
-        made = constructor([{"params": [parameter], **arguments(name)} for name, parameter in parameters.items()])
+        made = constructor(
+            [{"params": [parameter], **arguments(normalize_param_name(name))} for name, parameter in parameters.items()]
+        )
     else:
         made = constructor(parameters.values(), **arguments)
     if clips:

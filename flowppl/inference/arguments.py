@@ -1,0 +1,132 @@
+"""What is wrong with the arguments of a model, or with the order of those of a function, said in words."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flowppl.checks import did_you_mean
+
+
+def check_roles(owner: str, order: str, is_guide: Callable[[Any], bool], **given: Any) -> None:
+    """Raise TypeError unless a model, and a guide if there is one, can be what they are given as.
+
+    Args:
+        owner: whose arguments they are.
+        order: how it is called.
+        is_guide: whether a value is one of the host's guides.
+        given: the model and, if it is needed, the guide, by name.
+    """
+    for name, value in given.items():
+        if not callable(value):
+            raise TypeError(f"{owner}: {name} must be a function with sample sites, got {describe(value)}; {order}")
+    if is_guide(given["model"]):
+        raise TypeError(f"{owner}: model is a guide, of type {type(given['model']).__name__}; {order}")
+    if isinstance(given.get("guide"), type):
+        raise TypeError(f"{owner}: guide is the class {given['guide'].__name__}; pass {given['guide'].__name__}(model)")
+
+
+def check_fit(guide: Any, flow: Any, args: tuple, is_guide: Callable[[Any], bool]) -> None:
+    """Raise TypeError for what ``fit`` cannot mean by a guide and a flow."""
+    if guide is not None and flow is not None:
+        raise TypeError(
+            f"fit: flow={describe(flow)} beside guide=; flow is that of the AutoFlow which fit makes where there is no "
+            "guide: leave one of the two out"
+        )
+    if guide is not None and not callable(guide):
+        choice = repr(guide) if isinstance(guide, str) else "..."
+        raise TypeError(f"fit: guide must be a guide, got {describe(guide)}; for a flow pass flow={choice}")
+    if args and is_guide(args[0]):
+        raise TypeError("fit: the first argument of the model is a guide; pass it as guide=...")
+
+
+def check_loss(loss: Any, *methods: str) -> None:
+    """Raise TypeError unless ``loss`` is an objective with these methods."""
+    if loss is not None and (isinstance(loss, type) or not all(hasattr(loss, method) for method in methods)):
+        what = f"the class {loss.__name__}" if isinstance(loss, type) else describe(loss)
+        raise TypeError(f"fit: loss must be an objective such as Trace_ELBO(), got {what}")
+
+
+def check_arguments(
+    owner: str, model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], function: Any
+) -> None:
+    """Raise TypeError if a model does not take these arguments.
+
+    Args:
+        owner: whose arguments they were.
+        model: the model. Its arguments are looked up through handlers, ``partial`` and decorators; where these have
+            arguments of their own, or hide those of the model, nothing is checked.
+        args: the arguments.
+        kwargs: the keyword arguments, also the misspelt options of ``function``.
+        function: the function that was called; its options are its arguments by keyword only.
+    """
+    signature = _signature(model)
+    if signature is None:
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        names = list(signature.parameters)
+        takes = f"the model's arguments are {', '.join(names) or 'none'}"
+        message = f"{owner}: the model cannot be called with these arguments: {error}; {takes}"
+        parameters = signature.parameters.values()
+        unknown = [name for name in kwargs if name not in names]
+        places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        missing = [p.name for p in places[len(args) :] if p.default is p.empty and p.name not in kwargs]
+        missing += [
+            p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in kwargs
+        ]
+        if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            options = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+            hint = did_you_mean(unknown[0], [*options, *names]) or "."
+            message = (
+                f"{owner}: model takes no argument {unknown[0]!r}, nor does {owner}{hint} {owner}'s options are "
+                f"{', '.join(options)}; {takes}"
+            )
+        elif missing:
+            message = f"{owner}: the model's argument {missing[0]!r} is missing; {takes}"
+        elif len(args) > len(places) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            message = f"{owner}: the model takes {len(places)} arguments by position, got {len(args)}; {takes}"
+            if callable(args[0]) and owner == "fit":
+                message += ". If the first of them is a guide, pass it as guide=..."
+        raise TypeError(message) from None
+
+
+def takes(model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a model takes these arguments, as far as that can be known."""
+    signature = _signature(model)
+    try:
+        return signature is None or signature.bind(*args, **kwargs) is not None
+    except TypeError:
+        return False
+
+
+def _signature(function: Any) -> inspect.Signature | None:
+    """That of a function under its handlers and decorators; ``None`` if it cannot be known."""
+    while True:
+        is_module = hasattr(function, "forward") and hasattr(function, "named_parameters")
+        call = function.forward if is_module else function
+        try:
+            signature = inspect.signature(call, follow_wrapped=False)
+            is_open = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values())
+        except (TypeError, ValueError):  # of what is written in C
+            signature, is_open = None, True
+        if hasattr(call, "__wrapped__"):
+            if not is_open:  # a decorator with arguments of its own
+                return None
+            function = call.__wrapped__
+        elif is_open and callable(getattr(function, "fn", None)):  # a handler of NumPyro
+            function = function.fn
+        else:
+            return signature
+
+
+def describe(value: Any) -> str:
+    """A value in a message: short ones as they are, others by their type."""
+    is_short = value is None or isinstance(value, str | int | float | bool)
+    return repr(value) if is_short else f"{_article(type(value).__name__)} {type(value).__name__}"
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "AEIOUaeiou" else "a"

@@ -1,0 +1,66 @@
+"""Draws of the other sites of a Pyro model, given draws of its latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+
+
+@torch.no_grad()
+def predict(
+    model: Callable[..., Any], draws: dict[str, torch.Tensor], args: tuple, kwargs: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Draws of all sites of a model that are not in ``draws``, as by the host's ``Predictive``.
+
+    All are drawn at once where the operations of the model allow that, and otherwise one by one.
+
+    Args:
+        model: the model.
+        draws: for each latent site a tensor ``(num_samples, ...)``.
+        args: the model's arguments.
+        kwargs: its keyword arguments.
+
+    Returns:
+        For each other site, deterministic ones too, a tensor of shape ``(num_samples, ...)``.
+    """
+
+    def one(values):
+        with poutine.block():
+            trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args, **kwargs)
+        sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+        return {
+            name: torch.as_tensor(site["value"])
+            for name, site in sites.items()
+            if name not in values and not site_is_subsample(site)
+        }
+
+    try:
+        with pyro.validation_enabled(False):  # checks of values would be branches on them
+            return torch.func.vmap(one, randomness="different")(draws)
+    except Exception:  # whatever the model does that vmap has no rule for
+        rows = [one({name: value[i] for name, value in draws.items()}) for i in range(len(next(iter(draws.values()))))]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def with_deterministic(
+    model: Callable[..., Any], draws: dict[str, torch.Tensor], trace: Any, args: tuple, kwargs: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """``draws`` and the deterministic sites of the model that belong to them.
+
+    Args:
+        model: the model.
+        draws: for each latent site a tensor ``(num_samples, ...)``.
+        trace: a trace of the model, in which its deterministic sites are looked up.
+        args: the model's arguments.
+        kwargs: its keyword arguments.
+    """
+    names = [name for name, site in trace.nodes.items() if site.get("infer", {}).get("_deterministic")]
+    if not set(names) - set(draws):
+        return draws
+    found = predict(model, draws, args, kwargs)
+    return draws | {name: found[name] for name in names}
