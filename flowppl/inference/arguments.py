@@ -23,8 +23,13 @@ def check_roles(owner: str, order: str, is_guide: Callable[[Any], bool], **given
             raise TypeError(f"{owner}: {name} must be a function with sample sites, got {describe(value)}; {order}")
     if is_guide(given["model"]):
         raise TypeError(f"{owner}: model is a guide, of type {type(given['model']).__name__}; {order}")
-    if isinstance(given.get("guide"), type):
-        raise TypeError(f"{owner}: guide is the class {given['guide'].__name__}; pass {given['guide'].__name__}(model)")
+    check_instance(owner, given.get("guide"))
+
+
+def check_instance(owner: str, guide: Any) -> None:
+    """Raise TypeError if a guide is the class of one."""
+    if isinstance(guide, type):
+        raise TypeError(f"{owner}: guide is the class {guide.__name__}; pass {guide.__name__}(model)")
 
 
 def check_fit(guide: Any, flow: Any, args: tuple, is_guide: Callable[[Any], bool]) -> None:
@@ -37,6 +42,7 @@ def check_fit(guide: Any, flow: Any, args: tuple, is_guide: Callable[[Any], bool
     if guide is not None and not callable(guide):
         choice = repr(guide) if isinstance(guide, str) else "..."
         raise TypeError(f"fit: guide must be a guide, got {describe(guide)}; for a flow pass flow={choice}")
+    check_instance("fit", guide)
     if args and is_guide(args[0]):
         raise TypeError("fit: the first argument of the model is a guide; pass it as guide=...")
 

@@ -1,0 +1,380 @@
+"""The calls of ``fit`` and its result that a user of Pyro or NumPyro would guess, and what wrong ones are answered."""
+
+import functools
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as ndist
+import optax
+import pyro
+import pyro.distributions as pdist
+import pytest
+import torch
+from numpyro.infer.autoguide import AutoNormal as NumPyroAutoNormal
+from pyro.infer.autoguide import AutoNormal as PyroAutoNormal
+
+import flowppl as fp
+import flowppl.numpyro as fnp
+import flowppl.pyro as fpp
+from flowppl.inference import fitting
+
+X, Y = np.arange(5.0), np.array([0.1, 2.2, 3.9, 6.1, 7.8])
+NEW = np.array([-1.0, 10.0])
+
+
+def numpyro_line(x, y=None):
+    slope = numpyro.sample("slope", ndist.Normal(0.0, 3.0))
+    mean = numpyro.deterministic("mean", slope * x)
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("y", ndist.Normal(mean, 1.0), obs=y)
+
+
+def pyro_line(x, y=None):
+    slope = pyro.sample("slope", pdist.Normal(0.0, 3.0))
+    mean = pyro.deterministic("mean", slope * x)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", pdist.Normal(mean, 1.0), obs=y)
+
+
+class InNumPyro:
+    model, adapter, array = staticmethod(numpyro_line), fnp, staticmethod(jnp.asarray)
+    auto_normal, elbo = NumPyroAutoNormal, numpyro.infer.Trace_ELBO
+
+    @staticmethod
+    def fit(model, *args, **options):
+        return fnp.fit(jax.random.key(0), model, *args, progress=False, **options)
+
+    @staticmethod
+    def call(function, model, guide, *args, **kwargs):
+        return function(jax.random.key(0), model, guide, {}, *args, **kwargs)
+
+
+class InPyro:
+    model, adapter, array = staticmethod(pyro_line), fpp, staticmethod(torch.as_tensor)
+    auto_normal, elbo = PyroAutoNormal, pyro.infer.Trace_ELBO
+
+    @staticmethod
+    def fit(model, *args, **options):
+        return fpp.fit(model, *args, progress=False, **options)
+
+    @staticmethod
+    def call(function, model, guide, *args, **kwargs):
+        return function(model, guide, *args, **kwargs)
+
+
+@pytest.fixture(params=[InNumPyro, InPyro])
+def lang(request):
+    return request.param
+
+
+PLAIN = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 3e-2}}
+
+
+def small(dim):
+    return fp.ElementwiseAffine(dim)
+
+
+@pytest.fixture(scope="module", params=[InNumPyro, InPyro])
+def fitted(request):
+    lang = request.param
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    return lang, lang.fit(lang.model, lang.array(X), lang.array(Y), flow=small, num_steps=100)
+
+
+PRECISION = 1 / 9 + (X**2).sum()
+LOC, SD = (X * Y).sum() / PRECISION, PRECISION**-0.5
+
+
+def test_samples_have_the_deterministic_sites(fitted):
+    _, result = fitted
+    for draws in (result.sample(200), result.resample(200)):
+        assert {name: tuple(value.shape) for name, value in draws.items()} == {"slope": (200,), "mean": (200, 5)}
+        slope, mean = (np.asarray(draws[name]) for name in ("slope", "mean"))
+        np.testing.assert_allclose(mean, slope[:, None] * X)
+        assert abs(slope.mean() - LOC) < 5 * SD / math.sqrt(200)
+
+
+def test_predicts_at_new_arguments_as_the_host(fitted):
+    lang, result = fitted
+    draws = result.predict(lang.array(NEW), num_samples=2000)
+    assert {name: tuple(value.shape) for name, value in draws.items()} == {"y": (2000, 2), "mean": (2000, 2)}
+    y = np.asarray(draws["y"])
+    sd = np.sqrt(1 + NEW**2 * SD**2)
+    assert np.all(abs(y.mean(0) - LOC * NEW) < 5 * sd / math.sqrt(2000))
+    assert np.all(abs(y.std(0) / sd - 1) < 5 / math.sqrt(4000))
+    assert abs(np.corrcoef(y.T)[0, 1] + 10 * SD**2 / sd.prod()) < 5 / math.sqrt(2000)
+    # The host's own, from draws of the guide.
+    latents = {"slope": result.sample(7)["slope"]}
+    if lang is InNumPyro:
+        host = numpyro.infer.Predictive(lang.model, latents)(jax.random.key(0), lang.array(NEW))
+    else:
+        host = pyro.infer.Predictive(lang.model, latents)(lang.array(NEW))
+    assert host.keys() == draws.keys()
+    for name, value in host.items():  # in Pyro a site outside of a plate has an axis for it
+        assert value.reshape(7, -1).shape[1:] == draws[name].shape[1:]
+
+
+def test_predicts_the_data_of_the_fit_anew(fitted):
+    lang, result = fitted
+    draws = result.predict(num_samples=2000)
+    assert {name: tuple(value.shape) for name, value in draws.items()} == {"y": (2000, 5), "mean": (2000, 5)}
+    sd = np.sqrt(1 + X**2 * SD**2)
+    assert np.all(abs(np.asarray(draws["y"]).mean(0) - LOC * X) < 5 * sd / math.sqrt(2000))
+    assert np.all(abs(np.asarray(draws["y"]).std(0) / sd - 1) < 5 / math.sqrt(4000))
+    np.testing.assert_array_equal(result.predict(lang.array(X), lang.array(Y), num_samples=3)["y"], np.tile(Y, (3, 1)))
+    with pytest.raises(
+        TypeError, match="predict: model takes no argument 'num_sample', nor does predict; did you mean"
+    ):
+        result.predict(lang.array(NEW), num_sample=3)
+    with pytest.raises(ValueError, match="num_samples must be an integer"):
+        result.predict(num_samples=0)
+
+
+def test_draws_of_numpyro_follow_their_keys():
+    result = InNumPyro.fit(numpyro_line, X, Y, flow=small, num_steps=100)
+    one, other = jax.random.key(1), jax.random.key(2)
+    for draw in (result.sample, result.resample, functools.partial(result.predict, NEW)):
+        name = "y" if isinstance(draw, functools.partial) else "slope"
+        first = draw(num_samples=20)[name]
+        assert first.shape[0] == 20
+        np.testing.assert_array_equal(first, draw(num_samples=20)[name])
+        np.testing.assert_array_equal(draw(num_samples=20, rng_key=one)[name], draw(num_samples=20, rng_key=one)[name])
+        assert not np.array_equal(draw(num_samples=20, rng_key=one)[name], draw(num_samples=20, rng_key=other)[name])
+        with pytest.raises(TypeError, match=r"rng_key must be a key such as jax\.random\.key\(3\), got 3"):
+            draw(num_samples=20, rng_key=3)
+
+
+def test_a_model_that_cannot_be_mapped_predicts_one_by_one():
+    def model(y=None):
+        z = pyro.sample("z", pdist.Normal(0.0, 1.0))
+        loc = 10.0 if float(z) > 0 else -10.0
+        pyro.deterministic("loc", torch.tensor(loc))
+        pyro.sample("y", pdist.Normal(loc, 1.0), obs=y)
+
+    draws = {"z": torch.linspace(-1, 1, 8)}
+    found = fpp.predictive.predict(model, draws, (), {})
+    np.testing.assert_array_equal(found["loc"], 10 * np.sign(draws["z"].numpy()))
+    assert np.all(abs(found["y"] - found["loc"]).numpy() < 6)
+
+
+def test_predictions_differ_from_draw_to_draw():
+    """Of distributions that torch draws in different ways, beside the deterministic part."""
+
+    def model():
+        z = pyro.sample("z", pdist.Normal(0.0, 1.0))
+        for name, fn in {
+            "normal": pdist.Normal(z, 1.0),
+            "gamma": pdist.Gamma(2.0, z.exp()),
+            "poisson": pdist.Poisson(100 * z.exp()),
+            "student": pdist.StudentT(3.0, z, 1.0),
+            "dirichlet": pdist.Dirichlet(torch.ones(3)),
+        }.items():
+            pyro.sample(name, fn)
+
+    found = fpp.predictive.predict(model, {"z": torch.zeros(400)}, (), {})
+    for name, value in found.items():
+        assert value.shape == ((400, 3) if name == "dirichlet" else (400,)), name
+        assert len(np.unique(value.numpy())) > 20, name
+    assert abs(found["gamma"].mean() - 2) < 5 * math.sqrt(2 / 400)
+    assert abs(found["poisson"].mean() - 100) < 5 * 10 / 20
+
+
+def test_takes_the_flows_of_an_autoflow(lang):
+    data = lang.array(X), lang.array(Y)
+    for flow in ("planar", fp.planar, fp.ElementwiseAffine(1)):
+        result = lang.fit(lang.model, *data, flow=flow, num_steps=100, max_seconds=0.01)
+        assert isinstance(result.guide, lang.adapter.AutoFlow)
+        assert result.guide.flow_choice is flow
+    with pytest.raises(TypeError, match="fit: flow='iaf' beside guide="):
+        lang.fit(lang.model, *data, flow="iaf", guide=lang.adapter.AutoFlow(lang.model))
+
+
+@pytest.mark.parametrize(
+    ("lang", "optimizer", "has_flow"),
+    [
+        (InNumPyro, optax.adamw(optax.cosine_decay_schedule(3e-2, 300)), True),
+        (InNumPyro, numpyro.optim.ClippedAdam(3e-2), False),
+        (InPyro, functools.partial(torch.optim.AdamW, lr=3e-2), True),
+        (InPyro, pyro.optim.ExponentialLR(PLAIN | {"gamma": 0.999}), False),
+    ],
+)
+def test_takes_the_optimisers_of_the_host(lang, optimizer, has_flow):
+    data = lang.array(X), lang.array(Y)
+    # At a point, so that there is something to learn.
+    guide = lang.adapter.AutoFlow(lang.model, small, init="point") if has_flow else lang.auto_normal(lang.model)
+    result = lang.fit(lang.model, *data, guide=guide, optimizer=optimizer, num_steps=300)
+    assert result.elbo > result.checks[0].elbo
+    assert result.diagnose(2000).kl_gap < 0.5
+    with pytest.raises(ValueError, match=r"learning_rate=0\.1 beside an optimizer"):
+        lang.fit(lang.model, *data, guide=guide, optimizer=optimizer, learning_rate=0.1)
+
+
+def test_an_optimiser_goes_through_all_rounds_and_starts_after_the_affine_ones(monkeypatch):
+    rounds = (fitting.Round(200, 64, 1.0), fitting.Round(100, 64, 1.0))
+    made, rates = [], []
+
+    def make(parameters):
+        optimizer = torch.optim.SGD(parameters, lr=1e-3)
+        made.append(optimizer)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.99)
+        optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+        return optimizer, scheduler
+
+    monkeypatch.setitem(fpp.fit.__globals__, "FLOW_ROUNDS", rounds)
+    monkeypatch.setattr(fitting, "_is_exact", lambda check: False)
+
+    def bent(y):
+        z = pyro.sample("z", pdist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", pdist.Normal(z[0] ** 2 + z[1], 0.1), obs=y)
+
+    flow = functools.partial(fp.realnvp, num_flows=2, hidden_dims=4)
+    result = InPyro.fit(bent, torch.tensor(1.0), flow=flow, optimizer=make, num_restarts=2, max_seconds=math.inf)
+    num_affine = len(result.losses) - 300
+    assert num_affine % 400 == 0
+    assert len(made) == 2
+    # In the first round each of the two restarts has its own, one goes on.
+    np.testing.assert_allclose(sorted(rates, reverse=True)[::2][:100], 1e-3 * 0.99 ** np.arange(100))
+    assert len(rates) == 500
+    np.testing.assert_allclose(min(rates), 1e-3 * 0.99**299)
+
+
+def test_callbacks_see_each_hundred_steps_and_can_stop(lang):
+    seen = []
+
+    def stop(step, loss):
+        seen.append((step, loss))
+        return step == 300
+
+    guide = lang.auto_normal(lang.model)
+    data = lang.array(X), lang.array(Y)
+    result = lang.fit(lang.model, *data, guide=guide, num_steps=1000, callback=stop)
+    assert result.stopped == "callback"
+    assert [step for step, _ in seen] == [100, 200, 300]
+    np.testing.assert_allclose([loss for _, loss in seen], result.losses.reshape(3, 100).mean(1), rtol=1e-6)
+    result = lang.fit(lang.model, *data, guide=guide, num_steps=200, callback=lambda step, loss: seen.append(step))
+    assert seen[-2:] == [100, 200]
+    assert result.stopped == "rounds"
+
+
+def test_the_bar_ends_at_its_total_and_news_are_logged(lang, monkeypatch, caplog):
+    bars, make = [], fitting.progress_bar
+
+    def kept(*args):
+        bars.append(make(*args))
+        return bars[-1]
+
+    monkeypatch.setattr(fitting, "progress_bar", kept)
+    fit = functools.partial(fnp.fit, jax.random.key(0)) if lang is InNumPyro else fpp.fit
+    data = lang.array(X), lang.array(Y)
+    with caplog.at_level(logging.INFO, logger="flowppl"):
+        guide = lang.adapter.AutoFlow(lang.model, small, init="point")
+        result = fit(lang.model, *data, guide=guide, num_steps=150, progress=True)
+    assert bars[0].n == bars[0].total == len(result.losses)
+    assert 0 < len(result.losses) < 4000
+    assert "ELBO" in caplog.text
+    fit(lang.model, *data, guide=lang.auto_normal(lang.model), num_steps=1000, progress=True, callback=lambda *_: True)
+    assert bars[1].n == bars[1].total == 100
+
+
+WRONG = [
+    (
+        lambda lang: {"num_step": 100},
+        "fit: model takes no argument 'num_step', nor does fit; did you mean 'num_steps'\\? ",
+    ),
+    (
+        lambda lang: {"zzz": 100},
+        r"nor does fit\. fit's options are guide, flow, loss, num_steps, .*the model's arguments",
+    ),
+    (lambda lang: {"guide": "iaf"}, "guide must be a guide, got 'iaf'; for a flow pass flow='iaf'"),
+    (lambda lang: {"guide": fp.planar(2)}, "guide must be a guide, got a Planar; for a flow pass flow="),
+    (lambda lang: {"guide": lang.adapter.AutoFlow}, r"guide is the class AutoFlow; pass AutoFlow\(model\)"),
+    (lambda lang: {"loss": "elbo"}, r"loss must be an objective such as Trace_ELBO\(\), got 'elbo'"),
+    (lambda lang: {"loss": lang.elbo}, r"loss must be an objective such as Trace_ELBO\(\), got the class Trace_ELBO"),
+    (lambda lang: {"optimizer": 1e-3}, "optimizer is no optimiser of"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG)
+def test_wrong_options_are_told(lang, make, message):
+    with pytest.raises(TypeError, match=message):
+        lang.fit(lang.model, lang.array(X), lang.array(Y), **make(lang))
+
+
+def test_wrong_arguments_of_the_model_are_told(lang):
+    def needs_two(a, b, *, c):
+        raise AssertionError("must not be run")
+
+    def takes_any(a, **kwargs):
+        raise ZeroDivisionError
+
+    guide = lang.auto_normal(lang.model)
+    x = lang.array(X)
+    ppl = numpyro.handlers if lang is InNumPyro else pyro.poutine
+    for model in (needs_two, ppl.condition(ppl.block(needs_two), {}), functools.partial(needs_two)):
+        with pytest.raises(
+            TypeError, match="fit: the model's argument 'b' is missing; the model's arguments are a, b, c"
+        ):
+            lang.fit(model, x)
+        with pytest.raises(TypeError, match="fit: the model's argument 'c' is missing"):
+            lang.fit(model, x, x)
+        with pytest.raises(TypeError, match="fit: the model takes 2 arguments by position, got 3"):
+            lang.fit(model, x, x, x, c=x)
+        with pytest.raises(TypeError, match="'a'"):
+            lang.fit(model, x, x, a=x, c=x)
+    with pytest.raises(ZeroDivisionError):
+        lang.fit(takes_any, x, num_step=100)
+    # By habit of SVI(model, guide).
+    with pytest.raises(TypeError, match="the first argument of the model is a guide; pass it as guide="):
+        lang.fit(lang.model, guide, x)
+    with pytest.raises(TypeError, match=r"got 3; .* If the first of them is a guide, pass it as guide="):
+        lang.fit(lang.model, lambda x, y: None, x, x)
+    for wrong, what in ((None, "None"), (3, "3"), (fp.planar(2), "a Planar")):
+        with pytest.raises(TypeError, match=f"fit: model must be a function with sample sites, got {what}; call fit"):
+            lang.fit(wrong, x)
+    with pytest.raises(TypeError, match=r"fit: model is a guide, of type Auto.*Normal; call fit"):
+        lang.fit(guide, x)
+
+
+def test_wrong_orders_are_told():
+    key, x = jax.random.key(0), jnp.asarray(X)
+    for call, what in [
+        (lambda: fnp.fit(numpyro_line, x), "a function"),
+        (lambda: fnp.fit(numpyro_line, key, x), "a function"),
+        (lambda: fnp.fit(0, numpyro_line, x), "0"),
+        (lambda: fnp.fit(None, numpyro_line, x), "None"),
+        (lambda: fnp.diagnose(numpyro_line, numpyro_line, {}, x, x), "a function"),
+    ]:
+        with pytest.raises(TypeError, match=rf"rng_key must be a key such as jax.random.key\(0\), got {what}; call "):
+            call()
+    with pytest.raises(TypeError, match=r"one key such as jax.random.key\(0\), got an array of shape \(5,\)"):
+        fnp.fit(x, numpyro_line, x)
+    with pytest.raises(TypeError, match=r"got an array of shape \(3,\)"):
+        fnp.fit(jax.random.split(key, 3), numpyro_line, x)
+    assert fnp.fit(jax.random.PRNGKey(0), numpyro_line, x, x, flow=small, num_steps=1, max_seconds=0.01, progress=False)
+    for model in (key, 0, None):
+        with pytest.raises(TypeError, match=r"model must be .*Pyro takes no key, but pyro.set_rng_seed\(0\)"):
+            fpp.fit(model, pyro_line, torch.as_tensor(X))
+
+
+def test_wrong_calls_of_the_diagnostics_are_told(lang):
+    x, guide = lang.array(X), lang.auto_normal(lang.model)
+    for name in ("log_weights", "diagnose", "resample"):
+        function = getattr(lang.adapter, name)
+        with pytest.raises(TypeError, match=f"{name}: model is a guide, of type .*; call {name}\\("):
+            lang.call(function, guide, lang.model, x)
+        with pytest.raises(TypeError, match=f"{name}: guide must be a function with sample sites, got an? "):
+            lang.call(function, lang.model, x, x)
+        with pytest.raises(
+            TypeError, match=f"takes no argument 'num_sample', nor does {name}; did you mean 'num_samples'"
+        ):
+            lang.call(function, lang.model, guide, x, num_sample=3)
+        with pytest.raises(TypeError, match="the model's argument 'x' is missing"):
+            lang.call(function, lang.model, guide)
+        if lang is InNumPyro:
+            with pytest.raises(TypeError, match=f"{name}: params must be a dict, .* got an? .*; call {name}"):
+                function(jax.random.key(0), lang.model, guide, x, x)
