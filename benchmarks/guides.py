@@ -124,8 +124,8 @@ def pyro_case(model, guide):
 def fit_case(model, guide):
     """``CHUNK`` steps of ``fit`` with one particle."""
     guide.setup()
-    trainer = PathTrainer(guide, model, (), {}, 1, np.inf)
-    trainer.begin()
+    trainer = PathTrainer(guide, model, (), {}, 1, "adam", np.inf)
+    trainer.begin(False)
     chunk = Chunk(np.full(CHUNK, 1e-3), np.zeros(CHUNK), np.ones(CHUNK), 1, False)
     return lambda: trainer.run(chunk)
 

@@ -184,6 +184,38 @@ def test_predictions_differ_from_draw_to_draw():
     assert abs(found["poisson"].mean() - 100) < 5 * 10 / 20
 
 
+def test_deterministic_sites_keep_their_shapes_in_plates():
+    def model(y):
+        z = pyro.sample("z", pdist.Normal(0.0, 1.0))
+        with pyro.plate("outer", 2, dim=-2), pyro.plate("data", len(y), subsample_size=4) as index:
+            mean = pyro.deterministic("mean", z + torch.zeros(2, 4))
+            pyro.sample("y", pdist.Normal(mean, 1e-6), obs=y[index].expand(2, 4))
+
+    for handler in (lambda model: model, fpp.predictive.uncondition()):
+        found = fpp.predictive.predict(handler(model), {"z": torch.arange(3.0)}, (torch.ones(5),), {})
+        assert found["mean"].shape == found["y"].shape == (3, 2, 4)
+        np.testing.assert_array_equal(found["mean"][:, 0, 0], np.arange(3.0))
+    assert abs(found["y"] - found["mean"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_local_latents_are_predicted_for_new_members(language):
+    lang = InNumPyro if language == "numpyro" else InPyro
+    ppl, dist = (numpyro, ndist) if lang is InNumPyro else (pyro, pdist)
+
+    def model(y):
+        mu = ppl.sample("mu", dist.Normal(0.0, 5.0))
+        with ppl.plate("members", len(y)):
+            z = ppl.sample("z", dist.Normal(mu, 1.0))
+            ppl.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    guide = lang.adapter.AutoLocalFlow(model, lambda y: y, plates=("members",))
+    result = lang.fit(model, lang.array(np.ones(6)), guide=guide, num_steps=100)
+    draws = result.predict(lang.array(np.ones(9)), num_samples=4)
+    assert {name: tuple(value.shape) for name, value in draws.items()} == {"y": (4, 9)}
+    assert result.predict(num_samples=4)["y"].shape == (4, 6)
+
+
 def test_takes_the_flows_of_an_autoflow(lang):
     data = lang.array(X), lang.array(Y)
     for flow in ("planar", fp.planar, fp.ElementwiseAffine(1)):
@@ -296,6 +328,7 @@ WRONG = [
     (lambda lang: {"loss": "elbo"}, r"loss must be an objective such as Trace_ELBO\(\), got 'elbo'"),
     (lambda lang: {"loss": lang.elbo}, r"loss must be an objective such as Trace_ELBO\(\), got the class Trace_ELBO"),
     (lambda lang: {"optimizer": 1e-3}, "optimizer is no optimiser of"),
+    (lambda lang: {"callback": 3}, "callback must be a function of the step and the loss, got 3"),
 ]
 
 

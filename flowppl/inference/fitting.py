@@ -268,8 +268,10 @@ def time_limit(max_seconds: float | None, num_steps: int | None) -> float:
     return MAX_SECONDS if num_steps is None else math.inf
 
 
-def check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds) -> None:
-    """Raise ValueError for an option of ``fit`` that cannot be meant."""
+def check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds, callback) -> None:
+    """Raise ValueError, or TypeError, for an option of ``fit`` that cannot be meant."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"fit: callback must be a function of the step and the loss, got {callback!r}")
     sizes = {"num_steps": num_steps, "num_particles": num_particles, "num_restarts": num_restarts}
     check_sizes("fit", **{name: size for name, size in sizes.items() if size is not None})
     if max_seconds is not None and not max_seconds > 0:

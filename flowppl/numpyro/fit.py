@@ -368,7 +368,7 @@ def fit(
     check_fit(guide, flow, args, is_guide)
     check_arguments("fit", model, args, kwargs, fit)
     check_loss(loss, "loss")
-    check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds)
+    check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds, callback)
     optimizer = "adam" if optimizer is None else optimizer
     check_optimizer("fit", optimizer, learning_rate)
     guide = AutoFlow(model, path_flow if flow is None else flow) if guide is None else guide

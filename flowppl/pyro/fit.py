@@ -52,7 +52,7 @@ from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.inference_data import make_groups
 from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.objectives import PathELBO
-from flowppl.pyro.predictive import predict, with_deterministic
+from flowppl.pyro.predictive import predict, uncondition, with_deterministic
 from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
 from flowppl.pyro.target import Target
 from flowppl.serialization import absent_model, save
@@ -158,7 +158,7 @@ class Fit(FitBase):
         if args or kwargs:
             check_arguments("predict", self.model, args, kwargs, Fit.predict)
         else:
-            args, kwargs, model = old_args, old_kwargs, poutine.uncondition(model)
+            args, kwargs, model = old_args, old_kwargs, uncondition()(model)
         seen = (args, kwargs) if isinstance(self.guide, AutoLocalFlow) else (old_args, old_kwargs)
         return predict(model, self._latents(num_samples, *seen), args, kwargs)
 
@@ -355,7 +355,7 @@ def fit(
     check_fit(guide, flow, args, is_guide)
     check_arguments("fit", model, args, kwargs, fit)
     check_loss(loss, "loss", "loss_and_grads")
-    check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds)
+    check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds, callback)
     optimizer = "adam" if optimizer is None else optimizer
     check_optimizer("fit", optimizer, learning_rate)
     guide = AutoFlow(model, path_flow if flow is None else flow) if guide is None else guide

@@ -8,7 +8,16 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
+
+
+class uncondition(UnconditionMessenger):
+    """The host's handler, which draws what is observed, for all but deterministic sites: those it would reshape."""
+
+    def _pyro_sample(self, msg):
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 @torch.no_grad()
