@@ -157,7 +157,7 @@ class Fit(FitBase):
         """
         check_sizes("predict", num_samples=num_samples)
         old_args, old_kwargs = self.arguments
-        latent_key, key = jax.random.split(self._key(3, rng_key))
+        latent_key, key = jax.random.split(self._key(4, rng_key))
         model: Callable[..., Any] = self.model
         if args or kwargs:
             check_arguments("predict", self.model, args, kwargs, Fit.predict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,9 @@ def predict(
         }
 
     try:
-        with pyro.validation_enabled(False):  # checks of values would be branches on them
+        # Checks of values would be branches on them.
+        with pyro.validation_enabled(False), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # an operation that is mapped one by one
             return torch.func.vmap(one, randomness="different")(draws)
     except Exception:  # whatever the model does that vmap has no rule for
         rows = [one({name: value[i] for name, value in draws.items()}) for i in range(len(next(iter(draws.values()))))]
