@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,44 +20,9 @@ from flowppl.checks import check_positive
 from flowppl.inference.starts import newton_start, quasi_newton_start
 from flowppl.recipes import make_flow, nsf, realnvp
 
-FlowChoice = str | Bijection | Callable[[int], Bijection]
+# "auto", a name, a bijection, or a function of the dimension; it may make a transform of an adapter, too.
+FlowChoice = str | Bijection | Callable[[int], Any]
 INITS = ("auto", "newton", "diagonal", "point")
-
-AUTO_FLOW_DOC = """A guide that is a flow over all continuous latents of a model, whatever their supports.
-
-    The latents of all sites are mapped to unconstrained space and strung into one vector z. The guide is
-
-    .. math::
-        z = \\mu + L\\,\\big(m + \\mathrm{{diag}}(\\sigma)(I + T)\\, f(\\varepsilon)\\big),
-        \\qquad \\varepsilon \\sim N(0, I),
-
-    with a flow f inside two affine layers. At the first step f is the identity, and the guide *is* the Gaussian of its
-    start. A start that was searched is the fixed outer layer :math:`\\mu, L`, so that training takes place at the scale
-    of the posterior, whatever that is; a start at a point is the trained layer :math:`m, \\sigma`. Above 256 dimensions
-    L is diagonal, and in the place of T stands a :class:`flowppl.Subspace` of :math:`\\sqrt{{D}}` directions.
-
-    Args:
-        model: the model.
-        flow: ``"auto"``, a name of :func:`flowppl.available_flows`, a recipe or another function from the dimension
-            to a bijection, or a bijection of the right dimension. ``"auto"`` is :func:`flowppl.realnvp`, whose two
-            directions are both fast, bounded and :class:`flowppl.Damped` so that plain SVI stays finite; for one
-            dimension, a spline.
-        init: how the start is found. ``"newton"`` takes the Gaussian of the highest ELBO that it meets on several
-            Newton paths, with the Hessian of the model; ``"diagonal"`` one with independent coordinates on quasi-Newton
-            paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the point of
-            ``init_loc_fn``. ``"auto"`` is the first up to 256 dimensions and the second above; it is the third if
-            ``init_scale`` is given, if the density is random, or if the data are traced by ``jax.jit``.
-        init_loc_fn: the point to start from, site by site; ``{loc_default}`` for ``"point"`` unless given. If given,
-            the searches start from it too, beside random points.
-        init_scale: the standard deviation at a point, in unconstrained space; 0.1 unless given.
-        create_plates: as for other guides of the host library.{prefix}
-
-    Raises:
-        ValueError: when it first sees the model, if that has no latents, discrete ones, ones whose support depends on
-            other latents, or ones local to a subsampled plate, or if the flow does not fit the model.
-        RuntimeError: if the model's log density is finite at no point that was tried.
-
-    Example:{example}"""
 
 LOG_SCALE_BOUND = (-3.0, 0.5)  # a layer may shrink a coordinate by e^3, but stretch it by e^(1/2) only
 START_RADII = (0.1, 2.0, 1.0, 2.0)
@@ -118,16 +84,57 @@ def check_levels(quantiles: Any) -> np.ndarray:
     return levels
 
 
+def check_model(owner: str, model: Any) -> None:
+    """Raise TypeError unless the model is a function."""
+    if not callable(model):
+        raise TypeError(f"{owner}: model must be a function with sample sites, got {_shown(model)}")
+
+
+def no_transform(site: str, support: Any) -> ValueError:
+    """What to raise for a latent whose support the host has no transform to."""
+    return ValueError(
+        f"site {site!r} has the support {support}, to which the host has no transform from unconstrained space. Sample "
+        "a site that can be mapped and make the value from it, as LKJCholesky does for correlations; or observe it"
+    )
+
+
 def check_shapes(before: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless the latents have the unconstrained shapes that a guide was made for."""
-    changed = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
-    if changed:
-        name = min(changed)
+    """Raise ValueError unless the latents have the unconstrained shapes that a guide was made for.
+
+    Sites that the guide never had, such as data that are left out to predict them, are no concern of it.
+    """
+    for name, shape in before.items():
+        if name not in now:
+            raise ValueError(
+                f"site {name!r} was a latent of the model when this guide was made and is none with these arguments. "
+                "Make a new guide for another set of latents"
+            )
+        if now[name] != shape:
+            raise ValueError(
+                f"the model's latents are not those that this guide was made for: site {name!r} had the unconstrained "
+                f"shape {shape} and now has {now[name]}. Make a new guide for data of another size, or use "
+                "AutoLocalFlow for latents whose number varies"
+            )
+
+
+def check_masks(changed: Iterable[str]) -> None:
+    """Raise ValueError if the masks of some latents are not those that a guide was made for."""
+    names = ", ".join(changed)
+    if names:
         raise ValueError(
-            f"the model's latents are not those that this guide was made for: site {name!r} had the unconstrained "
-            f"shape {before.get(name)} and now has {now.get(name)}. Make a new guide for data of another size, or use "
-            "AutoLocalFlow for latents whose number varies"
+            f"other members than when this guide was made are masked out of the sites {names}; make a new guide for "
+            "another mask"
         )
+
+
+def check_real(values: Iterable[tuple[str, Any]]) -> None:
+    """Raise TypeError if the data type of the value of a site, given by its name, is complex."""
+    for name, dtype in values:
+        if "complex" in str(dtype):
+            raise TypeError(
+                f"site {name!r} has complex values ({dtype}), and densities are of real numbers: observe the real and "
+                "the imaginary part, stacked along a last axis"
+            )
 
 
 def auto_flow(dim: int) -> Bijection:
@@ -156,18 +163,7 @@ def guide_bijection(flow: FlowChoice, dim: int) -> Chain:
         ValueError: for an unknown name, or a flow that does not map vectors of length ``dim`` without a context.
         TypeError: if ``flow`` is none of a name, a recipe, a factory and a bijection.
     """
-    if isinstance(flow, str):
-        inner = auto_flow(dim) if flow == "auto" else make_flow(flow, dim)
-    elif isinstance(flow, Bijection):
-        inner = flow
-    elif callable(flow):
-        inner = flow(dim)
-    else:
-        raise TypeError(f"flow must be a name, a bijection or a function of the dimension, got {type(flow).__name__}")
-    if not isinstance(inner, Bijection):
-        raise TypeError(
-            f"flow must make a flowppl.Bijection of the dimension, but flow({dim}) is {type(inner).__name__}"
-        )
+    inner = _make_inner(flow, dim)
     if inner.x_shape != (dim,) or inner.y_shape != (dim,):
         raise ValueError(
             f"the model has {dim} unconstrained latent dimensions, but the flow maps events of shape {inner.x_shape} "
@@ -186,6 +182,63 @@ def guide_bijection(flow: FlowChoice, dim: int) -> Chain:
         return Chain([inner, affine, Frozen(affine)])
     few = Subspace(dim, TriangularAffine(round(dim**0.5)))
     return Chain([inner, few, ElementwiseAffine(dim), Frozen(ElementwiseAffine(dim))])
+
+
+def _make_inner(flow: Any, dim: int) -> Bijection:
+    """The bijection that an argument ``flow`` means."""
+    if isinstance(flow, Bijection):
+        return flow
+    if isinstance(flow, str):
+        return auto_flow(dim) if flow == "auto" else make_flow(flow, dim)
+    own = getattr(flow, "bijection", None)
+    if isinstance(own, Bijection):
+        raise TypeError(
+            f"flow is a {type(flow).__name__} with weights of its own, and a guide draws its own: pass its bijection, "
+            "flow=....bijection"
+        )
+    _check_no_host(flow, dim, "transform")
+    if not callable(flow):
+        raise TypeError(f"flow must be a name, a bijection or a function of the dimension, got {_shown(flow)}")
+    if wanted := _wants_weights(flow):
+        name = getattr(flow, "__name__", "recipe")
+        raise TypeError(
+            f"flow={name} asks for a {wanted}, and a guide draws its own weights: pass the function that makes the "
+            f"bijection, flow=flowppl.{name}"
+        )
+    made = flow(dim)
+    _check_no_host(made, dim, f"{getattr(flow, '__name__', 'recipe')}({dim})")
+    inner = getattr(made, "bijection", made)  # of a transform that an adapter's helper made
+    if not isinstance(inner, Bijection):
+        raise TypeError(
+            f"flow must make a flowppl.Bijection of the dimension, but flow({dim}) is {type(made).__name__}"
+        )
+    return inner
+
+
+def _check_no_host(made: Any, dim: int, name: str) -> None:
+    """Raise TypeError for a transform of the host's own."""
+    is_transform = hasattr(made, "log_abs_det_jacobian") and not isinstance(made, type)
+    if is_transform and not isinstance(getattr(made, "bijection", None), Bijection):
+        adapter = "numpyro" if type(made).__module__.startswith("numpyro") else "pyro"
+        raise TypeError(
+            f"flow is the host's own {type(made).__name__}, not a bijection: wrap it, "
+            f"flow=flowppl.{adapter}.Wrap({name}, {dim})"
+        )
+
+
+def _wants_weights(function: Any) -> str:
+    """The argument, "key" or "params", that a helper or class of the NumPyro adapter asks for; "" if there is none."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some callables have no signature
+        return ""
+    wanted = [name for name, each in parameters.items() if each.default is each.empty]
+    return next((name for name in ("key", "params") if name in wanted), "")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: itself if it is short, else its type."""
+    return repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
 
 
 def start_at(bijection: Chain, params: Tree, loc: Array, scale: Array, *, fixed: bool) -> Tree:

@@ -24,46 +24,6 @@ from flowppl.univariate.mixture import LogisticMixture
 
 LocalFlowChoice = str | Callable[..., Bijection]
 
-AUTO_LOCAL_FLOW_DOC = """A guide for local latents: a flow over the globals, amortised flows over the locals.
-
-    A latent is *local* if it stands inside a plate whose members come in batches; all others are *global*. With
-    globals g, and all latents of member i in unconstrained space as one vector :math:`z_i`, the guide is
-
-    .. math::
-        q(g) \\prod_i q(z_i \\mid c_i), \\qquad
-        c_i = 5\\, \\mathrm{{asinh}}\\big((\\mathrm{{features}}_i,\\ g - g_0) / 5\\big),
-
-    and :math:`q(z_i \\mid c)` a flow whose networks, and outside it an affine layer whose location and scale, depend on
-    the context c; :math:`g_0` is the first draw of the globals. At the first step all members have the
-    same normal: its location is the point of ``init_loc_fn``, averaged over the members, its scale ``init_scale``.
-    No parameter belongs to a member: batches may have any size, members may be new, and the model may be run on all
-    of them. The model is run once more in each step, to look at its plates{cost}.
-
-    Args:
-        model: the model.
-        features: a function of the model's arguments that gives what is known of each member: an array with the
-            members along its first axis, or a dict from names of plates to arrays. As long as the plate, it is indexed
-            by the plate's subsample; as long as the batch, it is used as it is. Features of size one train best.
-        flow: ``"auto"``, a name of :func:`flowppl.available_flows`, or a recipe, called as
-            ``flow(dim, context_dim=...)``. ``"auto"`` is :func:`flowppl.realnvp` with four layers that shrink more than
-            they stretch, or a mixture of three logistics for one latent per member. It is :class:`flowppl.Damped`, as
-            is the affine layer: small batches make noisy gradients.
-        plates: the names of the plates with local latents. ``None`` means all that are subsampled when the guide first
-            sees the model; name them where that may be a run on all members.
-        global_guide: a guide for the global latents. ``None`` is an :class:`AutoFlow` with the flow of ``"auto"``,
-            which starts at a point.
-        hidden_dims: the hidden layers of the networks of the affine layer and of the ``"auto"`` flows.
-        init_loc_fn: where the locals start, site by site; ``{loc_default}`` unless given.
-        init_scale: the standard deviation that they start with, in unconstrained space.{prefix}
-
-    Raises:
-        ValueError: when it sees the model, if that has no local latents, no plate of a given name, discrete latents
-            that are not enumerated, latents in two plates of locals, or latents whose support depends on other latents;
-            if the flow does not fit; or if the features have the wrong length or are not finite (under ``jax.jit``
-            their values cannot be looked at).
-
-    Example:{example}"""
-
 MAX_LINEAR = 5.0  # a context is left as it is well below this, and grows like its logarithm above
 NUM_MEDIAN_DRAWS = 1000
 
@@ -115,6 +75,26 @@ def check_continuous(discrete: Iterable[str]) -> None:
         raise ValueError(
             f"AutoLocalFlow covers continuous latents only, but these sites are discrete: {names}. Sum them out: mark "
             'them with infer={"enumerate": "parallel"} and use TraceEnum_ELBO'
+        )
+
+
+def check_unmasked(masked: Iterable[str]) -> None:
+    """Raise ValueError if some members of latents are masked out."""
+    names = ", ".join(masked)
+    if names:
+        raise ValueError(
+            f"AutoLocalFlow does not support masks of single members, and the model masks some of the sites {names}. "
+            "Mask what is observed instead, or use AutoFlow, which leaves masked members out"
+        )
+
+
+def check_present(names: Iterable[str], sites: Iterable[LatentSite]) -> None:
+    """Raise ValueError unless all latents that a guide was made for are there."""
+    absent = ", ".join(sorted(set(names) - {site.name for site in sites}))
+    if absent:
+        raise ValueError(
+            f"these sites were latents of the model when this guide was made and are none with these arguments: "
+            f"{absent}. Make a new guide for another set of latents"
         )
 
 

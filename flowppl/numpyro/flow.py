@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.distributions.util import validate_sample
 
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_standard_base
+from flowppl.numpyro._host import validate_sample
 from flowppl.numpyro.transforms import FlowTransform, init_params
 
 

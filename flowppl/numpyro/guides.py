@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import UnpackTransform
 from numpyro.infer import Predictive
-from numpyro.infer.autoguide import AutoContinuous, _ravel_dict, _ravel_dict_with_shape_dict, _unravel_dict
+from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_median
-from numpyro.infer.util import find_valid_initial_params, helpful_support_errors
+from numpyro.infer.util import find_valid_initial_params, log_density
 
 from flowppl._arrays.tree import Tree
 from flowppl.inference.guides import (
-    AUTO_FLOW_DOC,
     NUM_DRAWS,
     FlowChoice,
     Latent,
     check_init,
     check_latents,
     check_levels,
+    check_masks,
+    check_model,
+    check_real,
     check_shapes,
     check_supports,
     choose_init,
     guide_bijection,
     no_start,
+    no_transform,
     search_start,
     start_at,
 )
 from flowppl.inference.starts import Gaussian
+from flowppl.numpyro._host import Tracer, helpful_support_errors, sum_rightmost
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import FlowTransform, init_params
@@ -42,11 +51,53 @@ from flowppl.serialization import absent_model
 
 
 class AutoFlow(AutoContinuous):
-    __doc__ = AUTO_FLOW_DOC.format(
-        loc_default="numpyro.infer.init_to_median",
-        prefix="""
-        prefix: the guide's parameters are the site ``{prefix}_flow``.""",
-        example="""
+    """A guide that is a flow over all continuous latents of a model, whatever their supports.
+
+    Each latent is mapped to real numbers without bounds, its *unconstrained space*, and all of them are strung into one
+    vector z of D numbers. The guide is the distribution of
+
+    .. math::
+        z = \\mu + L\\,\\big(m + \\mathrm{diag}(\\sigma)(I + T)\\, f(\\varepsilon)\\big),
+        \\qquad \\varepsilon \\sim N(0, I),
+
+    where :math:`\\varepsilon` is a vector of D standard normals and f is the flow, which is trained. The vector m, the
+    positive vector :math:`\\sigma` and the matrix T, with entries below its diagonal only, are trained, too. The vector
+    :math:`\\mu` and the lower-triangular matrix L are fixed; I is the identity.
+
+    At the first step f does nothing, and the guide *is* the Gaussian that it starts from. If this start was searched,
+    :math:`\\mu` is its mean and L a square root of its covariance, so that training takes place at the scale of the
+    posterior, whatever that is; m, :math:`\\sigma` and T begin as 0, 1 and 0. If the start is a point, m is that point
+    and :math:`\\sigma` is ``init_scale``; :math:`\\mu`, L and T begin as 0, I and 0. Above 256 dimensions L is
+    diagonal, and in the place of T stands a :class:`flowppl.Subspace` of :math:`\\sqrt{D}` directions.
+
+    Members of a latent that the model masks out, and that bear on nothing else, such as those observed under
+    ``obs_mask``, are not part of z: they stay where they are.
+
+    Args:
+        model: the model, a function with ``numpyro.sample`` sites.
+        flow: ``"auto"``, a name of :func:`flowppl.available_flows`, a function from the dimension to a bijection, such
+            as :func:`flowppl.realnvp`, or a bijection of the right dimension. ``"auto"`` is :func:`flowppl.realnvp`,
+            whose two directions are both fast, bounded and :class:`flowppl.Damped` so that plain SVI stays finite; for
+            one dimension, a spline.
+        init: how the start is found. ``"newton"`` takes the Gaussian of the highest ELBO that it meets on several
+            Newton paths, with the Hessian of the model; ``"diagonal"`` one with independent coordinates on quasi-Newton
+            paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the point of
+            ``init_loc_fn``. ``"auto"`` is the first up to 256 dimensions and the second above; it is the third if
+            ``init_scale`` is given, if the density is random, or if the data are traced by ``jax.jit``.
+        init_loc_fn: the point to start from, site by site; for ``"point"`` it is
+            ``numpyro.infer.init_to_median`` unless given. If given, the searches start from it too, beside
+            random points.
+        init_scale: the standard deviation at a point, in unconstrained space; 0.1 unless given.
+        create_plates: as for other guides of NumPyro.
+        prefix: the guide's parameters are the site ``{prefix}_flow``.
+
+    Raises:
+        TypeError: if the model is not a function, or if ``flow`` is none of the above.
+        ValueError: when it first sees the model, if that has no latents, discrete ones, ones whose support depends on
+            other latents, or ones local to a subsampled plate, or if the flow does not fit the model.
+        RuntimeError: if the model's log density is finite at no point that was tried.
+
+    Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from numpyro.infer import SVI, Trace_ELBO
         >>> from flowppl.numpyro import AutoFlow
@@ -60,24 +111,20 @@ class AutoFlow(AutoContinuous):
         >>> result = svi.run(jax.random.key(0), 3, jnp.linspace(-1.0, 3.0, 10), progress_bar=False)
         >>> guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(100,))["mu"].shape
         (100,)
-""",
-    )
-
-    # What this relies on in the host's classes beyond their documented methods: `prototype_trace`, `latent_dim`,
-    # `_setup_prototype`, `_unpack_latent`, `_postprocess_fn`, `_prototype_frames`, `_prototype_frame_full_sizes`,
-    # `_unpack_and_constrain` and `_sample_latent`; and the functions with an underscore imported above.
+    """
 
     def __init__(
         self,
-        model,
+        model: Callable[..., Any],
         flow: FlowChoice = "auto",
         *,
         init: str = "auto",
-        init_loc_fn=None,
+        init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
-        create_plates=None,
+        create_plates: Callable[..., Any] | None = None,
         prefix: str = "auto",
-    ):
+    ) -> None:
+        check_model("AutoFlow", model)
         check_init(init, init_scale)
         super().__init__(model, init_loc_fn=init_loc_fn or init_to_median, create_plates=create_plates, prefix=prefix)
         self.flow_choice = flow
@@ -87,11 +134,14 @@ class AutoFlow(AutoContinuous):
         self._known_shapes: list = []
         self._saved_params: Tree | None = None  # of a guide that was loaded from a file
 
-    def setup(self, *args, **kwargs) -> dict[str, Tree]:
-        """Look at the model once and create the guide's parameters; the arguments are the model's.
+    def setup(self, *args: Any, **kwargs: Any) -> dict[str, Tree]:
+        """Look at the model once and create the guide's parameters.
 
         ``svi.init`` does the same. Call this before where parameters are needed at once, or where ``svi.init`` is
-        to run inside ``jax.jit`` for a model whose supports depend on its data.
+        to run inside ``jax.jit`` for a model whose supports or masks depend on its data.
+
+        Args:
+            args: the model's arguments; so are further keyword arguments.
 
         Returns:
             The first parameters, as ``svi.get_params`` gives them, drawn with key 0.
@@ -122,29 +172,73 @@ class AutoFlow(AutoContinuous):
             for name, site in latents.items()
         )
         check_fixed_supports(trace, args, kwargs)
+        self._find_masks(trace, args, kwargs)
         self._see(trace, needs_args=bool(args or kwargs))
         self._known_shapes.append(jax.tree.map(np.shape, (args, kwargs)))
 
     def _see(self, trace, *, needs_args):
         """Take over the latents of a model whose sites are ``trace``."""
         latents = {name: site for name, site in trace.items() if "fn" in site}
-        flat, shapes = _ravel_dict({name: np.zeros(site["unconstrained_shape"]) for name, site in latents.items()})
-        self.bijection = guide_bijection(self.flow_choice, flat.size)
-        self.latent_dim = flat.size
-        self._unpack_latent = UnpackTransform(partial(_unravel_dict, shape_dict=shapes), _ravel_dict_with_shape_dict)
+        shapes = {name: site["unconstrained_shape"] for name, site in latents.items()}
+        kept = [_kept(site) for site in latents.values()]
+        flat = np.concatenate(kept)
+        dim = int(flat.sum())
+        # Where all coordinates stand in the vector of those that the guide has.
+        places = None if flat.all() else np.where(flat, np.cumsum(flat) - 1, dim)
+        self.bijection = guide_bijection(self.flow_choice, dim)
+        self.latent_dim = dim
+        self._unpack_latent = UnpackTransform(partial(_unpack, shapes, places), partial(_pack, shapes, places))
         self._postprocess_fn = self._constrain
         self._needs_args = needs_args
         self._prototype_frames = {frame.name: frame for site in latents.values() for frame in site["cond_indep_stack"]}
         self._prototype_frame_full_sizes = {name: frame.size for name, frame in self._prototype_frames.items()}
         self.prototype_trace = trace
 
+    def _find_masks(self, trace, args, kwargs):
+        """Leave on the latents of ``trace`` the masks of members on which the density depends in no other way."""
+        masked = {name: site["mask"] for name, site in trace.items() if site.get("mask") is not None}
+        if not masked:
+            return
+        if _is_traced(list(masked.values())) or _is_traced((args, kwargs)):
+            raise ValueError(
+                f"the model masks members of the sites {', '.join(masked)}, which AutoFlow cannot look at under a jax "
+                "trace: call guide.setup(*args) once, outside jit and vmap"
+            )
+        shapes = {name: site["unconstrained_shape"] for name, site in trace.items() if "fn" in site}
+
+        @jax.jit
+        def density(points):
+            values = {name: biject_to(trace[name]["fn"].support)(point) for name, point in points.items()}
+            with handlers.block():
+                return log_density(self._keyed_model, args, kwargs, values)[0]
+
+        rng = np.random.default_rng(0)
+        with jax.ensure_compile_time_eval(), numpyro.validation_enabled(False):
+            points = {name: jnp.asarray(rng.uniform(-1, 1, shape), dtype=float) for name, shape in shapes.items()}
+            for name in masked:
+                inside = _kept(trace[name]).reshape(shapes[name])
+                other = jnp.where(inside, points[name], rng.uniform(-1, 1, shapes[name]))
+                if not np.array_equal(density(points), density(points | {name: other})):
+                    trace[name]["mask"] = None  # what is masked has a density by other means
+
     def _check_arguments(self, args, kwargs):
-        """Raise ValueError if the latents have changed; the model is traced for arguments of new shapes only."""
+        """Raise ValueError if the latents have changed; the model is traced for arguments of new shapes only.
+
+        A mask may change without a change of shape.
+        """
         shapes = jax.tree.map(np.shape, (args, kwargs))
-        if self.model not in (None, absent_model) and shapes not in self._known_shapes:
-            now = {n: s["unconstrained_shape"] for n, s in outline_model(self.model, args, kwargs).items() if "fn" in s}
-            check_shapes({name: self.prototype_trace[name]["unconstrained_shape"] for name in self._names}, now)
-            self._known_shapes.append(shapes)
+        masks = {name: mask for name in self._names if (mask := self.prototype_trace[name].get("mask")) is not None}
+        if self.model in (None, absent_model) or (shapes in self._known_shapes and not masks):
+            return
+        sites = outline_model(self.model, args, kwargs, self._names)
+        now = {name: site["unconstrained_shape"] for name, site in sites.items() if "unconstrained_shape" in site}
+        check_shapes({name: self.prototype_trace[name]["unconstrained_shape"] for name in self._names}, now)
+        check_masks(
+            name
+            for name, mask in masks.items()
+            if not _is_traced(sites[name]["mask"]) and not np.array_equal(sites[name]["mask"], mask)
+        )
+        self._known_shapes.append(shapes)
 
     @property
     def _keyed_model(self):
@@ -159,7 +253,7 @@ class AutoFlow(AutoContinuous):
         values, total = {}, 0.0
         for name, transform, part in self._parts(unconstrained):
             values[name] = transform(part)
-            total += transform.log_abs_det_jacobian(part, values[name]).sum()
+            total += _masked(self.prototype_trace[name], transform.log_abs_det_jacobian(part, values[name])).sum()
         return values, total
 
     def _parts(self, unconstrained):
@@ -228,7 +322,7 @@ class AutoFlow(AutoContinuous):
                     model_kwargs=kwargs,
                     prototype_params=self._unpack_latent(jnp.zeros(self.latent_dim)),
                 )
-            return jnp.concatenate([jnp.ravel(point[name]) for name in self._names]), is_valid
+            return self._unpack_latent.inv({name: point[name] for name in self._names}), is_valid
 
         return find(rng_key)
 
@@ -241,14 +335,41 @@ class AutoFlow(AutoContinuous):
         posterior = self._get_posterior(*args, **kwargs)
         return numpyro.sample(f"_{self.prefix}_latent", posterior.expand_by(sample_shape), infer={"is_auxiliary": True})
 
-    def get_base_dist(self):
-        """The standard normal that the flow starts from."""
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
+        """Draw all latent sites, inside the plates of the model.
+
+        Args:
+            args: the model's arguments; so are further keyword arguments.
+
+        Returns:
+            The value of each latent site.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        parts = self._unpack_latent(self._sample_latent(*args, **kwargs))
+        plates = self._create_plates(*args, **kwargs)
+        return {name: sample_constrained(self.prototype_trace[name], parts[name], plates) for name in self._names}
+
+    def get_base_dist(self) -> dist.Distribution:
+        """The standard normal that the flow starts from.
+
+        Returns:
+            A distribution with events of shape ``(D,)``.
+        """
         self._check_setup()
         return standard_normal((self.latent_dim,))
 
-    def get_transform(self, params) -> FlowTransform:
-        """The transform from the base distribution to the unconstrained latents."""
+    def get_transform(self, params: dict[str, Any]) -> FlowTransform:
+        """The transform from the base distribution to the unconstrained latents.
+
+        Args:
+            params: the guide's parameters, ``result.params`` of ``svi.run`` or ``svi.get_params(state)``.
+
+        Returns:
+            A transform of vectors of shape ``(D,)``.
+        """
         self._check_setup()
+        check_params("AutoFlow", params)
         name = f"{self.prefix}_flow"
         if name not in params:
             raise KeyError(
@@ -256,15 +377,35 @@ class AutoFlow(AutoContinuous):
             )
         return FlowTransform(self.bijection, params[name])
 
-    def get_posterior(self, params) -> FlowDistribution:
-        """The distribution of the unconstrained latents, one vector for all sites."""
+    def get_posterior(self, params: dict[str, Any]) -> FlowDistribution:
+        """The distribution of the unconstrained latents, one vector for all sites.
+
+        Args:
+            params: as in :meth:`get_transform`.
+
+        Returns:
+            A distribution with events of shape ``(D,)``.
+        """
         return FlowDistribution(self.get_base_dist(), self.get_transform(params))
 
-    def sample_posterior(self, rng_key, params, *args, sample_shape=(), **kwargs) -> dict[str, jax.Array]:
-        """Draws of all latent sites, each of shape ``sample_shape`` followed by the shape of the site.
+    def sample_posterior(
+        self, rng_key: jax.Array, params: dict[str, Any], *args: Any, sample_shape: Sequence[int] = (), **kwargs: Any
+    ) -> dict[str, jax.Array]:
+        """Draws of all latent sites.
 
         Deterministic sites are there too if the model's arguments are given, or if it has none.
+
+        Args:
+            rng_key: the key of the draws.
+            params: as in :meth:`get_transform`.
+            args: the model's arguments; so are further keyword arguments.
+            sample_shape: how many draws, such as ``(1000,)``.
+
+        Returns:
+            For each site an array of shape ``sample_shape`` followed by the shape of the site.
         """
+        check_key("sample_posterior", rng_key)
+        sample_shape = tuple(sample_shape)
         draws = self.get_posterior(params).sample(rng_key, sample_shape)
         sites = self._unpack_and_constrain(draws, params)
         names = [name for name, site in self.prototype_trace.items() if site["type"] == "deterministic"]
@@ -280,22 +421,33 @@ class AutoFlow(AutoContinuous):
             sites |= predict(rng_key, *args, **kwargs)
         return sites
 
-    def median(self, params, *, rng_key=None) -> dict[str, jax.Array]:
-        """The median of each latent site, from 10,000 draws; see :meth:`quantiles`."""
-        return {name: value[0] for name, value in self.quantiles(params, [0.5], rng_key=rng_key).items()}
-
-    def quantiles(self, params, quantiles, *, rng_key=None) -> dict[str, jax.Array]:
-        """Quantiles of each latent site, from 10,000 draws, coordinate by coordinate in unconstrained space.
+    def median(self, params: dict[str, Any], *, rng_key: jax.Array | None = None) -> dict[str, jax.Array]:
+        """The median of each latent site, from 10,000 draws; see :meth:`quantiles`.
 
         Args:
-            params: the guide's parameters.
-            quantiles: numbers between 0 and 1.
+            params: as in :meth:`get_transform`.
             rng_key: the key of the draws; ``None`` is key 0.
 
         Returns:
-            For each site an array with a leading axis for the quantiles.
+            For each site an array of its shape.
+        """
+        return {name: value[0] for name, value in self.quantiles(params, [0.5], rng_key=rng_key).items()}
+
+    def quantiles(
+        self, params: dict[str, Any], quantiles: Any, *, rng_key: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """Quantiles of each latent site, from 10,000 draws, coordinate by coordinate in unconstrained space.
+
+        Args:
+            params: as in :meth:`get_transform`.
+            quantiles: a list or array of numbers between 0 and 1.
+            rng_key: the key of the draws; ``None`` is key 0.
+
+        Returns:
+            For each site an array with a leading axis for the quantiles, followed by the shape of the site.
         """
         key = jax.random.key(0) if rng_key is None else rng_key
+        check_key("quantiles", key)
         draws = self.get_posterior(params).sample(key, (NUM_DRAWS,))
         return self._unpack_and_constrain(jnp.quantile(draws, jnp.asarray(check_levels(quantiles)), axis=0), params)
 
@@ -304,26 +456,111 @@ class AutoFlow(AutoContinuous):
             raise RuntimeError("this AutoFlow has not seen its model yet: call guide.setup(*args) first")
 
 
-def outline_model(model, args, kwargs) -> dict[str, dict]:
+def check_key(owner: str, key: Any) -> None:
+    """Raise TypeError unless this is a key of JAX, new or old style."""
+    dtype = getattr(key, "dtype", None)
+    is_key = dtype is not None and (jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == "uint32" and key.ndim == 1))
+    if not is_key:
+        given = repr(key) if isinstance(key, int | None) else type(key).__name__
+        raise TypeError(f"{owner}: rng_key must be a key of JAX, such as jax.random.key(0), got {given}")
+
+
+def check_params(owner: str, params: Any) -> None:
+    """Raise TypeError unless the parameters are a dict."""
+    if not isinstance(params, dict):
+        raise TypeError(
+            f"{owner}: params must be a dict of parameters, result.params of svi.run or svi.get_params(state), got "
+            f"{type(params).__name__}"
+        )
+
+
+def sample_constrained(model_site, unconstrained, plates):
+    """The guide's site for a latent of the model, inside the plates of the model; members outside a mask are free."""
+    fn = model_site["fn"]
+    transform = biject_to(fn.support)
+    value = transform(unconstrained)
+    log_density = -transform.log_abs_det_jacobian(unconstrained, value)
+    log_density = sum_rightmost(log_density, jnp.ndim(log_density) - jnp.ndim(value) + fn.event_dim)
+    log_density = _masked(model_site, log_density)
+    with contextlib.ExitStack() as stack:
+        for frame in model_site["cond_indep_stack"]:
+            stack.enter_context(plates[frame.name])
+        return numpyro.sample(model_site["name"], dist.Delta(value, log_density, event_dim=fn.event_dim))
+
+
+def member_mask(fn, shape) -> Any:
+    """Which members of a latent with values of this shape the model scores; ``None`` if all."""
+    mask: Any = None
+    while fn is not None:
+        own = getattr(fn, "_mask", None)
+        if own is not None and own is not True:
+            mask = own if mask is None else mask & own
+        fn = getattr(fn, "base_dist", None)
+    if mask is None:
+        return None
+    mask = mask if _is_traced(mask) else np.asarray(mask)
+    mask = (jnp if _is_traced(mask) else np).broadcast_to(mask, shape)
+    return None if not _is_traced(mask) and mask.all() else mask
+
+
+def _masked(model_site, log_density):
+    """The log densities of the members of a site, without those that are not the guide's."""
+    mask = model_site.get("mask")
+    if mask is None:
+        return log_density
+    inside = mask.reshape(mask.shape + (1,) * (jnp.ndim(log_density) - mask.ndim))
+    return jnp.where(inside, log_density, 0.0)
+
+
+def _kept(site) -> np.ndarray:
+    """Which of the unconstrained coordinates of a latent, flat, the guide has."""
+    shape, mask = site["unconstrained_shape"], site.get("mask")
+    if mask is None:
+        return np.ones(math.prod(shape), dtype=bool)
+    return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape).ravel()
+
+
+def _unpack(shapes, places, latent):
+    """The unconstrained values of the sites, with zeros in the places of what the guide does not have."""
+    if places is not None:
+        latent = jnp.concatenate([latent, jnp.zeros_like(latent[..., :1])], axis=-1)[..., places]
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    parts = jnp.split(latent, ends[:-1], axis=-1)
+    named = zip(shapes.items(), parts, strict=True)
+    return {name: part.reshape(part.shape[:-1] + shape) for (name, shape), part in named}
+
+
+def _pack(shapes, places, values):
+    """The vector of the unconstrained values of one draw."""
+    flat = jnp.concatenate([jnp.ravel(values[name]) for name in shapes])
+    return flat if places is None else flat[places < np.max(places)]
+
+
+def outline_model(model, args, kwargs, names: Collection[str] | None = None) -> dict[str, dict]:
     """The sites of the model without their values.
 
-    The model is traced, not run, with abstract latents: so a support that depends on one of them can be told.
+    The model is traced, not run, with abstract latents: so a support that depends on one of them can be told. If
+    ``names`` are given, other latents are of no concern.
     """
     outlines = {}
 
+    def concerns(site):
+        return names is None or site["name"] in names
+
     def outline(probe):
         def abstract_value(site):
-            if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
+            if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete or not concerns(site):
                 return None
-            with helpful_support_errors(site):
-                transform = biject_to(site["fn"].support)
+            transform = _transform_of(site)
             shape = transform.inverse_shape(site["fn"].shape(site["kwargs"]["sample_shape"]))
             return transform(jnp.zeros(shape) + probe)
 
         # What depends on neither latents nor traced data, as most supports, becomes a value even here.
         with jax.ensure_compile_time_eval(), handlers.block():
             outlined = handlers.substitute(handlers.seed(model, 0), substitute_fn=abstract_value)
-            for name, site in handlers.trace(outlined).get_trace(*args, **kwargs).items():
+            trace = handlers.trace(outlined).get_trace(*args, **kwargs)
+            check_real((name, getattr(s["value"], "dtype", "")) for name, s in trace.items() if s["type"] == "sample")
+            for name, site in trace.items():
                 outlines[name] = {
                     "name": name,
                     "type": site["type"],
@@ -332,14 +569,23 @@ def outline_model(model, args, kwargs) -> dict[str, dict]:
                     "is_scaled": site.get("scale") is not None,
                     "args": site["args"] if site["type"] == "plate" else (),
                 }
-                if site["type"] == "sample" and not site["is_observed"]:
+                if site["type"] == "sample" and not site["is_observed"] and concerns(site):
                     support, shape = site["fn"].support, jnp.shape(site["value"])
                     outlines[name]["fn"] = SimpleNamespace(support=support, event_dim=site["fn"].event_dim)
+                    outlines[name]["mask"] = member_mask(site["fn"], shape[: len(shape) - site["fn"].event_dim])
                     if not support.is_discrete:
                         outlines[name]["unconstrained_shape"] = biject_to(support).inverse_shape(shape)
 
     jax.eval_shape(outline, 0.0)
     return outlines
+
+
+def _transform_of(site):
+    try:
+        with helpful_support_errors(site):
+            return biject_to(site["fn"].support)
+    except NotImplementedError as error:
+        raise no_transform(site["name"], site["fn"].support) from error
 
 
 def check_fixed_supports(trace, args, kwargs) -> None:
@@ -360,4 +606,4 @@ def _start_at(bijection, params, loc, scale):
 
 
 def _is_traced(tree) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

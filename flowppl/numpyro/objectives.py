@@ -11,9 +11,6 @@ import numpyro
 from jax.lax import stop_gradient
 from numpyro import handlers
 from numpyro.infer.elbo import ELBO, Trace_ELBO
-from numpyro.infer.util import compute_log_probs, get_importance_trace
-from numpyro.primitives import Messenger
-from numpyro.util import check_model_guide_match
 
 from flowppl.checks import check_positive, check_sizes
 from flowppl.inference.objectives import (
@@ -23,6 +20,12 @@ from flowppl.inference.objectives import (
     importance_weighted,
     solves,
     sum_outside,
+)
+from flowppl.numpyro._host import (
+    Messenger,
+    check_model_guide_match,
+    compute_log_probs,
+    get_importance_trace,
 )
 from flowppl.numpyro.flow import FlowDistribution
 

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from numpyro.primitives import CondIndepStackFrame
 
 from flowppl._arrays.tree import Tree, map_tree
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
 from flowppl.inference.fitting import History
+from flowppl.numpyro._host import CondIndepStackFrame
 from flowppl.numpyro.fit import Fit
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.guides import AutoFlow

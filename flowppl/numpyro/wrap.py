@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.flows import InverseAutoregressiveTransform
-from numpyro.distributions.transforms import Transform, _InverseTransform
+from numpyro.distributions.transforms import Transform
 
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.bijections.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 from flowppl.declare import Parameter
+from flowppl.numpyro._host import _InverseTransform
 from flowppl.recipes import NAMED_BIJECTIONS
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from flowppl._arrays.tree import map_tree
 from flowppl.checks import check_sizes
@@ -37,6 +36,7 @@ from flowppl.inference.fitting import (
 from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, standard_log_prob
+from flowppl.pyro._host import make_fx
 from flowppl.pyro.diagnostics import (
     _draw,
     _traces,

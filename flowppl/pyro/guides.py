@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.params import param_with_module_name
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
-from torch.utils._pytree import tree_map
 
 from flowppl.inference.guides import (
-    AUTO_FLOW_DOC,
     NUM_DRAWS,
     FlowChoice,
     Latent,
     check_init,
     check_latents,
     check_levels,
+    check_masks,
+    check_model,
+    check_real,
     check_shapes,
     check_supports,
     choose_init,
     guide_bijection,
     no_start,
+    no_transform,
     search_start,
     start_at,
 )
 from flowppl.inference.starts import Gaussian
+from flowppl.pyro._host import helpful_support_errors, param_with_module_name, sum_rightmost, tree_map
 from flowppl.pyro.flow import Flow, FlowDistribution, standard_normal
 from flowppl.pyro.target import Target
 from flowppl.pyro.transforms import FlowTransform
@@ -40,10 +45,52 @@ from flowppl.serialization import absent_model
 
 
 class AutoFlow(AutoContinuous):
-    __doc__ = AUTO_FLOW_DOC.format(
-        loc_default="pyro.infer.autoguide.init_to_median",
-        prefix="",
-        example="""
+    """A guide that is a flow over all continuous latents of a model, whatever their supports.
+
+    Each latent is mapped to real numbers without bounds, its *unconstrained space*, and all of them are strung into one
+    vector z of D numbers. The guide is the distribution of
+
+    .. math::
+        z = \\mu + L\\,\\big(m + \\mathrm{diag}(\\sigma)(I + T)\\, f(\\varepsilon)\\big),
+        \\qquad \\varepsilon \\sim N(0, I),
+
+    where :math:`\\varepsilon` is a vector of D standard normals and f is the flow, which is trained. The vector m, the
+    positive vector :math:`\\sigma` and the matrix T, with entries below its diagonal only, are trained, too. The vector
+    :math:`\\mu` and the lower-triangular matrix L are fixed; I is the identity.
+
+    At the first step f does nothing, and the guide *is* the Gaussian that it starts from. If this start was searched,
+    :math:`\\mu` is its mean and L a square root of its covariance, so that training takes place at the scale of the
+    posterior, whatever that is; m, :math:`\\sigma` and T begin as 0, 1 and 0. If the start is a point, m is that point
+    and :math:`\\sigma` is ``init_scale``; :math:`\\mu`, L and T begin as 0, I and 0. Above 256 dimensions L is
+    diagonal, and in the place of T stands a :class:`flowppl.Subspace` of :math:`\\sqrt{D}` directions.
+
+    Members of a latent that the model masks out, and that bear on nothing else, such as those observed under
+    ``obs_mask``, are not part of z: they stay where they are.
+
+    Args:
+        model: the model, a function with ``pyro.sample`` sites.
+        flow: ``"auto"``, a name of :func:`flowppl.available_flows`, a function from the dimension to a bijection, such
+            as :func:`flowppl.realnvp` or :func:`flowppl.pyro.realnvp`, or a bijection of the right dimension.
+            ``"auto"`` is :func:`flowppl.realnvp`, whose two directions are both fast, bounded and
+            :class:`flowppl.Damped` so that plain SVI stays finite; for one dimension, a spline.
+        init: how the start is found. ``"newton"`` takes the Gaussian of the highest ELBO that it meets on several
+            Newton paths, with the Hessian of the model; ``"diagonal"`` one with independent coordinates on quasi-Newton
+            paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the point of
+            ``init_loc_fn``. ``"auto"`` is the first up to 256 dimensions and the second above; it is the third if
+            ``init_scale`` is given, or if the density is random.
+        init_loc_fn: the point to start from, site by site; for ``"point"`` it is
+            ``pyro.infer.autoguide.init_to_median`` unless given. If given, the searches start from it too, beside
+            random points.
+        init_scale: the standard deviation at a point, in unconstrained space; 0.1 unless given.
+        create_plates: as for other guides of Pyro.
+
+    Raises:
+        TypeError: if the model is not a function, or if ``flow`` is none of the above.
+        ValueError: when it first sees the model, if that has no latents, discrete ones, ones whose support depends on
+            other latents, or ones local to a subsampled plate, or if the flow does not fit the model.
+        RuntimeError: if the model's log density is finite at no point that was tried.
+
+    Example:
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI, Trace_ELBO
         >>> from flowppl.pyro import AutoFlow
@@ -57,22 +104,19 @@ class AutoFlow(AutoContinuous):
         >>> losses = [svi.step(torch.linspace(-1.0, 3.0, 10)) for _ in range(3)]
         >>> guide.sample_posterior(sample_shape=(100,))["mu"].shape
         torch.Size([100])
-""",
-    )
-
-    # What this relies on in the host's classes beyond their documented methods: `prototype_trace`, `_setup_prototype`,
-    # `_prototype_hide_fn`, `_unconstrained_shapes`, `_init_loc`, `_create_plates`, `_model` and `__getstate__`.
+    """
 
     def __init__(
         self,
-        model,
+        model: Callable[..., Any],
         flow: FlowChoice = "auto",
         *,
         init: str = "auto",
-        init_loc_fn=None,
+        init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
-        create_plates=None,
-    ):
+        create_plates: Callable[..., Any] | None = None,
+    ) -> None:
+        check_model("AutoFlow", model)
         check_init(init, init_scale)
         super().__init__(model, init_loc_fn=_or_origin(init_loc_fn or init_to_median))
         self._model: Any = (self.model, model)  # the second is the user's own, without the host's draws of a start
@@ -82,12 +126,16 @@ class AutoFlow(AutoContinuous):
         self.init_scale = init_scale
         self._has_init_loc = init_loc_fn is not None
         self._known_shapes: list = []
+        self._masks: dict[str, torch.Tensor] = {}  # which members of a latent the guide has, where it lacks some
 
-    def setup(self, *args, **kwargs) -> dict[str, torch.Tensor]:
-        """Look at the model once and create the guide's parameters; the arguments are the model's.
+    def setup(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Look at the model once and create the guide's parameters.
 
         The first call of the guide does the same. Call this before where parameters are needed at once, for an
         optimiser or for ``load_state_dict``.
+
+        Args:
+            args: the model's arguments; so are further keyword arguments.
 
         Returns:
             The parameters by name.
@@ -112,7 +160,9 @@ class AutoFlow(AutoContinuous):
         check_supports(moved_supports(self._model[1], args, kwargs))
         super()._setup_prototype(*args, **kwargs)
         try:
+            self._masks = unscored_members(self._model[1], args, kwargs)
             loc = self._init_loc()
+            self.latent_dim = len(loc)
             bijection = guide_bijection(self.flow_choice, self.latent_dim)
             self.flow = self._started_flow(bijection, loc, args, kwargs)
             self._known_shapes.append(_shapes(args, kwargs))
@@ -145,27 +195,64 @@ class AutoFlow(AutoContinuous):
             raise no_start(target.observed_sites())
         return start
 
-    def forward(self, *args, **kwargs):
-        """Draw all latent sites; the arguments are the model's."""
+    def _init_loc(self) -> torch.Tensor:
+        """The point of ``init_loc_fn``: one vector for all latents, less the members that the guide does not have."""
+        sites = cast(Any, self.prototype_trace).nodes
+        points = {name: biject_to(sites[name]["fn"].support).inv(sites[name]["value"]) for name in self._names}
+        return torch.cat([point.detach().reshape(-1)[self._kept(name)] for name, point in points.items()])
+
+    @property
+    def _names(self) -> list[str]:
+        return list(self._unconstrained_shapes)
+
+    def _kept(self, name: str) -> torch.Tensor:
+        """Which of the unconstrained coordinates of a latent, flat, the guide has."""
+        shape = self._unconstrained_shapes[name]
+        if name not in self._masks:
+            return torch.ones(shape.numel(), dtype=torch.bool)
+        mask = self._masks[name]
+        return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)).expand(shape).reshape(-1)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Draw all latent sites.
+
+        Args:
+            args: the model's arguments; so are further keyword arguments.
+
+        Returns:
+            The value of each latent site.
+        """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         self._check_arguments(args, kwargs)
         own_parameters(f"{self._pyro_name}.flow", self.flow)
-        return super().forward(*args, **kwargs)
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        return {
+            site["name"]: sample_constrained(site, part, plates, self._masks.get(site["name"]))
+            for site, part in self._unpack_latent(latent)
+        }
 
     def _check_arguments(self, args, kwargs):
-        """Raise ValueError if the latents have changed; the model is run for arguments of new shapes only."""
+        """Raise ValueError if the latents have changed; the model is run for arguments of new shapes only.
+
+        A mask may change without a change of shape.
+        """
         shapes = _shapes(args, kwargs)
-        if self._model is not None and self._model[1] is not absent_model and shapes not in self._known_shapes:
+        if self._model is None or self._model[1] is absent_model:
+            return
+        if shapes not in self._known_shapes or self._masks:
             model = poutine.block(self.model, self._prototype_hide_fn)
             with torch.no_grad(), torch.random.fork_rng(), poutine.block():
                 trace = poutine.trace(model).get_trace(*args, **kwargs)
-            sites = dict(trace.iter_stochastic_nodes())
+            sites = {name: site for name, site in trace.iter_stochastic_nodes() if name in self._unconstrained_shapes}
             now = {n: biject_to(s["fn"].support).inverse_shape(s["value"].shape) for n, s in sites.items()}
             check_shapes(
                 {name: tuple(shape) for name, shape in self._unconstrained_shapes.items()},
                 {n: tuple(s) for n, s in now.items()},
             )
+            masks = {name: member_mask(sites[name]) for name in self._masks}
+            check_masks(name for name, mask in masks.items() if mask is None or not mask.equal(self._masks[name]))
             self._known_shapes.append(shapes)
 
     def _trained_flow(self, *args, **kwargs) -> Flow:
@@ -175,37 +262,72 @@ class AutoFlow(AutoContinuous):
             self.setup(*args, **kwargs)
         return self.flow
 
-    def get_base_dist(self):
-        """The standard normal that the flow starts from."""
+    def get_base_dist(self) -> dist.TorchDistribution:
+        """The standard normal that the flow starts from.
+
+        Returns:
+            A distribution with events of shape ``(D,)``.
+        """
         return standard_normal(self._trained_flow()._zeros)
 
-    def get_transform(self, *args, **kwargs) -> FlowTransform:
-        """The transform from the base distribution to the unconstrained latents."""
+    def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
+        """The transform from the base distribution to the unconstrained latents.
+
+        Args:
+            args: the model's arguments, which matter only if the guide has not seen its model yet; so are further
+                keyword arguments.
+
+        Returns:
+            A transform of vectors of shape ``(D,)``.
+        """
         return self._trained_flow(*args, **kwargs).transform
 
-    def get_posterior(self, *args, **kwargs) -> FlowDistribution:
-        """The distribution of the unconstrained latents, one vector for all sites."""
+    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+        """The distribution of the unconstrained latents, one vector for all sites.
+
+        Args:
+            args: as in :meth:`get_transform`.
+
+        Returns:
+            A distribution with events of shape ``(D,)``.
+        """
         return self._trained_flow(*args, **kwargs)()
 
     @torch.no_grad()
-    def sample_posterior(self, *args, sample_shape=(), **kwargs) -> dict[str, torch.Tensor]:
-        """Draws of all latent sites, each of shape ``sample_shape`` followed by the shape of the site."""
+    def sample_posterior(self, *args: Any, sample_shape: Sequence[int] = (), **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Draws of all latent sites.
+
+        Args:
+            args: as in :meth:`get_transform`.
+            sample_shape: how many draws, such as ``(1000,)``.
+
+        Returns:
+            For each site a tensor of shape ``sample_shape`` followed by the shape of the site.
+        """
         return self._constrain(self.get_posterior(*args, **kwargs).sample(torch.Size(sample_shape)))
 
     @torch.no_grad()
-    def median(self, *args, **kwargs) -> dict[str, torch.Tensor]:
-        """The median of each latent site, from 10,000 draws; see :meth:`quantiles`."""
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """The median of each latent site, from 10,000 draws; see :meth:`quantiles`.
+
+        Args:
+            args: as in :meth:`get_transform`.
+
+        Returns:
+            For each site a tensor of its shape.
+        """
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
     @torch.no_grad()
-    def quantiles(self, quantiles, *args, **kwargs) -> dict[str, torch.Tensor]:
+    def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Quantiles of each latent site, from 10,000 draws, coordinate by coordinate in unconstrained space.
 
         Args:
-            quantiles: numbers between 0 and 1.
+            quantiles: a list or tensor of numbers between 0 and 1.
+            args: as in :meth:`get_transform`.
 
         Returns:
-            For each site an array with a leading axis for the quantiles.
+            For each site a tensor with a leading axis for the quantiles, followed by the shape of the site.
         """
         draws = self.get_posterior(*args, **kwargs).sample(torch.Size([NUM_DRAWS]))
         levels = torch.as_tensor(check_levels(quantiles), dtype=draws.dtype, device=draws.device)
@@ -220,17 +342,32 @@ class AutoFlow(AutoContinuous):
         values, total = {}, torch.zeros_like(latent[0])
         for name, transform, part in self._parts(latent):
             values[name] = transform(part)
-            total = total + transform.log_abs_det_jacobian(part, values[name]).sum()
+            log_det = transform.log_abs_det_jacobian(part, values[name])
+            if name in self._masks:
+                mask = self._masks[name]
+                log_det = torch.where(mask.reshape(mask.shape + (1,) * (log_det.ndim - mask.ndim)), log_det, 0.0)
+            total = total + log_det.sum()
         return values, total
 
-    def _parts(self, latent):
+    def _parts(self, latent) -> Iterator[tuple[str, Any, torch.Tensor]]:
         """For each site its name, the transform to its support, and its part of the latents."""
-        start, prototype = 0, cast(Any, self.prototype_trace)
+        prototype, start, latent = cast(Any, self.prototype_trace), 0, self._filled(latent)
         for name, shape in self._unconstrained_shapes.items():
             stop = start + shape.numel()
             part = latent[..., start:stop].reshape(latent.shape[:-1] + shape)
             yield name, biject_to(prototype.nodes[name]["fn"].support), part
             start = stop
+
+    def _unpack_latent(self, latent):
+        return super()._unpack_latent(self._filled(latent))
+
+    def _filled(self, latent):
+        """Vectors of latents with zeros in the places of the members that the guide does not have."""
+        if not self._masks:
+            return latent
+        kept = torch.cat([self._kept(name) for name in self._names])
+        places = torch.where(kept, kept.cumsum(0) - 1, latent.shape[-1])
+        return torch.cat([latent, torch.zeros_like(latent[..., :1])], -1)[..., places]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if self.prototype_trace is None and any(name.startswith(prefix) for name in state_dict):
@@ -270,28 +407,99 @@ def _a_parameter(distribution) -> torch.Tensor:
     return torch.zeros(())
 
 
+def _transform_of(site):
+    try:
+        with helpful_support_errors(site):
+            return biject_to(site["fn"].support)
+    except NotImplementedError as error:
+        raise no_transform(site["name"], site["fn"].support) from error
+
+
+def sample_constrained(model_site, unconstrained, plates, mask=None):
+    """The guide's site for a latent of the model, inside the plates of the model; members outside a mask are free."""
+    fn: Any = model_site["fn"]
+    transform = biject_to(fn.support)
+    value = transform(unconstrained)
+    log_density = -transform.log_abs_det_jacobian(unconstrained, value)
+    log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + fn.event_dim)
+    if mask is not None:
+        log_density = torch.where(mask, log_density, 0.0)
+    with contextlib.ExitStack() as stack:
+        for frame in model_site["cond_indep_stack"]:
+            stack.enter_context(plates[frame.name])
+        return pyro.sample(model_site["name"], dist.Delta(value, log_density=log_density, event_dim=fn.event_dim))
+
+
+def _draw_anywhere(site):
+    """Any value of a site: near the origin of unconstrained space, for an improper prior has no draws of its own."""
+    try:
+        return biject_to(site["fn"].support)(unconstrained_zeros(site).uniform_(-1, 1))
+    except NotImplementedError:  # a discrete site, or one that a reparametrisation further in replaces
+        return site["fn"]()
+
+
 @torch.no_grad()
 def moved_supports(model, args, kwargs) -> list[str]:
-    """The names of the latents whose supports differ between two random points, given one subsample of the data."""
+    """The names of the latents whose supports differ between two random points, given one subsample of the data.
 
-    def draw(site):
-        if site["fn"].support.is_discrete:
-            return site["fn"]()
-        return biject_to(site["fn"].support)(unconstrained_zeros(site).uniform_(-1, 1))
-
-    model = InitMessenger(draw)(model)
+    Raises:
+        ValueError: if there is a latent to the support of which the host has no transform.
+        TypeError: if complex numbers are observed.
+    """
+    model = InitMessenger(_draw_anywhere)(model)
     moved = []
     with poutine.block(), torch.random.fork_rng(), pyro.validation_enabled(False):
         before: Any = poutine.trace(model).get_trace(*args, **kwargs)
+        check_real((n, s["value"].dtype) for n, s in before.nodes.items() if isinstance(s.get("value"), torch.Tensor))
         subsample = {name: site["value"] for name, site in before.nodes.items() if site_is_subsample(site)}
         now: Any = poutine.trace(poutine.condition(model, data=subsample)).get_trace(*args, **kwargs)
         for name, site in before.iter_stochastic_nodes():
             if name not in subsample and not site["fn"].support.is_discrete:
+                _transform_of(site)
                 point = unconstrained_zeros(site).uniform_(-1, 1)
                 value, other = (biject_to(trace.nodes[name]["fn"].support)(point) for trace in (before, now))
                 if not torch.allclose(value, other, atol=0.0, equal_nan=True):
                     moved.append(name)
     return moved
+
+
+def member_mask(site) -> torch.Tensor | None:
+    """Which members of a latent the model scores; ``None`` if all."""
+    fn, mask = site["fn"], site["mask"]
+    while hasattr(fn, "base_dist"):
+        own = getattr(fn, "_mask", None)
+        mask = own if mask is None else mask if own is None else mask & own
+        fn = fn.base_dist
+    if mask is None or mask is True:
+        return None
+    mask = torch.as_tensor(mask).expand(site["fn"].batch_shape)
+    return None if mask.all() else mask
+
+
+@torch.no_grad()
+def unscored_members(model, args, kwargs) -> dict[str, torch.Tensor]:
+    """The masks of the latents with masked members on which the density does not depend in any other way."""
+
+    def density(values):
+        torch.manual_seed(0)  # for what is random in the model beside
+        return poutine.trace(poutine.condition(model, data=values)).get_trace(*args, **kwargs).log_prob_sum()
+
+    masks = {}
+    with poutine.block(), torch.random.fork_rng(), pyro.validation_enabled(False):
+        trace: Any = poutine.trace(InitMessenger(_draw_anywhere)(model)).get_trace(*args, **kwargs)
+        values = {name: site["value"] for name, site in trace.nodes.items() if _is_drawn(site)}
+        for name, site in trace.iter_stochastic_nodes():
+            mask = None if site_is_subsample(site) else member_mask(site)
+            if mask is not None:
+                inside = mask.reshape(mask.shape + (1,) * (site["value"].ndim - mask.ndim))
+                other = values | {name: torch.where(inside, site["value"], _draw_anywhere(site))}
+                if torch.equal(density(values), density(other)):
+                    masks[name] = mask
+    return masks
+
+
+def _is_drawn(site) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
 
 
 def own_parameters(name: str, module: torch.nn.Module) -> None:
@@ -318,6 +526,6 @@ def _or_origin(init_loc_fn):
         try:
             return init_loc_fn(site)
         except NotImplementedError:
-            return biject_to(site["fn"].support)(unconstrained_zeros(site))
+            return _transform_of(site)(unconstrained_zeros(site))
 
     return init

@@ -9,14 +9,10 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import sum_rightmost
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBO
-from pyro.infer.enum import get_importance_trace
-from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
-from pyro.util import warn_if_nan
 
 from flowppl.checks import check_positive, check_sizes
 from flowppl.inference.objectives import (
@@ -26,6 +22,13 @@ from flowppl.inference.objectives import (
     importance_weighted,
     solves,
     sum_outside,
+)
+from flowppl.pyro._host import (
+    get_importance_trace,
+    is_validation_enabled,
+    sum_rightmost,
+    torch_item,
+    warn_if_nan,
 )
 from flowppl.pyro.flow import FlowDistribution
 

@@ -9,13 +9,13 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch.distributions import biject_to
 
 from flowppl._arrays.tree import Tree, leaves, map_tree
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
 from flowppl.inference.fitting import History
+from flowppl.pyro._host import CondIndepStackFrame
 from flowppl.pyro.fit import Fit
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.guides import AutoFlow

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.distributions import Transform
-from torch.distributions.transforms import _InverseTransform
 
 from flowppl._arrays.tree import Tree, leaves
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.bijections.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
 from flowppl.checks import assign, derived
 from flowppl.declare import Parameter
+from flowppl.pyro._host import _InverseTransform
 from flowppl.recipes import NAMED_BIJECTIONS
 
 

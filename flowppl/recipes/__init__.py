@@ -12,6 +12,7 @@ from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, T
 from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
+from flowppl.checks import did_you_mean
 from flowppl.recipes.autoregressive import iaf, maf, nsf_autoregressive
 from flowppl.recipes.coupling import flowpp, glow, nice, nsf, realnvp
 from flowppl.recipes.residual import (
@@ -89,7 +90,8 @@ def make_flow(name: str, dim: int, **options) -> Bijection:
         Planar(dim=3, num_flows=4)
     """
     if name not in _RECIPES:
-        raise ValueError(f"unknown flow {name!r}; known flows are {', '.join(available_flows())}")
+        known = available_flows()
+        raise ValueError(f"unknown flow {name!r}; known flows are {', '.join(known)}{did_you_mean(name, known)}")
     return _RECIPES[name](dim, **options)
 
 

@@ -1,0 +1,97 @@
+"""What this adapter takes from Pyro and torch beyond their documented names, each with its reason.
+
+A new version of a host may change it without a word: tests/test_host.py holds all of it to what is installed.
+"""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions.util import sum_rightmost as sum_rightmost
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.utils import helpful_support_errors as helpful_support_errors
+from pyro.infer.enum import get_importance_trace as get_importance_trace
+from pyro.infer.util import is_validation_enabled as is_validation_enabled
+from pyro.infer.util import torch_item as torch_item
+from pyro.nn import PyroModule
+from pyro.params import param_with_module_name as param_with_module_name
+from pyro.poutine.indep_messenger import CondIndepStackFrame as CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.util import warn_if_nan as warn_if_nan
+from torch.distributions.transforms import _InverseTransform as _InverseTransform
+from torch.fx.experimental.proxy_tensor import make_fx as make_fx
+from torch.utils._pytree import tree_map as tree_map
+
+# Functions and classes.
+NAMES = {
+    "CondIndepStackFrame": "a plate around a latent, written into a file and read from it",
+    "_InverseTransform": "in the message about a transform without an inverse, to name the one inside",
+    "get_importance_trace": "the traces of guide and model with their log densities, as the host's ELBOs take them",
+    "helpful_support_errors": "the host's message about a support to which it does not map",
+    "is_validation_enabled": "checks that cost time are made only where the host makes its own",
+    "make_fx": "records a training step of `fit` as one program",
+    "param_with_module_name": "the names under which the store keeps the parameters of a module",
+    "sum_rightmost": "the sum of a log density over the axes of an event",
+    "torch_item": "the number in a loss, which may be a tensor or a number",
+    "tree_map": "the shapes of a model's arguments, however they are nested",
+    "warn_if_nan": "the host's warning about a loss",
+}
+
+# Attributes and methods of the host's classes: used, or overridden so that the host calls ours.
+MEMBERS: dict[type, dict[str, str]] = {
+    AutoContinuous: {
+        "__getstate__": "overridden: the host's takes the model away from the guide that is copied",
+        "_check_prototype": "overridden by `AutoLocalFlow`: a guide inside it has seen the same model",
+        "_cond_indep_stacks": "the plates around each latent: read and written by `save` and `load`",
+        "_create_plates": "makes the plates that the host's `forward` enters",
+        "_init_loc": "the point of `init_loc_fn` as one vector",
+        "_model": "holds the model; the guide keeps the user's own, without the host's starts, beside it",
+        "_prototype_frames": "the plates that `_create_plates` makes: written by `load`",
+        "_prototype_hide_fn": "tells the sites that are no latents",
+        "_setup_prototype": "overridden: called by the host when the guide first sees its model",
+        "_unconstrained_shapes": "the unconstrained shape of each latent, in the order of the vector",
+        "_unpack_latent": "overridden: the host's `forward` takes the vector of latents apart by it",
+        "latent_dim": "the length of the vector of latents",
+        "master": "the guide that this one is part of, which makes the plates",
+        "plates": "the plates of this guide",
+        "prototype_trace": "the model's sites as first seen; `None` before",
+    },
+    PyroModule: {"_pyro_name": "the first part of the names of parameters and auxiliary sites"},
+    Trace_ELBO: {
+        "_get_trace": "overridden: one particle of an objective",
+        "_get_traces": "all particles, one by one or in one plate",
+    },
+    Messenger: {
+        "_pyro_post_sample": "overridden: called after a site was drawn",
+        "_pyro_sample": "overridden: called before a site is drawn",
+    },
+    torch.distributions.Distribution: {
+        "_get_checked_instance": "makes the instance that `expand` fills",
+        "_validate_args": "whether values are checked",
+        "_validate_sample": "the check of a value",
+    },
+    torch.distributions.Transform: {
+        "_cached_x_y": "emptied when weights are lent to a wrapped transform: what it has kept is stale",
+        "_call": "overridden, as torch's documentation of `Transform` says",
+        "_inverse": "overridden, as torch's documentation of `Transform` says",
+    },
+    torch.nn.Module: {
+        "_apply": "overridden by `Flow`: moves the base distribution too",
+        "_buffers": "the fixed tensors of a module by name",
+        "_load_from_state_dict": "overridden by `AutoFlow`: says what to do if there are no weights to load into",
+        "_modules": "the modules in a module by name, without Pyro's store in between",
+        "_parameters": "the trained tensors of a module by name",
+    },
+    torch.Tensor: {"_version": "tells whether a draw was changed in place before it was scored"},
+}
+
+# What the messages of sample sites hold in a trace.
+SITE_KEYS = {
+    "cond_indep_stack": "the plates around a site, each with name, dim, size, full_size and vectorized",
+    "infer": "`enumerate`, for what is summed out; `is_auxiliary`, for the vector of latents; `_deterministic`",
+    "is_observed": "whether the site is a latent",
+    "mask": "which members of a site are scored",
+    "scale": "what annealing multiplies",
+}
+# What `Trace.compute_score_parts` adds; the host's ELBO takes its gradient from it.
+SCORE_PARTS = {"entropy_term": "replaced by `PathELBO`, which has its gradient from the path of the draws"}
