@@ -519,3 +519,78 @@ def test_noisy_steps_at_a_high_rate_stay_finite():
     _, losses = jax.lax.scan(lambda state, _: step(state), states, length=600)
     assert jnp.isfinite(losses).all()
     assert jnp.median(losses[-200:].mean(axis=0)) < 62  # 57 to 58 after a long training
+
+
+def open_numpyro(x, y=None):
+    mu = numpyro.sample("mu", ndist.Normal(1.0, 2.0))
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", ndist.Normal(mu, 1.0))
+        return numpyro.sample("y", ndist.Normal(z * x, 0.5), obs=y)
+
+
+def open_pyro(x, y=None):
+    mu = pyro.sample("mu", pdist.Normal(1.0, 2.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", pdist.Normal(mu, 1.0))
+        return pyro.sample("y", pdist.Normal(z * x, 0.5), obs=y)
+
+
+def test_predicts_what_was_left_out_for_new_members():
+    x, new = np.linspace(0.0, 1.0, 5), np.ones(3)
+    guide = NumPyroGuide(open_numpyro, lambda x, y=None: x, flow=affine, **SMALL)
+    params = guide.setup(x, x)
+    options = {"params": params, "num_samples": 4}
+    draws = numpyro.infer.Predictive(open_numpyro, guide=guide, **options)(jax.random.key(0), new)
+    assert draws["y"].shape == (4, 3)
+    assert numpyro.infer.Predictive(guide, **options)(jax.random.key(0), new)["z"].shape == (4, 3)
+    x, new = torch.as_tensor(x), torch.as_tensor(new)
+    guide = PyroGuide(open_pyro, lambda x, y=None: x, flow=affine, **SMALL)
+    guide.setup(x, x)
+    for parallel in (False, True):
+        options = {"num_samples": 4, "parallel": parallel}
+        draws = pyro.infer.Predictive(open_pyro, guide=guide, **options)(new)
+        assert draws["y"].shape == draws["z"].shape == (4, 3)
+        assert pyro.infer.Predictive(guide, **options)(new)["z"].shape == (4, 3)
+
+
+def test_a_latent_that_went_and_masked_members_are_refused():
+    def model(z=None):
+        pyro.sample("mu", pdist.Normal(1.0, 2.0))
+        with pyro.plate("data", 3):
+            pyro.sample("z", pdist.Normal(0.0, 1.0), obs=z)
+            pyro.sample("w", pdist.Normal(0.0, 1.0))
+
+    guide = PyroGuide(model, lambda z=None: torch.ones(3), flow=affine, **SMALL)
+    guide.setup()
+    with pytest.raises(ValueError, match="are none with these arguments: z"):
+        guide(torch.zeros(3))
+
+    def masked_pyro():
+        with pyro.plate("data", 3), poutine.mask(mask=torch.tensor([True, False, True])):
+            pyro.sample("z", pdist.Normal(0.0, 1.0))
+
+    def masked_numpyro():
+        with numpyro.plate("data", 3), handlers.mask(mask=np.array([True, False, True])):
+            numpyro.sample("z", ndist.Normal(0.0, 1.0))
+
+    for guide in (
+        PyroGuide(masked_pyro, lambda: torch.ones(3), **SMALL),
+        NumPyroGuide(masked_numpyro, np.ones, **SMALL),
+    ):
+        with pytest.raises(ValueError, match="masks some of the sites z"):
+            guide.setup()
+
+
+def test_takes_a_helper_of_the_adapter_as_its_flow():
+    guide = PyroGuide(open_pyro, lambda x, y=None: x, flow=flowppl.pyro.maf, **SMALL)
+    guide.setup(torch.ones(3), torch.ones(3))
+    assert guide.sample_posterior(torch.ones(4))["z"].shape == (4,)
+    guide = NumPyroGuide(open_numpyro, lambda x, y=None: x, flow=flowppl.numpyro.maf, **SMALL)
+    with pytest.raises(TypeError, match=r"flow=maf asks for a key.*flow=flowppl.maf"):
+        guide.setup(np.ones(3), np.ones(3))
+
+
+def test_what_is_no_model_is_refused():
+    for kind in (PyroGuide, NumPyroGuide):
+        with pytest.raises(TypeError, match="AutoLocalFlow: model must be a function with sample sites, got None"):
+            kind(None, features)

@@ -13,8 +13,9 @@ from jax.scipy.stats import multivariate_normal
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import biject_to
-from numpyro.infer import SVI, Predictive, Trace_ELBO, init_to_uniform, init_to_value
-from numpyro.infer.autoguide import AutoGuideList, AutoNormal
+from numpyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, init_to_uniform, init_to_value
+from numpyro.infer.autoguide import AutoGuideList, AutoMultivariateNormal, AutoNormal
+from numpyro.infer.reparam import ProjectedNormalReparam
 from numpyro.infer.util import log_density
 
 import flowppl as fp
@@ -271,6 +272,9 @@ def test_serves_latents_in_a_plate_that_is_hidden():
 def test_other_mistakes_say_what_to_do():
     with pytest.raises(TypeError, match="a name, a bijection or a function"):
         AutoFlow(schools, 3).setup()
+    for model in (None, 0, jax.random.key(0)):
+        with pytest.raises(TypeError, match="AutoFlow: model must be a function with sample sites, got"):
+            AutoFlow(model, schools)
     with pytest.raises(TypeError, match=r"flow\(6\) is int"):
         AutoFlow(schools, lambda dim: dim).setup()
     with pytest.raises(ValueError, match="init_scale must be positive"):
@@ -282,6 +286,15 @@ def test_other_mistakes_say_what_to_do():
     guide.setup()
     with pytest.raises(KeyError, match="auto_flow"):
         guide.median({"other": 1.0})
+    params = guide.setup()
+    for key in (0, None, params, jnp.zeros(2)):
+        with pytest.raises(TypeError, match="sample_posterior: rng_key must be a key of JAX"):
+            guide.sample_posterior(key, params)
+    with pytest.raises(TypeError, match=r"quantiles: rng_key must be a key of JAX, .* got 1"):
+        guide.median(params, rng_key=1)
+    with pytest.raises(TypeError, match="params must be a dict of parameters"):
+        guide.median(jax.random.key(0))
+    assert guide.sample_posterior(jax.random.PRNGKey(0), params)  # of the old style
 
     def data_support(high):
         numpyro.sample("z", dist.Uniform(0.0, high))
@@ -308,3 +321,194 @@ def test_serves_a_model_with_a_scan():
     result = run(model, guide, steps=3, args=(jnp.ones(5),))
     assert jnp.isfinite(result.losses).all()
     assert guide.sample_posterior(jax.random.key(0), result.params)["z"].shape == (5,)
+
+
+def line(x, y=None):
+    a = numpyro.sample("a", dist.Normal(0.0, 3.0))
+    with numpyro.plate("data", len(x)):
+        return numpyro.sample("y", dist.Normal(a * x, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_predicts_what_was_left_out_as_the_hosts_guides_do(parallel):
+    """Data that the guide was trained with, at new places, of another number."""
+    x, new = jnp.linspace(0.0, 1.0, 6), jnp.ones(4)
+    shapes = []
+    for guide in (AutoFlow(line, fp.ElementwiseAffine), AutoMultivariateNormal(line)):
+        params = run(line, guide, steps=2, args=(x, 2 * x), elbo=Trace_ELBO()).params
+        options = {"params": params, "num_samples": 5, "parallel": parallel}
+        draws = Predictive(line, guide=guide, **options)(jax.random.key(0), new)
+        assert jnp.isfinite(draws["y"]).all()
+        shapes.append({name: value.shape for name, value in draws.items()})
+        assert Predictive(guide, **options)(jax.random.key(0), new)["a"].shape == (5,)
+    assert shapes[0] == shapes[1]
+
+
+def test_latents_that_changed_or_went_are_refused():
+    def model(size, a=None):
+        with numpyro.plate("plate", size):
+            numpyro.sample("a", dist.Normal(0.0, 1.0), obs=a)
+        numpyro.sample("b", dist.Normal(0.0, 1.0))
+
+    guide = AutoFlow(model, "planar")
+    seeded = handlers.seed(handlers.substitute(guide, guide.setup(3)), 0)
+    seeded(3)
+    with pytest.raises(ValueError, match=r"site 'a' had the unconstrained shape \(3,\) and now has \(4,\)"):
+        seeded(4)
+    with pytest.raises(ValueError, match=r"site 'a' was a latent of the model .* and is none"):
+        seeded(3, jnp.zeros(3))
+
+
+PARTIAL = np.array([1.0, 2.0, 0.0, 4.0]), np.array([True, True, False, True])
+
+
+def imputed(x, seen):
+    m = numpyro.sample("m", dist.Normal(0.0, 10.0))
+    with numpyro.plate("data", 4):
+        return numpyro.sample("x", dist.Normal(m, 1.0), obs=x, obs_mask=seen)
+
+
+def test_observed_entries_of_an_imputed_site_are_not_the_guides(tmp_path):
+    guide = flowppl.numpyro.AutoFlow(imputed, fp.ElementwiseAffine)
+    params = guide.setup(*PARTIAL)
+    assert guide.latent_dim == 2
+    evidence = multivariate_normal.logpdf(PARTIAL[0][PARTIAL[1]], jnp.zeros(3), jnp.eye(3) + 100)
+    assert abs(evidence - -7.97) < 0.001
+    weights = log_weights(jax.random.key(1), imputed, guide, params, *PARTIAL, num_samples=2000)
+    assert evidence - 0.2 < weights.mean() < evidence + 0.05
+    assert abs(jnp.log(jnp.exp(weights).mean()) - evidence) < 0.05
+    elbo = Trace_ELBO(num_particles=500).loss(jax.random.key(0), params, imputed, guide, *PARTIAL)
+    assert abs(elbo + weights.mean()) < 0.1
+    draws = guide.sample_posterior(jax.random.key(2), params, sample_shape=(2000,))
+    assert abs(draws["x_unobserved"][:, 2].mean() - 7 / 3) < 0.2
+    assert (guide.median(params)["x_unobserved"][np.array([0, 1, 3])] == 0).all()
+    predict = Predictive(imputed, guide=guide, params=params, num_samples=3)
+    assert predict(jax.random.key(0), *PARTIAL)["x"].shape == (3, 4)
+    with pytest.raises(ValueError, match=r"other members .* are masked out of the sites x_unobserved"):
+        handlers.seed(handlers.substitute(guide, params), 0)(PARTIAL[0], ~PARTIAL[1])
+    with pytest.raises(ValueError, match=r"masks members of the sites x_unobserved.*call guide.setup"):
+        jax.jit(AutoFlow(imputed).setup)(*PARTIAL)
+    fp.save(tmp_path / "guide", guide, params)
+    other = fp.load(tmp_path / "guide").sample_posterior(jax.random.key(2), params, sample_shape=(2000,))
+    np.testing.assert_array_equal(other["x_unobserved"], draws["x_unobserved"])
+
+
+def test_masked_members_of_a_bounded_latent_have_no_density():
+    """The evidence of a model without data is 1."""
+
+    def model():
+        with numpyro.plate("plate", 3), handlers.mask(mask=np.array([True, False, True])):
+            numpyro.sample("p", dist.Beta(2.0, 2.0))
+
+    guide = AutoFlow(model, fp.ElementwiseAffine, init_scale=1.0)
+    params = guide.setup()
+    assert guide.latent_dim == 2
+    weights = log_weights(jax.random.key(0), model, guide, params, num_samples=4000)
+    assert abs(jnp.log(jnp.exp(weights).mean())) < 0.05
+
+
+def test_a_masked_prior_that_has_a_density_by_other_means_is_the_guides():
+    def model():
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).mask(np.array([True, False])))
+        numpyro.sample("y", dist.Normal(z[1], 1.0), obs=3.0)
+
+    guide = flowppl.numpyro.AutoFlow(model, fp.ElementwiseAffine)
+    params = guide.setup()
+    assert guide.latent_dim == 2
+    np.testing.assert_allclose(guide.get_transform(params)(jnp.zeros(2)), [0.0, 3.0], atol=1e-4)
+
+
+MIXED = jnp.array([-2.1, -1.9, 2.0, 2.2, 1.8])
+
+
+def test_enumeration_gives_the_elbo_of_the_model_without_its_discrete_site():
+    def parts():
+        weights = numpyro.sample("weights", dist.Dirichlet(jnp.ones(2)))
+        with numpyro.plate("components", 2):
+            return weights, numpyro.sample("loc", dist.Normal(0.0, 5.0))
+
+    def model():
+        weights, loc = parts()
+        with numpyro.plate("data", 5):
+            z = numpyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            numpyro.sample("y", dist.Normal(loc[z], 0.5), obs=MIXED)
+
+    def summed_out():
+        weights, loc = parts()
+        with numpyro.plate("data", 5):
+            mixture = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(loc, 0.5))
+            numpyro.sample("y", mixture, obs=MIXED)
+
+    guide = AutoFlow(handlers.block(model, hide=["z"]), fp.Planar)
+    params, key = guide.setup(), jax.random.key(0)
+    enumerated = TraceEnum_ELBO(num_particles=10).loss(key, params, model, guide)
+    np.testing.assert_allclose(
+        enumerated, Trace_ELBO(num_particles=10).loss(key, params, summed_out, guide), rtol=1e-10
+    )
+
+
+def test_serves_a_reparametrised_site_whose_own_support_cannot_be_mapped():
+    def model():
+        with numpyro.plate("plate", 2):
+            d = numpyro.sample("d", dist.ProjectedNormal(jnp.array([1.0, 2.0, 0.0])))
+        numpyro.sample("y", dist.Normal(d[..., 0].sum(-1), 0.1), obs=1.0)
+
+    reparametrised = handlers.reparam(model, {"d": ProjectedNormalReparam()})
+    guide = flowppl.numpyro.AutoFlow(reparametrised, "planar")
+    result = run(reparametrised, guide, steps=3)
+    assert jnp.isfinite(result.losses).all()
+    assert guide.median(result.params)["d_normal"].shape == (2, 3)
+    with pytest.raises(ValueError, match="ProjectedNormalReparam"):
+        AutoFlow(model).setup()
+
+
+def test_latents_and_data_without_real_numbers_are_refused_by_name():
+    class Unmapped(dist.Normal):
+        support = dist.constraints.dependent(is_discrete=False, event_dim=0)
+
+    def unmapped():
+        numpyro.sample("w", Unmapped(0.0, 1.0))
+
+    def wave():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0, validate_args=False), obs=jnp.array([1 + 1j]))
+
+    with pytest.raises(ValueError, match=r"site 'w' has the support .*LKJCholesky"):
+        AutoFlow(unmapped).setup()
+    with pytest.raises(TypeError, match=r"site 'y' has complex values \(complex"):
+        AutoFlow(wave).setup()
+
+
+@pytest.mark.parametrize(
+    ("flow", "message"),
+    [
+        (lambda: flowppl.numpyro.realnvp, "flow=realnvp asks for a key.*flow=flowppl.realnvp"),
+        (lambda: flowppl.numpyro.Planar, "flow=Planar asks for .*flow=flowppl.Planar"),
+        (lambda: flowppl.numpyro.planar(jax.random.key(0), 6), "a FlowTransform with weights of its own.*bijection"),
+        (
+            lambda: flowppl.numpyro.Flow.init(jax.random.key(0), fp.planar(6)),
+            "a Flow with weights of its own.*bijection",
+        ),
+        (lambda: dist.transforms.ExpTransform(), r"flow=flowppl.numpyro.Wrap\(transform, 6\)"),
+    ],
+)
+def test_a_transform_as_flow_names_the_one_change(flow, message):
+    with pytest.raises(TypeError, match=message):
+        AutoFlow(schools, flow()).setup()
+
+
+def test_a_flow_of_a_wrong_name_is_told_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'realnvp'"):
+        AutoFlow(schools, "realnpv").setup()
+
+
+def test_summaries_are_used_as_those_of_the_hosts_guides():
+    shapes = []
+    for guide in (AutoFlow(schools, "planar"), AutoMultivariateNormal(schools)):
+        params = run(schools, guide, steps=2).params
+        found = guide.quantiles(params, [0.05, 0.95]), guide.median(params)
+        found += (guide.sample_posterior(jax.random.key(0), params, sample_shape=(3,)),)
+        found += (guide.sample_posterior(jax.random.key(0), params, None, sample_shape=(3,)),)
+        found += (handlers.seed(handlers.substitute(guide, params), 0)(),)
+        shapes.append([{name: value.shape for name, value in each.items()} for each in found])
+    assert shapes[0] == shapes[1]

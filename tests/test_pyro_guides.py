@@ -10,7 +10,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, JitTrace_ELBO, Predictive, Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_mean, init_to_value
+from pyro.infer.autoguide import AutoGuideList, AutoMultivariateNormal, AutoNormal, init_to_mean, init_to_value
+from pyro.infer.reparam import ProjectedNormalReparam
 from torch.distributions import SigmoidTransform, biject_to, constraints
 
 import flowppl as fp
@@ -302,6 +303,9 @@ def test_supports_that_depend_on_other_latents_are_told_from_those_that_do_not()
 def test_other_mistakes_say_what_to_do():
     with pytest.raises(TypeError, match="a name, a bijection or a function"):
         AutoFlow(schools, 3)()
+    for model in (None, 0, "model"):
+        with pytest.raises(TypeError, match="AutoFlow: model must be a function with sample sites, got"):
+            AutoFlow(model)
     with pytest.raises(TypeError, match=r"flow\(6\) is int"):
         AutoFlow(schools, lambda dim: dim)()
     with pytest.raises(ValueError, match="init_scale must be positive"):
@@ -336,3 +340,165 @@ def test_every_guide_trains_its_own_parameters():
             assert not parameter.numel() or torch.equal(before[name], parameter) == is_fixed
         unmoved = [p for g in (first, second) if g is not guide for p in g.parameters()]
         assert all(torch.equal(a, b) for a, b in zip(others, unmoved, strict=True))
+
+
+def line(x, y=None):
+    a = pyro.sample("a", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", len(x)):
+        return pyro.sample("y", dist.Normal(a * x, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_predicts_what_was_left_out_as_the_hosts_guides_do(parallel):
+    """Data that the guide was trained with, at new places, of another number."""
+    x, new = torch.linspace(0.0, 1.0, 6), torch.ones(4)
+    shapes = []
+    for guide in (AutoFlow(line, fp.ElementwiseAffine), AutoMultivariateNormal(line)):
+        guide(x, 2 * x)
+        draws = Predictive(line, guide=guide, num_samples=5, parallel=parallel)(new)
+        assert draws["y"].isfinite().all()
+        shapes.append({name: value.shape for name, value in draws.items()})
+        assert Predictive(guide, num_samples=5, parallel=parallel)(new)["a"].shape == (5,)
+    assert shapes[0] == shapes[1]
+
+
+def test_latents_that_changed_or_went_are_refused():
+    def model(size, a=None):
+        with pyro.plate("plate", size):
+            pyro.sample("a", dist.Normal(0.0, 1.0), obs=a)
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    guide = AutoFlow(model, "planar")
+    guide(3)
+    with pytest.raises(ValueError, match=r"site 'a' had the unconstrained shape \(3,\) and now has \(4,\)"):
+        guide(4)
+    with pytest.raises(ValueError, match=r"site 'a' was a latent of the model .* and is none"):
+        guide(3, torch.zeros(3))
+
+
+PARTIAL = torch.tensor([1.0, 2.0, 0.0, 4.0], dtype=torch.float64), torch.tensor([True, True, False, True])
+
+
+def imputed(x, seen):
+    m = pyro.sample("m", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", 4):
+        return pyro.sample("x", dist.Normal(m, 1.0), obs=x, obs_mask=seen)
+
+
+def test_observed_entries_of_an_imputed_site_are_not_the_guides(tmp_path):
+    guide = flowppl.pyro.AutoFlow(imputed, fp.ElementwiseAffine)
+    guide.setup(*PARTIAL)
+    assert guide.latent_dim == 2
+    evidence = dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 100).log_prob(PARTIAL[0][PARTIAL[1]])
+    assert abs(evidence - -7.97) < 0.001
+    weights = log_weights(imputed, guide, *PARTIAL, num_samples=2000)
+    assert evidence - 0.2 < weights.mean() < evidence + 0.05
+    assert abs(weights.exp().mean().log() - evidence) < 0.05
+    elbo = Trace_ELBO(num_particles=500, vectorize_particles=True, max_plate_nesting=1)
+    assert abs(elbo.loss(imputed, guide, *PARTIAL) + weights.mean()) < 0.1
+    draws = guide.sample_posterior(sample_shape=(2000,))
+    assert abs(draws["x_unobserved"][:, 2].mean() - 7 / 3) < 0.2
+    assert (guide.median()["x_unobserved"][[0, 1, 3]] == 0).all()
+    assert Predictive(imputed, guide=guide, num_samples=3)(*PARTIAL)["x"].shape == (3, 4)
+    with pytest.raises(ValueError, match=r"other members .* are masked out of the sites x_unobserved"):
+        guide(PARTIAL[0], ~PARTIAL[1])
+    fp.save(tmp_path / "guide", guide)
+    torch.manual_seed(0)
+    expected = guide.sample_posterior(sample_shape=(2,))
+    torch.manual_seed(0)
+    assert all(v.equal(expected[k]) for k, v in fp.load(tmp_path / "guide").sample_posterior(sample_shape=(2,)).items())
+
+
+def test_masked_members_of_a_bounded_latent_have_no_density():
+    """The evidence of a model without data is 1."""
+
+    def model():
+        with pyro.plate("plate", 3), poutine.mask(mask=torch.tensor([True, False, True])):
+            pyro.sample("p", dist.Beta(torch.tensor(2.0), 2.0))
+
+    guide = AutoFlow(model, fp.ElementwiseAffine, init_scale=1.0)
+    guide.setup()
+    assert guide.latent_dim == 2
+    for particles in (1, 2):  # by the density of the flow, and by traces
+        fn = guide if particles == 1 else lambda: guide()
+        assert abs(log_weights(model, fn, num_samples=4000).exp().mean().log()) < 0.05
+
+
+def test_a_masked_prior_that_has_a_density_by_other_means_is_the_guides():
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])))
+        pyro.sample("y", dist.Normal(z[1], 1.0), obs=torch.tensor(3.0))
+
+    guide = flowppl.pyro.AutoFlow(model, fp.ElementwiseAffine)
+    guide.setup()
+    assert guide.latent_dim == 2
+    assert torch.allclose(guide.get_transform()(torch.zeros(2)), torch.tensor([0.0, 3.0]), atol=1e-4)
+
+
+def test_serves_a_reparametrised_site_whose_own_support_cannot_be_mapped():
+    def model():
+        with pyro.plate("plate", 2):
+            d = pyro.sample("d", dist.ProjectedNormal(torch.tensor([1.0, 2.0, 0.0])))
+        pyro.sample("y", dist.Normal(d[..., 0].sum(-1), 0.1), obs=torch.tensor(1.0))
+
+    reparametrised = poutine.reparam(model, {"d": ProjectedNormalReparam()})
+    guide = flowppl.pyro.AutoFlow(reparametrised, "planar")
+    assert torch.tensor(run(reparametrised, guide, steps=3)).isfinite().all()
+    assert guide.median()["d_normal"].shape == (2, 3)
+    with pytest.raises(ValueError, match="ProjectedNormalReparam"):
+        AutoFlow(model).setup()
+
+
+@pytest.mark.filterwarnings("ignore:Singular sample detected")
+def test_latents_and_data_without_real_numbers_are_refused_by_name():
+    def wishart():
+        pyro.sample("w", dist.Wishart(torch.tensor(4.0), torch.eye(3)))
+
+    def wave():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0, validate_args=False), obs=torch.tensor([1 + 1j]))
+
+    with pytest.raises(ValueError, match=r"site 'w' has the support PositiveDefinite.*LKJCholesky"):
+        AutoFlow(wishart).setup()
+    with pytest.raises(TypeError, match=r"site 'y' has complex values \(torch.complex"):
+        AutoFlow(wave).setup()
+
+
+@pytest.mark.parametrize(
+    "flow", [flowppl.pyro.realnvp, flowppl.pyro.Planar, lambda dim: flowppl.pyro.Flow(fp.nice(dim))]
+)
+def test_takes_a_helper_of_the_adapter_as_its_flow(flow):
+    guide = AutoFlow(schools, flow)
+    guide.setup()
+    assert guide.sample_posterior()["theta"].shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("flow", "message"),
+    [
+        (lambda: flowppl.pyro.planar(6), r"a FlowTransform with weights of its own.* flow=transform.bijection"),
+        (lambda: flowppl.pyro.Flow(fp.planar(6)), r"a Flow with weights of its own.* flow=transform.bijection"),
+        (lambda: dist.transforms.ExpTransform(), r"flow=flowppl.pyro.Wrap\(transform, 6\)"),
+        (lambda: dist.transforms.affine_coupling, r"flow=flowppl.pyro.Wrap\(affine_coupling\(6\), 6\)"),
+    ],
+)
+def test_a_transform_as_flow_names_the_one_change(flow, message):
+    with pytest.raises(TypeError, match=message):
+        AutoFlow(schools, flow()).setup()
+
+
+def test_a_flow_of_a_wrong_name_is_told_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'realnvp'"):
+        AutoFlow(schools, "realnpv").setup()
+
+
+def test_summaries_are_used_as_those_of_the_hosts_guides():
+    guides = AutoFlow(schools, "planar"), AutoMultivariateNormal(schools)
+    for guide in guides:
+        guide()
+    for levels in ([0.05, 0.95], (0.5,)):
+        ours, theirs = (guide.quantiles(levels) for guide in guides)
+        assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    assert {k: v.shape for k, v in guides[0].median().items()} == {k: v.shape for k, v in guides[1].median().items()}
+    assert guides[0].quantiles(torch.tensor([0.1, 0.9]))["mu"].shape == (2,)
+    assert {k: v.shape for k, v in guides[0]().items()} == {k: v.shape for k, v in guides[1]().items()}

@@ -16,7 +16,7 @@ from flowppl.bijections.contract import REAL_LINE, Bijection, check_standard_bas
 from flowppl.bijections.frozen import Damped, Frozen, held
 from flowppl.bijections.linear import ElementwiseAffine, TriangularAffine, diagonal
 from flowppl.bijections.subspace import Subspace
-from flowppl.checks import check_positive
+from flowppl.checks import check_positive, did_you_mean
 from flowppl.inference.starts import newton_start, quasi_newton_start
 from flowppl.recipes import make_flow, nsf, realnvp
 
@@ -163,7 +163,7 @@ def guide_bijection(flow: FlowChoice, dim: int) -> Chain:
         ValueError: for an unknown name, or a flow that does not map vectors of length ``dim`` without a context.
         TypeError: if ``flow`` is none of a name, a recipe, a factory and a bijection.
     """
-    inner = _make_inner(flow, dim)
+    inner = flow if isinstance(flow, Bijection) else auto_flow(dim) if _is_auto(flow) else make_inner(flow, dim)
     if inner.x_shape != (dim,) or inner.y_shape != (dim,):
         raise ValueError(
             f"the model has {dim} unconstrained latent dimensions, but the flow maps events of shape {inner.x_shape} "
@@ -184,17 +184,24 @@ def guide_bijection(flow: FlowChoice, dim: int) -> Chain:
     return Chain([inner, few, ElementwiseAffine(dim), Frozen(ElementwiseAffine(dim))])
 
 
-def _make_inner(flow: Any, dim: int) -> Bijection:
-    """The bijection that an argument ``flow`` means."""
-    if isinstance(flow, Bijection):
-        return flow
+def _is_auto(flow: Any) -> bool:
+    return isinstance(flow, str) and flow == "auto"
+
+
+def make_inner(flow: Any, dim: int, **options: int) -> Bijection:
+    """The bijection that a name, a recipe, or a function that makes a transform of an adapter, stands for.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for anything else; the message names the one change, where there is one.
+    """
     if isinstance(flow, str):
-        return auto_flow(dim) if flow == "auto" else make_flow(flow, dim)
+        return make_flow(flow, dim, **options)
     own = getattr(flow, "bijection", None)
     if isinstance(own, Bijection):
         raise TypeError(
             f"flow is a {type(flow).__name__} with weights of its own, and a guide draws its own: pass its bijection, "
-            "flow=....bijection"
+            "flow=transform.bijection"
         )
     _check_no_host(flow, dim, "transform")
     if not callable(flow):
@@ -205,7 +212,7 @@ def _make_inner(flow: Any, dim: int) -> Bijection:
             f"flow={name} asks for a {wanted}, and a guide draws its own weights: pass the function that makes the "
             f"bijection, flow=flowppl.{name}"
         )
-    made = flow(dim)
+    made = flow(dim, **options)
     _check_no_host(made, dim, f"{getattr(flow, '__name__', 'recipe')}({dim})")
     inner = getattr(made, "bijection", made)  # of a transform that an adapter's helper made
     if not isinstance(inner, Bijection):
@@ -356,7 +363,8 @@ def choose_init(init: str, dim: int, init_scale: float | None) -> str:
 def check_init(init: str, init_scale: float | None) -> None:
     """Raise ValueError for an unknown start, or a scale that is not positive or that the start has no use for."""
     if init not in INITS:
-        raise ValueError(f"AutoFlow: init must be one of {', '.join(INITS)}, got {init!r}")
+        nearest = did_you_mean(init, INITS) if isinstance(init, str) else ""
+        raise ValueError(f"AutoFlow: init must be one of {', '.join(INITS)}, got {init!r}{nearest}")
     if init_scale is not None:
         check_positive("AutoFlow", init_scale=init_scale)
     if init_scale is not None and init not in ("auto", "point"):

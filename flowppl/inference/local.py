@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,11 @@ from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.frozen import Damped
 from flowppl.bijections.linear import ElementwiseAffine
 from flowppl.checks import check_positive
-from flowppl.inference.guides import LOG_SCALE_BOUND
-from flowppl.recipes import make_flow, realnvp
+from flowppl.inference.guides import LOG_SCALE_BOUND, make_inner
+from flowppl.recipes import realnvp
 from flowppl.univariate.mixture import LogisticMixture
 
-LocalFlowChoice = str | Callable[..., Bijection]
+LocalFlowChoice = str | Callable[..., Any]
 
 MAX_LINEAR = 5.0  # a context is left as it is well below this, and grows like its logarithm above
 NUM_MEDIAN_DRAWS = 1000
@@ -160,16 +161,14 @@ def local_bijection(flow: LocalFlowChoice, dim: int, context_dim: int, hidden_di
         ValueError: for an unknown name, or a flow that does not map vectors of length ``dim``.
         TypeError: if ``flow`` is neither a name nor a recipe.
     """
-    if flow == "auto":
-        inner = small_flow(dim, hidden_dims, context_dim)
-    elif isinstance(flow, str):
-        inner = make_flow(flow, dim, context_dim=context_dim)
-    elif callable(flow):
-        inner = flow(dim, context_dim=context_dim)
-    else:
+    if isinstance(flow, Bijection) or not (isinstance(flow, str) or callable(flow)):
         raise TypeError(
             f"flow must be a name or a recipe, called as flow(dim, context_dim=...), got {type(flow).__name__}"
         )
+    if flow == "auto":
+        inner = small_flow(dim, hidden_dims, context_dim)
+    else:
+        inner = make_inner(flow, dim, context_dim=context_dim)
     if inner.x_shape != (dim,) or inner.y_shape != (dim,) or inner.y_support != REAL_LINE:
         raise ValueError(
             f"a member has {dim} unconstrained latent dimensions, but the flow maps events of shape {inner.x_shape} to "

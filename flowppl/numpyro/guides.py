@@ -174,7 +174,7 @@ class AutoFlow(AutoContinuous):
         check_fixed_supports(trace, args, kwargs)
         self._find_masks(trace, args, kwargs)
         self._see(trace, needs_args=bool(args or kwargs))
-        self._known_shapes.append(jax.tree.map(np.shape, (args, kwargs)))
+        self._known_shapes.append(_shapes(args, kwargs))
 
     def _see(self, trace, *, needs_args):
         """Take over the latents of a model whose sites are ``trace``."""
@@ -187,7 +187,8 @@ class AutoFlow(AutoContinuous):
         places = None if flat.all() else np.where(flat, np.cumsum(flat) - 1, dim)
         self.bijection = guide_bijection(self.flow_choice, dim)
         self.latent_dim = dim
-        self._unpack_latent = UnpackTransform(partial(_unpack, shapes, places), partial(_pack, shapes, places))
+        self._pack = partial(_pack, shapes, places)
+        self._unpack_latent = UnpackTransform(partial(_unpack, shapes, places), self._pack)
         self._postprocess_fn = self._constrain
         self._needs_args = needs_args
         self._prototype_frames = {frame.name: frame for site in latents.values() for frame in site["cond_indep_stack"]}
@@ -226,7 +227,7 @@ class AutoFlow(AutoContinuous):
 
         A mask may change without a change of shape.
         """
-        shapes = jax.tree.map(np.shape, (args, kwargs))
+        shapes = _shapes(args, kwargs)
         masks = {name: mask for name in self._names if (mask := self.prototype_trace[name].get("mask")) is not None}
         if self.model in (None, absent_model) or (shapes in self._known_shapes and not masks):
             return
@@ -322,7 +323,7 @@ class AutoFlow(AutoContinuous):
                     model_kwargs=kwargs,
                     prototype_params=self._unpack_latent(jnp.zeros(self.latent_dim)),
                 )
-            return self._unpack_latent.inv({name: point[name] for name in self._names}), is_valid
+            return self._pack(point), is_valid
 
         return find(rng_key)
 
@@ -598,6 +599,11 @@ def check_fixed_supports(trace, args, kwargs) -> None:
             "; if it is the data, call guide.setup(*args) once with them, outside jit and vmap"
         )
     check_supports(moved)
+
+
+def _shapes(args, kwargs):
+    """What of a model's arguments may decide how many latents it has: shapes, and numbers such as a size."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | str) else np.shape(leaf), (args, kwargs))
 
 
 @partial(jax.jit, static_argnums=0)

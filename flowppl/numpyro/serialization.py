@@ -75,6 +75,7 @@ def read_guide(guide: AutoFlow, params: Tree | None) -> tuple[FlowTransform, Tre
             "support": _read_support(name, sites[name]["fn"].support),
             "plates": [list(frame) for frame in sites[name]["cond_indep_stack"]],
         }
+        | ({} if sites[name].get("mask") is None else {"mask": sites[name]["mask"].tolist()})
         for i, name in enumerate(guide._names)
     }
     kinds = ("deterministic", "param", "mutable")
@@ -101,6 +102,7 @@ def make_guide(bijection: Chain, params: Tree, tree: Tree, model) -> AutoFlow:
             "cond_indep_stack": [CondIndepStackFrame(*plate) for plate in latent["plates"]],
             "fn": SimpleNamespace(support=support, event_dim=latent["event_dim"]),
             "unconstrained_shape": tuple(latent["shape"]),
+            "mask": np.asarray(latent["mask"]) if "mask" in latent else None,
         }
     trace |= {name: {"name": name, "type": kind} for name, kind in tree["other_sites"].items()}
     guide._see(trace, needs_args=tree["needs_args"] or model is absent_model)

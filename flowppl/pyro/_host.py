@@ -5,6 +5,7 @@ A new version of a host may change it without a word: tests/test_host.py holds a
 
 from __future__ import annotations
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions.util import sum_rightmost as sum_rightmost
 from pyro.infer import Trace_ELBO
@@ -15,6 +16,7 @@ from pyro.infer.util import is_validation_enabled as is_validation_enabled
 from pyro.infer.util import torch_item as torch_item
 from pyro.nn import PyroModule
 from pyro.params import param_with_module_name as param_with_module_name
+from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.indep_messenger import CondIndepStackFrame as CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan as warn_if_nan
@@ -56,6 +58,7 @@ MEMBERS: dict[type, dict[str, str]] = {
         "plates": "the plates of this guide",
         "prototype_trace": "the model's sites as first seen; `None` before",
     },
+    ParamStoreDict: {"_params": "the unconstrained parameter of a name, to tell whose it is"},
     PyroModule: {"_pyro_name": "the first part of the names of parameters and auxiliary sites"},
     Trace_ELBO: {
         "_get_trace": "overridden: one particle of an objective",
@@ -65,6 +68,7 @@ MEMBERS: dict[type, dict[str, str]] = {
         "_pyro_post_sample": "overridden: called after a site was drawn",
         "_pyro_sample": "overridden: called before a site is drawn",
     },
+    dist.MaskedDistribution: {"_mask": "which members of a site are scored"},
     torch.distributions.Distribution: {
         "_get_checked_instance": "makes the instance that `expand` fills",
         "_validate_args": "whether values are checked",

@@ -516,7 +516,8 @@ def own_parameters(name: str, module: torch.nn.Module) -> None:
 
 
 def _shapes(args, kwargs):
-    return tree_map(lambda leaf: getattr(leaf, "shape", None), (args, kwargs))
+    """What of a model's arguments may decide how many latents it has: shapes, and numbers such as a size."""
+    return tree_map(lambda leaf: leaf if isinstance(leaf, int | str) else getattr(leaf, "shape", None), (args, kwargs))
 
 
 def _or_origin(init_loc_fn):

@@ -79,6 +79,7 @@ def read_guide(guide: AutoFlow, params: None) -> tuple[FlowTransform, Tree]:
             "support": _read_support(name, sites[name]["fn"].support),
             "plates": [[frame.name, frame.dim, frame.size] for frame in guide._cond_indep_stacks[name]],
         }
+        | ({"mask": guide._masks[name].tolist()} if name in guide._masks else {})
         for i, (name, shape) in enumerate(guide._unconstrained_shapes.items())
     }
     return transform, {"latents": latents, "other_sites": {}, "needs_args": True, "prefix": "auto"}
@@ -106,6 +107,8 @@ def make_guide(bijection: Chain, params: Tree, tree: Tree, model) -> AutoFlow:
         )
         guide._unconstrained_shapes[name] = shape
         guide._cond_indep_stacks[name] = frames
+        if "mask" in latent:
+            guide._masks[name] = torch.tensor(latent["mask"])
         guide._prototype_frames |= {frame.name: frame for frame in frames}
     (guide.latent_dim,) = bijection.x_shape
     guide.flow = flow

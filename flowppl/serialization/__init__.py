@@ -17,8 +17,9 @@ The other text, the metadata entry ``flowppl``, is JSON with these entries and n
                 of a guide its flow, without the affine layers, whose weights are there under the next numbers
 ``base``        the base distribution: its name as ``type``, and its arguments, null for each array; or null
 ``guide``       of a guide or fit, else null: its ``latents``, from "0" on as they lie in the unconstrained vector, each
-                with its name, shape in unconstrained space, support, event_dim and plates (name, dim, size); the
-                types of ``other_sites`` of the model, whether it ``needs_args``, the ``prefix`` of parameters
+                with its name, shape in unconstrained space, support, event_dim, plates (name, dim, size) and, if
+                members are masked, its mask; the types of ``other_sites`` of the model, whether it ``needs_args``,
+                the ``prefix`` of parameters
 ``fit``         of a fit, else null: its ``losses``, the ``checks`` (the first is that of the result), why it
                 ``stopped``, the ``params`` of the model and, from NumPyro, its ``rng_key`` and ``rng_impl``
 ==============  ====================================================================================

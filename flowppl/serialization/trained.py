@@ -240,9 +240,19 @@ def _check_guide(guide, bijection):
         for plate in latent["plates"]:
             if [*map(type, plate)] != [str, int, int] or plate[2] > max(MOST_COORDINATES, *latent["shape"]):
                 raise ValueError(f"{latent['name']!r} cannot be in a plate of name, axis and size {plate}")
-        size += math.prod(latent["shape"])
+        size += _count_coordinates(latent)
     if bijection.x_shape != (size,):
         raise ValueError(f"its latents have {size} coordinates, but its flow maps events of shape {bijection.x_shape}")
+
+
+def _count_coordinates(latent):
+    """How many coordinates of a latent the guide has, which has no masked members."""
+    if "mask" not in latent:
+        return math.prod(latent["shape"])
+    mask = np.array(latent["mask"])
+    if mask.dtype != bool or list(mask.shape) != latent["shape"][: mask.ndim]:
+        raise ValueError(f"the mask of {latent['name']!r} does not fit its shape {latent['shape']}")
+    return int(mask.sum()) * math.prod(latent["shape"][mask.ndim :])
 
 
 def absent_model(*args, **kwargs):
