@@ -487,6 +487,11 @@ def test_a_transform_as_flow_names_the_one_change(flow, message):
         AutoFlow(schools, flow()).setup()
 
 
+@pytest.mark.parametrize("wrapper", [fp.Damped, fp.Invert, lambda bijection: fp.Repeat(bijection, 2)])
+def test_a_recipe_keeps_what_is_around_its_layers(wrapper):
+    assert guide_bijection(lambda dim: wrapper(fp.Planar(dim)), 3).bijections[0] == wrapper(fp.Planar(3))
+
+
 def test_a_flow_of_a_wrong_name_is_told_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'realnvp'"):
         AutoFlow(schools, "realnpv").setup()

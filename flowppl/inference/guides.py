@@ -214,7 +214,8 @@ def make_inner(flow: Any, dim: int, **options: int) -> Bijection:
         )
     made = flow(dim, **options)
     _check_no_host(made, dim, f"{getattr(flow, '__name__', 'recipe')}({dim})")
-    inner = getattr(made, "bijection", made)  # of a transform that an adapter's helper made
+    # Of a transform that an adapter's helper made; some bijections have one inside, too.
+    inner = made if isinstance(made, Bijection) else getattr(made, "bijection", made)
     if not isinstance(inner, Bijection):
         raise TypeError(
             f"flow must make a flowppl.Bijection of the dimension, but flow({dim}) is {type(made).__name__}"

@@ -47,6 +47,7 @@ LATENT: Entries = {
     "support": (dict,),
     "plates": (list,),
 }
+MASK: Entries = {"mask": (list,)}  # of a latent with masked members
 FIT: Entries = {
     "losses": (type(None),),
     "checks": (list,),
@@ -235,7 +236,8 @@ def _check_guide(guide, bijection):
     check_entries("its guide", guide, GUIDE)
     size = 0
     for latent in guide["latents"].values():
-        check_entries("a latent of its guide", latent, LATENT)
+        has_mask = isinstance(latent, dict) and "mask" in latent
+        check_entries("a latent of its guide", latent, {**LATENT, **MASK} if has_mask else LATENT)
         check_described(f"the support of {latent['name']!r}", latent["support"], SUPPORTS)
         for plate in latent["plates"]:
             if [*map(type, plate)] != [str, int, int] or plate[2] > max(MOST_COORDINATES, *latent["shape"]):
