@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from flowppl.inference.inference_data import Groups, Site, wanted
 from flowppl.pyro.diagnostics import aside
+from flowppl.pyro.predictive import uncondition
 from flowppl.serialization import absent_model
 
 Values = dict[str, torch.Tensor]
@@ -61,7 +61,7 @@ def make_groups(
         return {name: nodes[name]["fn"].log_prob(nodes[name]["value"]) for name in observed}
 
     def predict(values):
-        nodes = at(values, Forget(observed)(model))
+        nodes = at(values, uncondition()(model))
         return {name: nodes[name]["value"] for name in observed}
 
     groups: Groups = {"posterior": at_once(see, draws, chunk_size) if computed else {}}
@@ -92,21 +92,6 @@ def one_by_one(function: Function, draws: Mapping[str, torch.Tensor]) -> dict[st
         size = len(next(iter(draws.values())))
         rows = [function({name: value[i] for name, value in draws.items()}) for i in range(size)]
         return {name: torch.stack([row[name] for row in rows]).numpy(force=True) for name in rows[0]}
-
-
-class Forget(Messenger):
-    """Draws anew what was observed at these sites.
-
-    The host's ``uncondition`` does the same at all sites, and gives deterministic ones within plates a wrong shape.
-    """
-
-    def __init__(self, names: Container[str]):
-        super().__init__()
-        self.names = names
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            msg.update(value=None, is_observed=False, done=False)
 
 
 def look(

@@ -9,16 +9,19 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 
-class uncondition(UnconditionMessenger):
-    """The host's handler, which draws what is observed, for all but deterministic sites: those it would reshape."""
+class uncondition(Messenger):
+    """Draws anew what was observed.
 
-    def _pyro_sample(self, msg):
-        if not msg["infer"].get("_deterministic"):
-            super()._pyro_sample(msg)
+    The host's handler of this name does the same, but gives deterministic sites within plates a wrong shape.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not msg["infer"].get("_deterministic"):
+            msg.update(value=None, is_observed=False, done=False)
 
 
 @torch.no_grad()
