@@ -26,6 +26,7 @@ HOSTS = {"pyro": flowppl.pyro._host, "numpyro": flowppl.numpyro._host}
 DOCUMENTED = {
     "jax.flatten_util",
     "jax.lax",
+    "jax.typing",
     "numpyro",
     "numpyro.contrib.module",
     "numpyro.distributions",
@@ -36,6 +37,7 @@ DOCUMENTED = {
     "numpyro.infer.elbo",
     "numpyro.infer.initialization",
     "numpyro.infer.util",
+    "numpyro.optim",
     "pyro",
     "pyro.distributions",
     "pyro.infer",
@@ -43,10 +45,13 @@ DOCUMENTED = {
     "pyro.infer.autoguide.initialization",
     "pyro.infer.elbo",
     "pyro.infer.importance",
+    "pyro.optim",
+    "pyro.optim.lr_scheduler",
     "pyro.poutine.messenger",
     "pyro.poutine.runtime",
     "pyro.poutine.util",
     "torch.distributions",
+    "torch.optim.lr_scheduler",
     "torch.utils.data",
 }
 
@@ -67,7 +72,9 @@ def pyro_examples():
     return {
         "AutoContinuous": [guide, pyro.infer.autoguide.AutoGuideList(pyro_model)],
         "ParamStoreDict": [pyro.get_param_store()],
+        "PyroLRScheduler": [pyro.optim.CosineAnnealingLR({"optimizer": torch.optim.Adam, "optim_args": {}})],
         "PyroModule": [guide],
+        "PyroOptim": [pyro.optim.Adam({})],
         "Trace_ELBO": [pyro.infer.Trace_ELBO()],
         "Messenger": [poutine.replay(trace=poutine.trace(pyro_model).get_trace()), poutine.trace()],
         "MaskedDistribution": [pyro.distributions.Normal(0.0, 1.0).mask(False)],

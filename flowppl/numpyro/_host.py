@@ -16,6 +16,7 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.util import compute_log_probs as compute_log_probs
 from numpyro.infer.util import get_importance_trace as get_importance_trace
 from numpyro.infer.util import helpful_support_errors as helpful_support_errors
+from numpyro.optim import _NumPyroOptim as _NumPyroOptim
 from numpyro.primitives import CondIndepStackFrame as CondIndepStackFrame
 from numpyro.primitives import Messenger as Messenger
 from numpyro.util import check_model_guide_match as check_model_guide_match
@@ -25,6 +26,7 @@ NAMES = {
     "CondIndepStackFrame": "a plate around a latent, written into a file and read from it",
     "Messenger": "the base of effect handlers",
     "Tracer": "tells values under a transformation of JAX, which cannot be looked at, from others",
+    "_NumPyroOptim": "the base of the optimisers of `numpyro.optim`",
     "_InverseTransform": "in the message about a transform without an inverse, to name the one inside",
     "check_model_guide_match": "the host's warnings about sites that only one of model and guide has",
     "compute_log_probs": "the log densities of a model at given values, site by site",

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from numpyro.optim import Minimize, _NumPyroOptim
+from numpyro.optim import Minimize
+
+from flowppl.numpyro._host import _NumPyroOptim
 
 Optimizer: TypeAlias = str | optax.GradientTransformation | _NumPyroOptim
 """What the ``optimizer`` of a training may be: see :func:`make_optimizer`."""

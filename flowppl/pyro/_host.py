@@ -15,8 +15,11 @@ from pyro.infer.enum import get_importance_trace as get_importance_trace
 from pyro.infer.util import is_validation_enabled as is_validation_enabled
 from pyro.infer.util import torch_item as torch_item
 from pyro.nn import PyroModule
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.params import param_with_module_name as param_with_module_name
 from pyro.params.param_store import ParamStoreDict
+from pyro.params.param_store import normalize_param_name as normalize_param_name
 from pyro.poutine.indep_messenger import CondIndepStackFrame as CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan as warn_if_nan
@@ -32,6 +35,7 @@ NAMES = {
     "helpful_support_errors": "the host's message about a support to which it does not map",
     "is_validation_enabled": "checks that cost time are made only where the host makes its own",
     "make_fx": "records a training step of `fit` as one program",
+    "normalize_param_name": "the name of a parameter as the function of options of a `pyro.optim` optimiser sees it",
     "param_with_module_name": "the names under which the store keeps the parameters of a module",
     "sum_rightmost": "the sum of a log density over the axes of an event",
     "torch_item": "the number in a loss, which may be a tensor or a number",
@@ -59,6 +63,13 @@ MEMBERS: dict[type, dict[str, str]] = {
         "prototype_trace": "the model's sites as first seen; `None` before",
     },
     ParamStoreDict: {"_params": "the unconstrained parameter of a name, to tell whose it is"},
+    PyroOptim: {
+        "_clip_grad": "clips gradients as the optimiser was told to",
+        "pt_clip_args": "the options of that clipping",
+        "pt_optim_args": "the options of the optimiser of torch",
+        "pt_optim_constructor": "the optimiser of torch",
+    },
+    PyroLRScheduler: {"pt_scheduler_constructor": "the schedule of torch"},
     PyroModule: {"_pyro_name": "the first part of the names of parameters and auxiliary sites"},
     Trace_ELBO: {
         "_get_trace": "overridden: one particle of an objective",

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
-from pyro.params.param_store import normalize_param_name
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from flowppl.pyro._host import normalize_param_name
 
 Optimizer: TypeAlias = str | PyroOptim | Callable[..., Any]
 """What the ``optimizer`` of a training may be: see :func:`make_optimizer`."""
