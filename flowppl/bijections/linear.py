@@ -15,8 +15,7 @@ from flowppl.bijections.contract import Bijection, check_event
 from flowppl.checks import assign, check_sizes
 from flowppl.declare import Parameter
 
-MIN_SCALE = 1e-10  # no weight gives a scale of zero, or an infinite density
-UNIT = math.log(math.expm1(1 - MIN_SCALE))  # softplus(UNIT) + MIN_SCALE = 1
+UNIT = math.log(math.expm1(1.0))  # softplus(UNIT) = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +267,8 @@ class ActNorm(ElementwiseAffine):
     r"""A location and a scale for each coordinate, to be set from data: :math:`y = \mu + \sigma \odot x`.
 
     :meth:`init_from` sets them to the mean and the standard deviation of a first batch, so that the layer gives the
-    next one, on the side of the base, data of mean 0 and variance 1. Until then it is the identity.
+    next one, on the side of the base, data of mean 0 and variance 1. A coordinate that does not vary in that batch
+    keeps the scale 1. Until then the layer is the identity.
     ``fit_density`` calls it for all layers of a flow; nothing happens by itself. Otherwise it is
     :class:`ElementwiseAffine`.
 
@@ -295,8 +295,11 @@ class ActNorm(ElementwiseAffine):
         xp = namespace(y)
         rows = xp.reshape(y, (-1, self.dim))
         loc = xp.mean(rows, axis=0)
-        spread = xp.std(rows - loc, axis=0)  # less the mean first: its rounding is not the spread of a constant
-        varies = spread > 10 * float(xp.finfo(rows.dtype).eps) * xp.max(xp.abs(rows), axis=0)
+        offset = rows - loc  # less the mean first: its rounding is not the spread of a constant
+        largest = xp.max(xp.abs(offset), axis=0)
+        varies = largest > 10 * float(xp.finfo(rows.dtype).eps) * xp.max(xp.abs(rows), axis=0)
+        unit = xp.where(varies, largest, xp.ones_like(largest))
+        spread = unit * xp.std(offset / unit, axis=0)  # a square of tiny or huge data would be 0 or infinite
         return self.parameters_for(loc, xp.where(varies, spread, xp.ones_like(spread)))
 
 
@@ -336,11 +339,17 @@ def join(*arrays: Array) -> Array:
 
 def positive(raw: Array) -> Array:
     """A positive number for any real one; 1 for 0."""
-    return namespace(raw).softplus(raw + UNIT) + MIN_SCALE
+    return namespace(raw).softplus(raw + UNIT) + _least_scale(raw)
 
 
 def raw_of_positive(scale: Array) -> Array:
     """The number of which :func:`positive` makes this one."""
-    xp = namespace(scale)
-    rest = scale - MIN_SCALE
+    xp, scale = namespace(scale), 1.0 * scale
+    least = _least_scale(scale)
+    rest = xp.where(scale > least, scale - least, scale)
     return rest + xp.log(-xp.expm1(-rest)) - UNIT
+
+
+def _least_scale(like: Array) -> float:
+    """No weight gives a scale below this: 7e-16 in float32 and 8e-124 in float64, so that its square is a number."""
+    return float(namespace(like).finfo(like.dtype).smallest_normal) ** 0.4

@@ -156,41 +156,54 @@ class Radial(Bijection):
         return {"center": Parameter((self.dim,), Normal(1.0)), "alpha": Parameter(()), "beta": Parameter(())}
 
     def _constrain(self, xp, params):
-        alpha = positive(params["alpha"])
-        return alpha, alpha * _gain(xp, params["beta"])
+        return positive(params["alpha"]), _gain(xp, params["beta"])
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
         xp = namespace(x)
-        alpha, beta = self._constrain(xp, params)
+        alpha, gain = self._constrain(xp, params)
         offset = x - params["center"]
-        radius = _length(xp, offset)
-        return x + (beta / (alpha + radius))[..., None] * offset, self._log_det(xp, alpha, beta, radius)
+        share = _share(xp, alpha, _length(xp, offset))
+        return x + (gain * share)[..., None] * offset, self._log_det(xp, gain, share)
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         xp = namespace(y)
-        alpha, beta = self._constrain(xp, params)
+        alpha, gain = self._constrain(xp, params)
         offset = y - params["center"]
-        far = _length(xp, offset)
-        # r^2 + b r - alpha |y - x0| = 0, by the form of the root without cancellation.
-        b = alpha + beta - far
-        root = xp.sqrt(b * b + 4 * alpha * far)
+        # r^2 + (alpha + beta - |y - x0|) r - alpha |y - x0| = 0, over 1 + gain and in units of the larger of alpha and
+        # far, so that no product overflows; by the form of the root without cancellation.
+        stretch = 1 + gain
+        far = _length(xp, offset) / stretch
+        unit = xp.stop_gradient(xp.maximum(alpha, far))
+        alpha, far = alpha / unit, far / unit
+        b = alpha - far
+        root = xp.sqrt(b * b + 4 * alpha * far / stretch)
         is_near = b > 0
-        radius = xp.where(is_near, 2 * alpha * far / xp.where(is_near, b + root, xp.ones_like(b)), (root - b) / 2)
-        x = y - (beta / (alpha + beta + radius))[..., None] * offset
-        return x, -self._log_det(xp, alpha, beta, radius)
+        near = 2 * alpha * far / xp.where(is_near, b + root, xp.ones_like(b))
+        radius = xp.where(is_near, near, stretch * (root - b) / 2)
+        x = y - (gain * alpha / (stretch * alpha + radius))[..., None] * offset
+        return x, -self._log_det(xp, gain, _share(xp, alpha, radius))
 
-    def _log_det(self, xp, alpha, beta, radius):
-        near = alpha + radius
-        return (self.dim - 1) * xp.log1p(beta / near) + xp.log1p(alpha * beta / (near * near))
+    def _log_det(self, xp, gain, share):
+        return (self.dim - 1) * xp.log1p(gain * share) + xp.log1p(gain * share * share)
+
+
+def _share(xp, alpha, radius):
+    """``alpha / (alpha + radius)``; in units of the larger, since the square of either may overflow."""
+    unit = xp.stop_gradient(xp.maximum(alpha, radius))
+    alpha, radius = alpha / unit, radius / unit
+    return alpha / (alpha + radius)
 
 
 def _length(xp, vector):
-    """The Euclidean length, with the derivative 0 at 0."""
-    square = xp.sum(vector * vector, axis=-1)
-    is_zero = square == 0
-    return xp.where(is_zero, square, xp.sqrt(xp.where(is_zero, xp.ones_like(square), square)))
+    """The Euclidean length, with the derivative 0 at 0; in units of the largest entry, whose square may overflow."""
+    unit = xp.stop_gradient(xp.max(xp.abs(vector), axis=-1))
+    is_zero = unit == 0
+    unit = xp.where(is_zero, xp.ones_like(unit), unit)
+    scaled = vector / unit[..., None]
+    square = xp.sum(scaled * scaled, axis=-1)
+    return xp.where(is_zero, square, unit * xp.sqrt(xp.where(is_zero, xp.ones_like(square), square)))
 
 
 def _gain(xp, free):

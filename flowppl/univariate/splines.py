@@ -11,6 +11,7 @@ from flowppl.univariate.base import align
 
 MIN_BIN = 1e-3  # of the width and the height of the whole box
 MIN_SLOPE = 1e-3
+MAX_SLOPE = 1e8  # at a knot; its square is still a number in float32
 UNIT_SLOPE = math.log(math.expm1(1 - MIN_SLOPE))  # softplus(UNIT_SLOPE) + MIN_SLOPE = 1
 
 
@@ -26,9 +27,9 @@ class RationalQuadraticSpline:
         y = y_k + \frac{(y_{k+1} - y_k)\,[s \xi^2 + d_k \xi (1 - \xi)]}{s + (d_{k+1} + d_k - 2 s)\, \xi (1 - \xi)} .
 
     The raw numbers are K widths and K heights, each through a softmax, and K - 1 slopes at the inner knots, through a
-    softplus. At both ends of the box the slope is 1, so that the map is continuously differentiable. Inputs of any size
-    are safe: the spline sees only those inside its box. The inverse is the root of a quadratic, in a form
-    without cancellation.
+    softplus and at most :math:`10^8`. At both ends of the box the slope is 1, so that the map is continuously
+    differentiable. Inputs of any size are safe: the spline sees only those inside its box. The inverse is the root of a
+    quadratic, in a form without cancellation.
 
     Args:
         num_bins: the number K of bins.
@@ -151,7 +152,8 @@ def _check_box(spline):
 
 
 def _slope(xp, raw):
-    return xp.softplus(raw + UNIT_SLOPE) + MIN_SLOPE
+    slope = xp.softplus(raw + UNIT_SLOPE) + MIN_SLOPE
+    return xp.minimum(slope, xp.full_like(slope, MAX_SLOPE))
 
 
 def _through_box(through_bin, widths, heights, slopes, start, bound):
