@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import numbers
 import operator
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,10 +35,25 @@ class Network(Protocol):
 
 def as_dims(owner: str, hidden_dims) -> tuple[int, ...]:
     """``hidden_dims`` as a tuple: an int means one hidden layer."""
+    if isinstance(hidden_dims, str) or not isinstance(hidden_dims, numbers.Integral | Iterable):
+        raise TypeError(
+            f"{owner}: hidden_dims must be a tuple of widths, such as (64, 64), or one, got {hidden_dims!r}"
+        )
     dims = (hidden_dims,) if isinstance(hidden_dims, numbers.Integral) else tuple(hidden_dims)
     for width in dims:
         check_sizes(owner, hidden_dims=width)
     return dims
+
+
+def check_network(owner: str, network: Any) -> None:
+    """Raise TypeError unless ``network`` follows the protocol."""
+    follows = callable(network) and all(hasattr(network, name) for name in ("parameters", "constants"))
+    if isinstance(network, type) or not follows:
+        what = f"the class {network.__name__}" if isinstance(network, type) else repr(network)[:80]
+        raise TypeError(
+            f"{owner}: network must have parameters() and constants() and be callable, as flowppl.MLP(2, 4) is, or be "
+            f"None for a perceptron with hidden_dims, got {what}"
+        )
 
 
 def check_activation(owner: str, activation: str) -> None:
@@ -112,7 +128,8 @@ def split_raw(output: Array, num_raw: int) -> Array:
     xp = namespace(output)
     blocks = xp.reshape(output, (*output.shape[:-1], num_raw, output.shape[-1] // num_raw))
     raw = xp.moveaxis(blocks, -2, 0)
-    return xp.reshape(xp.reshape(raw, (num_raw, -1)), raw.shape)  # in one piece of memory: splines are then much faster
+    # In one piece of memory: splines are then much faster.
+    return xp.reshape(xp.reshape(raw, (num_raw, math.prod(raw.shape[1:]))), raw.shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,7 +168,27 @@ def test_a_context_size_must_be_an_integer(build):
         (lambda: fp.Conditional(fp.Permute((1, 0)), 1), ValueError, "has no parameters"),
         (lambda: fp.make_flow("realnpv", 2), ValueError, "unknown flow 'realnpv'; known flows are flowpp, glow"),
         (lambda: fp.register_flow("iaf", fp.iaf), ValueError, "exists already"),
-        (lambda: fp.Planar(2).forward({}, [1.0, 2.0]), TypeError, "expected an array .* got list"),
+        (lambda: fp.Planar(2).forward({}, [1.0, 2.0]), TypeError, "Planar: event: expected an array .* got list"),
+        (lambda: fp.Planar(2).forward({}, np.ones(2)), ValueError, "Planar: params lacks the weights w, u, b; give"),
+        (lambda: fp.Planar(2).inverse({"w": np.ones((1, 2))}, np.ones(2)), ValueError, "lacks the weights u, b;"),
+        (lambda: fp.Planar(2).inverse(None, np.ones(2)), TypeError, "params must be a dict of arrays, got NoneType"),
+        (lambda: fp.Permute((1, 0)).forward({}, np.ones(2)), ValueError, "lacks the constants order, position"),
+        (lambda: fp.realnvp(2).forward({}, np.ones(2)), ValueError, r"params lacks the weights .*, \.\.\.;"),
+        (lambda: fp.Planar(2).forward({}, np.ones(2) + 1j), TypeError, "Planar: event must be real, got complex128"),
+        (
+            lambda: fp.Coupling(2, context_dim=1).forward({}, np.ones(2), [1.0]),
+            TypeError,
+            "Coupling: context: expected an array .* got list",
+        ),
+        (
+            lambda: fp.Coupling(2, context_dim=1).forward({}, np.ones(2), np.ones(1) + 1j),
+            TypeError,
+            "context must be real, got complex128",
+        ),
+        (lambda: fp.Coupling(4, network="mlp"), TypeError, r"network must have parameters\(\) .* got 'mlp'"),
+        (lambda: fp.Coupling(4, network=fp.MLP), TypeError, "network must .* got the class MLP"),
+        (lambda: fp.Coupling(4, hidden_dims="64"), TypeError, "hidden_dims must be a tuple of widths, .* got '64'"),
+        (lambda: fp.maf(4, hidden_dims=None), TypeError, "hidden_dims must be a tuple of widths, .* got None"),
     ],
 )
 def test_constructors_reject_nonsense(build, error, message):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
@@ -31,7 +33,8 @@ class Conditional(Wrapper):
         activation: the activation of g: elu, relu, silu, softplus or tanh.
 
     Raises:
-        ValueError: if the bijection takes a context itself or has no parameters, or ``context_dim`` < 1.
+        ValueError: if the bijection takes a context itself, has no parameters, or is one of your own that does not
+            take weights with batch axes; or ``context_dim`` < 1.
 
     References:
         Rezende, Mohamed: Variational Inference with Normalizing Flows, 2015, arXiv 1505.05770. van den Berg,
@@ -60,6 +63,7 @@ class Conditional(Wrapper):
             raise ValueError(f"Conditional: {name} takes a context itself; give it context_dim instead of wrapping it")
         if not self.bijection.parameters():
             raise ValueError(f"Conditional: {name} has no parameters that could depend on a context")
+        _check_batched_weights(self.bijection)
         hidden_dims = as_dims("Conditional", self.hidden_dims)
         network = MLP(self.context_dim, num_parameters(self.bijection), hidden_dims, activation=self.activation)
         shapes = _tree.map_tree(lambda parameter: parameter.shape, self.bijection.parameters())
@@ -102,3 +106,47 @@ def _cut(vector: Array, shapes: Tree) -> Tree:
         return xp.reshape(vector[..., start:position], (*vector.shape[:-1], *shape))
 
     return _tree.map_tree(leaf, shapes)
+
+
+def _check_batched_weights(bijection: Bijection) -> None:
+    """Raise ValueError if a layer of the user's own gives, at one set of weights for each event, something else.
+
+    It is tried on two random events, in NumPy; a layer that cannot be computed in NumPy is not judged.
+    """
+    if all(type(part).__module__.startswith("flowppl.") for part in _parts(bijection)):
+        return
+    rng = np.random.default_rng(0)
+    weights = _tree.map_tree(lambda p: 0.3 * rng.normal(size=(2, *p.shape)), bijection.parameters())
+    events = rng.uniform(0.2, 0.8, size=(2, *bijection.x_shape))
+
+    def run(index) -> tuple[Array, Array]:
+        tree = _tree.merge(_tree.map_tree(lambda leaf: leaf[index], weights), bijection.constants())
+        return bijection.forward(tree, events[index])
+
+    try:
+        one_by_one = [run(0), run(1)]
+    except Exception:
+        return
+    try:
+        together = run(slice(None))
+        agree = all(
+            np.shape(both) == np.shape(each) and np.allclose(both, each, equal_nan=True)
+            for both, each in zip(together, map(np.stack, zip(*one_by_one, strict=True)), strict=True)
+        )
+    except Exception:
+        agree = False
+    if not agree:
+        raise ValueError(
+            f"Conditional: {type(bijection).__name__} gives other results for two events with weights of their own, of "
+            "the shape (2, ...), than for one after the other; its weights must be able to carry batch axes in front "
+            "(see flowppl.Bijection). Or let the layer take the context itself, by context_dim"
+        )
+
+
+def _parts(bijection: Bijection) -> Iterator[Bijection]:
+    """A bijection and all those in its fields."""
+    yield bijection
+    for value in vars(bijection).values():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Bijection):
+                yield from _parts(part)

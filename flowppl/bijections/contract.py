@@ -38,7 +38,9 @@ directions exist, and derivatives through both are exact, to second order where 
 from __future__ import annotations
 
 import abc
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from flowppl._arrays import tree as _tree
@@ -60,6 +62,12 @@ class Bijection(abc.ABC):
 
     context_dim: int = 0
     """The size of the context; 0 for an unconditional bijection."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("forward", "inverse"):
+            if name in vars(cls):
+                setattr(cls, name, _naming_what_is_missing(vars(cls)[name]))
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -120,6 +128,44 @@ class Bijection(abc.ABC):
         return _tree.select(self.parameters(), params)
 
 
+def _naming_what_is_missing(direction: Callable[..., Any]) -> Callable[..., Any]:
+    """A direction of a bijection that raises ValueError, with the names, for a tree without some of the weights."""
+
+    @functools.wraps(direction)
+    def named(self: Bijection, params: Tree, event: Array, context: Array | None = None) -> Any:
+        try:
+            return direction(self, params, event, context)
+        except KeyError:
+            check_tree(self, params)
+            raise
+        except (TypeError, AttributeError):
+            if not isinstance(params, dict):
+                check_tree(self, params)
+            raise
+
+    return named
+
+
+def check_tree(bijection: Bijection, params: Tree) -> None:
+    """Raise unless ``params`` has all weights and constants of ``bijection``.
+
+    Raises:
+        TypeError: if it is no dict.
+        ValueError: if one is missing.
+    """
+    name = type(bijection).__name__
+    if not isinstance(params, dict):
+        raise TypeError(f"{name}: params must be a dict of arrays, got {type(params).__name__}")
+    found = {path for path, _ in _tree.leaves(params)}
+    for kind, declared in (("weights", bijection.parameters()), ("constants", bijection.constants())):
+        missing = [".".join(path) for path, _ in _tree.leaves(declared) if path not in found]
+        if missing:
+            raise ValueError(
+                f"{name}: params lacks the {kind} {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; give "
+                "all that parameters() and constants() declare, in one tree"
+            )
+
+
 def initialize(bijection: Bijection, draws: Draws) -> Tree:
     """Draw first values for the declared parameters, in the order of their declaration."""
     return _tree.map_tree(lambda p: p.initializer(draws, p.shape), bijection.parameters())
@@ -144,12 +190,19 @@ def check_standard_base(bijection: Bijection) -> None:
 
 
 def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], context: Array | None) -> None:
-    """Raise ValueError unless ``event`` ends in ``shape`` and the context is what ``bijection`` needs."""
-    namespace(event)  # raises TypeError for what is not an array
+    """Raise unless ``event`` is an array whose shape ends in ``shape`` and the context is what ``bijection`` needs.
+
+    Raises:
+        TypeError: for an event or context that is no array of real numbers.
+        ValueError: for one of a wrong shape, or a context that is missing or too much.
+    """
+    _check_array(bijection, "event", event)
     found = tuple(event.shape)
     if found[len(found) - len(shape) :] != shape:
         raise ValueError(f"{type(bijection).__name__} expected an array whose shape ends in {shape}, got shape {found}")
     size = bijection.context_dim
+    if context is not None:
+        _check_array(bijection, "context", context)
     if size == 0 and context is not None:
         given = context.shape[-1] if context.ndim else 1
         raise ValueError(
@@ -165,6 +218,15 @@ def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], cont
             f"{type(bijection).__name__} expected a context whose last axis has size {size}, "
             f"got shape {tuple(context.shape)}"
         )
+
+
+def _check_array(bijection: Bijection, name: str, value: Any) -> None:
+    try:
+        xp = namespace(value)
+    except TypeError as error:
+        raise TypeError(f"{type(bijection).__name__}: {name}: {error}") from None
+    if xp.isdtype(value.dtype, "complex floating"):
+        raise TypeError(f"{type(bijection).__name__}: {name} must be real, got {value.dtype}")
 
 
 def num_parameters(bijection: Bijection) -> int:

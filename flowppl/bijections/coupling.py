@@ -12,7 +12,7 @@ from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.networks import MLP, Network, as_dims, split_raw
+from flowppl.networks import MLP, Network, as_dims, check_network, split_raw
 from flowppl.univariate.base import Affine, Univariate, check_univariate
 
 
@@ -44,6 +44,7 @@ class Coupling(Bijection):
             unused.
 
     Raises:
+        TypeError: for a ``univariate`` or a ``network`` that is none.
         ValueError: for a dimension below 1, a mask of the wrong length or without a coordinate to map, or a mask for
             ``dim=1``, which cannot be split.
 
@@ -75,6 +76,8 @@ class Coupling(Bijection):
     def __post_init__(self):
         check_sizes("Coupling", dim=self.dim)
         check_univariate("Coupling", self.univariate, at_least=1)
+        if self.network is not None:
+            check_network("Coupling", self.network)
         fixed = self._read_mask()
         num_fixed, hidden_dims = sum(fixed), as_dims("Coupling", self.hidden_dims)
         num_raw = self.univariate.num_raw * (self.dim - num_fixed)

@@ -1,4 +1,4 @@
-"""What the wrappers of both adapters share: the text, the checks and the errors."""
+"""What the wrappers of both adapters share: the checks and the errors."""
 
 from __future__ import annotations
 
@@ -11,27 +11,6 @@ from flowppl._arrays.namespace import Array
 from flowppl.bijections.contract import REAL_LINE
 from flowppl.checks import check_sizes
 
-WRAP_DOC = """A transform of {host} as a bijection, to stand among flowppl's own.
-
-    So an existing flow moves to flowppl layer by layer: wrap every layer and put them in one :class:`flowppl.Chain`;
-    then replace one after the other by a bijection of flowppl, and compare densities at each step.
-
-    {trained}
-    The values of now are the first ones; the transform itself stays as it is. All layers of a
-    :class:`flowppl.Repeat` start from the same values. A wrapped transform is equal to itself only: make it once, not
-    at each call of a model. It cannot be saved by :func:`flowppl.save`.
-
-    Args:
-        transform: {kind}.
-        shape: the shape of one event x; an int n means a vector, ``(n,)``.
-
-    Raises:
-        TypeError: if it is no such transform.
-        ValueError: if its events have more axes than ``shape``.
-        NotImplementedError: from a direction that the transform does not have.
-
-    Example:{example}"""
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Present:
@@ -40,17 +19,18 @@ class Present:
     value: Array
     copy: Callable[[Array], Array]
 
-    def __call__(self, draws, shape):
+    def __call__(self, draws: Any, shape: tuple[int, ...]) -> Array:
         return self.copy(self.value)
 
 
 def check_host(transform: Any, kind: type, name: str) -> None:
     """Raise TypeError unless ``transform`` is one of the host's."""
     if not isinstance(transform, kind):
-        raise TypeError(f"Wrap: expected {name}, got {type(transform).__name__}")
+        what = f"the class {transform.__name__}" if isinstance(transform, type) else type(transform).__name__
+        raise TypeError(f"Wrap: expected {name}, got {what}")
 
 
-def as_event_shape(transform: Any, shape) -> tuple[int, ...]:
+def as_event_shape(transform: Any, shape: Any) -> tuple[int, ...]:
     """``shape`` as a tuple, checked against the number of axes of the transform's events."""
     shape = (shape,) if isinstance(shape, numbers.Integral) else tuple(shape)
     for size in shape:
