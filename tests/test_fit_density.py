@@ -34,7 +34,7 @@ def fit_numpyro(bijection, x, context=None, base=None, seed=0, **options):
     return numpyro_density.fit_density(key, flow, x, context, **({"progress": False} | options))
 
 
-X = np.zeros((6, 2))
+X = np.arange(12.0).reshape(6, 2)
 PLAIN, CONDITIONAL = fp.ElementwiseAffine(2), fp.Conditional(fp.ElementwiseAffine(2), context_dim=3)
 
 FITS = {"pyro": fit_pyro, "numpyro": fit_numpyro}
@@ -387,8 +387,28 @@ def test_bad_input_is_refused_before_training(fit, bijection, x, context, option
 @pytest.mark.parametrize("module", [pyro_density, numpyro_density])
 def test_only_a_flow_can_be_fitted(module):
     key = () if module is pyro_density else (jax.random.key(0),)
-    with pytest.raises(TypeError, match=r"must be a flowppl\.\w+\.Flow, got ElementwiseAffine"):
-        module.fit_density(*key, PLAIN, X)
+    adapter = fpp if module is pyro_density else fnp
+    for flow, what in (
+        (fp.maf, "function"),
+        ("maf", r"str; write flowppl.make_flow\('maf', dim\)"),
+        (None, "NoneType"),
+    ):
+        with pytest.raises(TypeError, match=rf"must be a flowppl\.\w+\.Flow, a flowppl.Bijection .*, got {what}"):
+            module.fit_density(*key, flow, X)
+    with pytest.raises(TypeError, match="got the class Flow"):
+        module.fit_density(*key, adapter.Flow, X)
+    with pytest.raises(TypeError, match="got ndarray; flow and x are exchanged"):
+        module.fit_density(*key, X, PLAIN)
+    with pytest.raises(TypeError, match="x is missing"):
+        module.fit_density(*key, PLAIN)
+
+
+def test_a_missing_or_wrong_key_is_told():
+    for call in (lambda: fnp.fit_density(PLAIN, X), lambda: fnp.fit_density(PLAIN, jax.random.key(0), X)):
+        with pytest.raises(TypeError, match=r"a key comes first: fit_density\(jax.random.key\(0\), flow, x\)"):
+            call()
+    with pytest.raises(TypeError, match=r"rng_key must be a key of jax, such as jax.random.key\(0\), got 3"):
+        fnp.fit_density(3, PLAIN, X)
 
 
 def test_both_languages_have_the_same_arguments():

@@ -5,78 +5,208 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
+from flowppl.bijections.combine import Chain, SameWeights, Wrapper
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
+from flowppl.bijections.linear import Permute
 from flowppl.checks import check_positive, check_sizes
-from flowppl.inference.epochs import Epochs, Progress, hold_out, run_epochs
+from flowppl.inference.epochs import Callback, Epochs, Progress, hold_out, run_epochs
 
 INIT_ROWS = 4096  # of the training data, for layers that start from data
+LEARNING_RATE = 3e-3  # unless one is given
 
 Rows = tuple[Array, Array | None]  # x and its context
 
-FIT_DENSITY_DOC = """Fit a flow to data by maximum likelihood.
-
-    It minimises the mean negative log likelihood of the rows of x, at their contexts c,
-
-    .. math::
-        -\\frac{{1}}{{n}} \\sum_{{i=1}}^n \\log q(x_i \\mid c_i),
-
-    by Adam with clipped gradients, on mini-batches drawn anew in every epoch, of which the last may be smaller. The
-    learning rate falls to zero over ``num_epochs`` along half a cosine. {returns}
-
-    Standardise the data first: a flow starts near its base distribution, the standard normal unless told otherwise.
-    A step whose loss or gradient is not finite is left out and counted. An interruption (Ctrl-C) ends the training, and
-    the result is what the complete epochs reached.
-
-    Args:{key}
-        flow: the flow. {base}
-        x: the data, of shape ``(n, *event_shape)``: any array, converted to the dtype and device of the flow.
-        context: for a conditional flow, one row of context for each row of x.
-        learning_rate: the learning rate of the first epoch.
-        batch_size: the number of rows in one step.
-        num_epochs: the number of passes over the training data, unless ``patience`` ends them.
-        validation: the fraction of rows to hold out at random, or held-out data, ``x_val`` or ``(x_val, context_val)``;
-            ``None`` for no validation.
-        patience: stop after so many epochs without a better validation loss; ``None`` never does.
-        clip_norm: the largest norm of a gradient; a longer one is scaled down to it. ``None`` clips nothing.
-        init: set layers such as :class:`flowppl.ActNorm` from the data first. Pass ``False`` to go on training a flow.
-        progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
-
-    Returns:
-        A :class:`flowppl.inference.density.DensityFit`.
-
-    Raises:
-        TypeError: if ``flow`` is not a flow.
-        ValueError: if the data do not fit the flow or are not finite, or an option is out of range.
-        RuntimeError: if no step of the first epoch, or no validation loss, is finite.
-
-    References:
-        Kingma, Ba: Adam: A Method for Stochastic Optimization, 2014, arXiv 1412.6980. Loshchilov, Hutter: SGDR:
-        Stochastic Gradient Descent with Warm Restarts, 2016, arXiv 1608.03983.
-
-    Example:{example}"""
+FlowType = TypeVar("FlowType")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class DensityFit(Epochs):
+class DensityFit(Epochs, Generic[FlowType]):
     """The flow that ``fit_density`` trained, and the record of its training; losses are negative log likelihoods.
 
     Args:
         flow: the trained flow, with the weights of ``best_epoch``.
     """
 
-    flow: Any
+    flow: FlowType
 
 
 def check_options(*, learning_rate, clip_norm, patience, **sizes) -> None:
     """Raise ValueError unless the options of ``fit_density`` are in range."""
     check_sizes("fit_density", **sizes, **({} if patience is None else {"patience": patience}))
-    check_positive("fit_density", learning_rate=learning_rate, clip_norm=1 if clip_norm is None else clip_norm)
+    check_positive(
+        "fit_density",
+        learning_rate=1 if learning_rate is None else learning_rate,
+        clip_norm=1 if clip_norm is None else clip_norm,
+    )
+
+
+def check_flow(flow: Any, x: Any, flow_class: type, others: tuple[type, ...]) -> None:
+    """Raise TypeError unless ``flow`` is a flow, or one of the other kinds of which a flow can be made."""
+    if isinstance(flow, (flow_class, *others)):
+        return
+    adapter = ".".join(flow_class.__module__.split(".")[:2])
+    what = f"the class {flow.__name__}" if isinstance(flow, type) else type(flow).__name__
+    advice = f"; write flowppl.make_flow({flow!r}, dim)" if isinstance(flow, str) else ""
+    if isinstance(x, (flow_class, *others)):
+        advice = "; flow and x are exchanged"
+    raise TypeError(
+        f"fit_density: flow must be a {adapter}.Flow, a flowppl.Bijection such as flowppl.maf(2), or a FlowTransform, "
+        f"got {what}{advice}"
+    )
+
+
+def check_base(bijection: Bijection, base: Any, as_numpy: Callable[[Any], np.ndarray]) -> None:
+    """Raise ValueError for a base distribution on an interval which the flow does not map onto the data's space.
+
+    Data beyond what it is mapped to would have no density, and where that ends changes with the weights.
+
+    Args:
+        bijection: the bijection of the flow.
+        base: a distribution of the host.
+        as_numpy: makes a number or array of the host a NumPy array.
+    """
+    support = base.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    low, high = (
+        as_numpy(getattr(support, name, end))
+        for name, end in zip(("lower_bound", "upper_bound"), REAL_LINE, strict=True)
+    )
+    is_real = np.isinf(low).all() and np.isinf(high).all()
+    if is_real or _same(bijection.x_support, low, high) or _keeps(bijection, low, high):
+        return
+    raise ValueError(
+        f"fit_density: the base distribution lies between {low.min():g} and {high.max():g}, but the flow moves these "
+        "ends as it is trained, and data beyond them would have no density. Leave base out, for a standard normal; if "
+        "the data lie in an interval, let the flow end with flowppl.Elementwise(dim, flowppl.Bounded(low, high)). A "
+        "uniform base serves a flow of splines that all have its ends as theirs"
+    )
+
+
+def _same(interval: tuple[float, float], low: np.ndarray, high: np.ndarray) -> bool:
+    return bool(np.allclose(low, interval[0]) and np.allclose(high, interval[1]))
+
+
+def _keeps(bijection: Bijection, low: np.ndarray, high: np.ndarray) -> bool:
+    """Whether a bijection maps this box onto itself, whatever its weights."""
+    if isinstance(bijection, Chain):
+        return all(_keeps(part, low, high) for part in bijection.bijections)
+    if isinstance(bijection, SameWeights | Wrapper):
+        return _keeps(bijection.bijection, low, high)
+    bound = getattr(getattr(bijection, "univariate", None), "bound", None)
+    return isinstance(bijection, Permute) or (bound is not None and _same((-bound, bound), low, high))
+
+
+def is_batches(x: Any) -> bool:
+    """Whether ``x`` is an iterable of batches, such as a ``DataLoader``, rather than data.
+
+    Raises:
+        TypeError: for an iterator, which can be read once only.
+    """
+    if isinstance(x, list | tuple | dict | str) or not hasattr(x, "__iter__"):
+        return False
+    if any(hasattr(x, name) for name in ("shape", "__array__", "__dataframe__")):
+        return False
+    if hasattr(x, "__next__"):
+        raise TypeError(
+            f"fit_density: x is a {type(x).__name__}, which can be read once, but each epoch reads all batches; give "
+            "an array, or an object that starts anew each time, such as a DataLoader"
+        )
+    return True
+
+
+class Batches:
+    """Rows to train on from an iterable of batches, each ``x`` or ``(x, context)``, checked as they come.
+
+    Args:
+        bijection: the bijection of the flow.
+        source: the iterable, which starts anew in each epoch.
+        convert: makes anything an array of the flow's library, dtype and device.
+    """
+
+    def __init__(self, bijection: Bijection, source: Iterable[Any], convert: Callable[[Any], Array]):
+        self.bijection, self.source, self.convert = bijection, source, convert
+        self.counts: list[int] = []  # the rows of each batch so far, in the last pass
+
+    def __iter__(self) -> Iterator[Rows]:
+        self.counts = []
+        for batch in self.source:
+            x, context = batch, None
+            if isinstance(batch, list | tuple) and 1 <= len(batch) <= 2:
+                x, context = batch if len(batch) == 2 else (batch[0], None)
+            elif isinstance(batch, list | tuple | dict):
+                raise TypeError(
+                    f"fit_density: each batch must be x or (x, context), got a {type(batch).__name__} of {len(batch)}"
+                )
+            rows = _rows(self.bijection, x, context, self.convert, at_least=1)
+            self.counts.append(len(rows[0]))
+            yield rows
+        if not self.counts:
+            raise ValueError("fit_density: x gave no batch; each epoch needs all of them anew")
+
+    def first(self) -> Rows:
+        """The first rows, about ``INIT_ROWS`` if there are so many."""
+        rows = []
+        for batch in self:
+            rows.append(batch)
+            if sum(self.counts) >= INIT_ROWS:
+                break
+        return _concat(rows)
+
+
+def _concat(rows: list[Rows]) -> Rows:
+    xp = namespace(rows[0][0])
+    contexts = [context for _, context in rows if context is not None]
+    return xp.concat([x for x, _ in rows], axis=0), xp.concat(contexts, axis=0) if contexts else None
+
+
+def warn_of_few_values(x: Array, names: Sequence[Any]) -> None:
+    """Warn of columns with so few values that a density may grow without bound on them; and refuse constant ones.
+
+    Args:
+        x: rows of data.
+        names: what the user calls the columns.
+
+    Raises:
+        ValueError: if a column does not vary.
+    """
+    xp = namespace(x)
+    flat = xp.reshape(x, (x.shape[0], -1))
+    low, high = xp.min(flat, axis=0), xp.max(flat, axis=0)
+    constant = [(i, float(low[i])) for i, same in enumerate((low == high).tolist()) if same]
+    if constant:
+        found = ", ".join(f"{names[i]!r} (all {value:g})" for i, value in constant[:5])
+        raise ValueError(
+            f"fit_density: {len(constant)} of the {flat.shape[1]} columns of x do not vary, so they have no density: "
+            f"{found}; leave them out"
+        )
+    num = min(flat.shape[0], 2000)
+    ordered = xp.sort(flat[:num, ...], axis=0)
+    distinct = (1 + xp.sum(xp.astype(ordered[1:, ...] != ordered[:-1, ...], xp.int32), axis=0)).tolist()
+    few = [i for i, count in enumerate(distinct) if 2 * count <= num]
+    if few and num >= 8:
+        found = ", ".join(f"{names[i]!r} ({distinct[i]} values in {num} rows)" for i in few[:5])
+        warnings.warn(
+            f"fit_density: {len(few)} of the {flat.shape[1]} columns of x repeat their values: {found}. A density can "
+            "grow without bound where values repeat. Counts and other whole numbers become continuous by noise that "
+            "is uniform between 0 and 1, drawn once and added to them (dequantisation)",
+            stacklevel=3,
+        )
+
+
+def column_names(x: Any, shape: tuple[int, ...]) -> list[Any]:
+    """What to call the columns of data, entries of an event of this shape: as a data frame does, or by index."""
+    columns = list(getattr(x, "columns", ()))
+    if len(shape) == 1:
+        return columns if len(columns) == shape[0] else list(range(shape[0]))
+    return list(np.ndindex(*shape))
 
 
 def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tuple[Rows, Rows | None]:
@@ -94,12 +224,9 @@ def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tu
         ValueError: if shapes do not fit, values are not finite, or ``validation`` is none of what it may be.
     """
 
-    def checked(x, context, suffix="", at_least=1) -> Rows:
-        rows = convert(x), None if context is None else convert(context)
-        _check_rows(bijection, *rows, suffix, at_least)
-        return rows
-
-    x, context = checked(x, context, at_least=2)
+    names = column_names(x, bijection.y_shape)
+    x, context = _rows(bijection, x, context, convert, at_least=2)
+    warn_of_few_values(x, names)
 
     def take(order) -> Rows:
         return x[order], None if context is None else context[order]
@@ -107,19 +234,57 @@ def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tu
     if validation is None or isinstance(validation, numbers.Real):
         kept, held_out = hold_out("fit_density", validation, len(x), rng)
         return take(kept), take(held_out) if len(held_out) else None
+    return take(rng.permutation(len(x))), held_out_rows(bijection, validation, convert)
+
+
+def held_out_rows(bijection: Bijection, validation: Any, convert: Callable[[Any], Array]) -> Rows | None:
+    """The rows of held-out data; none for ``None`` or a fraction, which only arrays have."""
+    if validation is None or isinstance(validation, numbers.Real):
+        return None
+    if is_batches(validation):
+        return _concat(list(Batches(bijection, validation, convert)))
     if isinstance(validation, tuple) and len(validation) != 2:
         raise ValueError(
             f"fit_density: validation must be x_val or (x_val, context_val), got a tuple of {len(validation)}"
         )
     x_val, context_val = validation if isinstance(validation, tuple) else (validation, None)
-    return take(rng.permutation(len(x))), checked(x_val, context_val, "_val")
+    return _rows(bijection, x_val, context_val, convert, "_val")
+
+
+def _rows(bijection, x, context, convert, suffix="", at_least=1) -> Rows:
+    x = convert(_numbers(f"x{suffix}", x))
+    context = None if context is None else convert(_numbers(f"context{suffix}", context))
+    _check_rows(bijection, x, context, suffix, at_least)
+    return x, context
+
+
+def _numbers(name: str, values: Any) -> Any:
+    """An array as it is; anything else, such as a list or a data frame, as a NumPy array of real numbers."""
+    if values is None:
+        raise TypeError(f"fit_density: {name} is missing; give the data, one row for each")
+    try:
+        namespace(values)
+        array = values
+    except TypeError:
+        try:
+            array = np.asarray(values)
+            array = array.astype(np.float64) if array.dtype.kind in "OUSMm" else array
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"fit_density: {name} must be rows of numbers, such as an array, a data frame or a DataLoader, got "
+                f"{type(values).__name__} ({error})"
+            ) from error
+    if "complex" in str(array.dtype):
+        raise TypeError(f"fit_density: {name} must be real, got {array.dtype}; give real and imaginary parts apart")
+    return array
 
 
 def _check_rows(bijection, x, context, suffix, at_least):
     shape = bijection.y_shape
     if tuple(x.shape[1:]) != shape or x.ndim != len(shape) + 1:
         expected = ", ".join(map(str, ("n", *shape)))
-        raise ValueError(f"fit_density: x{suffix} must have the shape ({expected}), got {tuple(x.shape)}")
+        advice = f"; write x{suffix}[:, None]" if (*x.shape[1:], 1) == shape else ""
+        raise ValueError(f"fit_density: x{suffix} must have the shape ({expected}), got {tuple(x.shape)}{advice}")
     if len(x) < at_least:
         raise ValueError(f"fit_density: x{suffix} must have at least {at_least} rows, got {len(x)}")
     check_event(bijection, x, shape, context)
@@ -150,28 +315,32 @@ def _check_rows(bijection, x, context, suffix, at_least):
 
 
 def train(
-    run_epoch: Callable[[float, np.ndarray], tuple[Any, Any]],
+    run_epoch: Callable[[float | None, np.ndarray], tuple[Any, Any]],
     weights: Callable[[], Any],
-    flow_with: Callable[[Any], Any],
+    flow_with: Callable[[Any], FlowType],
     rng: np.random.Generator,
     *,
+    batches: Batches | None,
     num_rows: int,
     batch_size: int,
-    learning_rate: float,
+    learning_rate: float | None,
     num_epochs: int,
     patience: int | None,
+    callback: Callback | None,
     progress: bool | None,
-) -> DensityFit:
+) -> DensityFit[FlowType]:
     """Run epochs until one of the reasons to stop, and return the flow with the best weights.
 
     Args:
-        run_epoch: trains one epoch at a learning rate and in an order of the rows; gives the loss of each step, NaN
-            where it was skipped, and the validation loss or ``None``.
+        run_epoch: trains one epoch at a learning rate, ``None`` for an optimiser that has its own, and in an order of
+            the rows; gives the loss of each step, NaN where it was skipped, and the validation loss or ``None``.
         weights: gives the present weights, as they will stay.
         flow_with: the flow with given weights.
         rng: draws the orders.
+        batches: what is trained on in place of rows in an order.
     """
     best, done = weights(), Progress()
+    rate_advice = "" if learning_rate is None else f" (it was {learning_rate:g})"
 
     def keep():
         nonlocal best
@@ -179,8 +348,8 @@ def train(
 
     def run(epoch):
         # At rates that suit, this ends 0.02 to 0.05 nat above a constant rate (two moons; a mixture in 5-D).
-        rate = learning_rate * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
-        return run_epoch(rate, rng.permutation(num_rows))
+        share = (1 + math.cos(math.pi * epoch / num_epochs)) / 2
+        return run_epoch(None if learning_rate is None else learning_rate * share, rng.permutation(num_rows))
 
     try:
         run_epochs(
@@ -192,9 +361,10 @@ def train(
             batch_size=batch_size,
             num_epochs=num_epochs,
             patience=patience,
+            callback=callback,
+            row_counts=None if batches is None else lambda: batches.counts,
             bar=progress,
-            advice=f"use a smaller learning_rate (it was {learning_rate:g}), or scale the data to mean 0 and standard "
-            "deviation 1",
+            advice=f"use a smaller learning_rate{rate_advice}, or scale the data to mean 0 and standard deviation 1",
         )
     finally:
         flow = flow_with(best)

@@ -95,6 +95,7 @@ def run_epochs(
     judged_from: int = 0,
     after_epoch: Callable[[], None] = lambda: None,
     callback: Callback | None = None,
+    row_counts: Callable[[], Sequence[int]] | None = None,
     bar: bool | None,
     advice: str,
 ) -> None:
@@ -113,6 +114,8 @@ def run_epochs(
         after_epoch: called after each complete epoch.
         callback: called as ``callback(epoch, loss)`` after each complete epoch, counted from 0, with the mean loss of
             its rows; if it returns True, training stops.
+        row_counts: gives the rows of each step of the last epoch, where they are not what ``num_rows`` and
+            ``batch_size`` say.
         bar: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
         advice: what to try if no loss is finite.
 
@@ -137,7 +140,8 @@ def run_epochs(
                 losses, score = run_epoch(epoch)
                 steps = np.asarray(losses, dtype=np.float64)
                 taken = ~np.isnan(steps)
-                loss = float(np.average(steps[taken], weights=batch_sizes[taken])) if taken.any() else math.nan
+                counts = batch_sizes if row_counts is None else np.asarray(row_counts())
+                loss = float(np.average(steps[taken], weights=counts[taken])) if taken.any() else math.nan
                 if np.isnan([*progress.losses, loss]).all():
                     raise RuntimeError(f"{owner}: the loss of every step was not finite; {advice}")
                 is_judged = progress.validation_losses and progress.best_epoch >= 0

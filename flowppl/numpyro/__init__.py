@@ -5,7 +5,7 @@ each recipe as a function that draws them with a key (``planar``, ``realnvp``, `
 are those that :mod:`flowppl` gives them.
 """
 
-from flowppl.numpyro.density import fit_density
+from flowppl.numpyro.density import DensityFit, fit_density
 from flowppl.numpyro.diagnostics import diagnose, log_weights, resample
 from flowppl.numpyro.fit import Fit, fit
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
@@ -54,6 +54,7 @@ __all__ = [
     "AutoLocalFlow",
     "Autoregressive",
     "Coupling",
+    "DensityFit",
     "Elementwise",
     "ElementwiseAffine",
     "Fit",

@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.distributions import constraints
+from numpyro.distributions import Distribution, constraints
+from numpyro.distributions.transforms import Transform
 
 from flowppl._arrays.tree import Tree
-from flowppl.bijections.contract import Bijection, check_standard_base
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_standard_base
 from flowppl.numpyro._host import validate_sample
 from flowppl.numpyro.transforms import FlowTransform, init_params
 
@@ -21,6 +23,9 @@ class FlowDistribution(dist.TransformedDistribution):
     """The distribution of ``transform(x)``, x being drawn from a base distribution.
 
     A sample with its density costs one pass of the flow, and so does the density of fresh data.
+
+    The density of a value is 0, its logarithm minus infinity, where the flow takes it outside of the support of the
+    base distribution, or where it lies outside of the flow's own; NumPyro's validation warns in the latter case.
 
     Args:
         base_distribution: the distribution of x; its event shape, or the end of its batch shape, is that of the flow.
@@ -41,7 +46,9 @@ class FlowDistribution(dist.TransformedDistribution):
 
     pytree_data_fields = ()
 
-    def __init__(self, base_distribution, transform: FlowTransform, *, validate_args=None):
+    def __init__(
+        self, base_distribution: Distribution, transform: FlowTransform, *, validate_args: bool | None = None
+    ) -> None:
         bijection = transform.bijection
         shape = base_distribution.shape()
         if shape[len(shape) - len(bijection.x_shape) :] != bijection.x_shape:
@@ -49,33 +56,63 @@ class FlowDistribution(dist.TransformedDistribution):
                 f"the base distribution must have events of shape {bijection.x_shape}, got batch shape "
                 f"{base_distribution.batch_shape} and event shape {base_distribution.event_shape}"
             )
-        support = base_distribution.support
-        if getattr(support, "base_constraint", support) is constraints.real:
+        if is_real(base_distribution.support):
             check_standard_base(bijection)
         if bijection.context_dim and transform.context is None:
             raise ValueError(f"this flow needs a context of size {bijection.context_dim}: call flow(context)")
         super().__init__(base_distribution, [transform], validate_args=validate_args)
 
     @validate_sample
-    def log_prob(self, value, intermediates=None):
+    def log_prob(self, value: jax.Array, intermediates: Any = None) -> jax.Array:
         if intermediates is not None:
             ((x, log_det),) = intermediates
             return self.base_dist.log_prob(x) - log_det
         x, log_det = self.transforms[0].inverse_and_log_det(value)
-        return self.base_dist.log_prob(x) + log_det
+        log_prob = _log_prob_within(self.base_dist, x) + log_det
+        bijection = self.transforms[0].bijection
+        low, high = bijection.y_support
+        if (low, high) == REAL_LINE:
+            return log_prob
+        outside = (value < low) | (value > high)
+        outside = jnp.any(outside, axis=tuple(range(outside.ndim - len(bijection.y_shape), outside.ndim)))
+        return jnp.where(outside, -jnp.inf, log_prob)
+
+
+def is_real(support: Any) -> bool:
+    """Whether a constraint, or that of each entry, is all real numbers."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def _log_prob_within(base: Distribution, x: jax.Array) -> jax.Array:
+    """The log density of ``base`` at any x: minus infinity outside of its support, with derivatives of 0."""
+    support: Any = base.support
+    if is_real(support):
+        return base.log_prob(x)
+    inside = support(x)
+    is_event_inside = inside.reshape(*inside.shape, *(1,) * (x.ndim - inside.ndim))
+    within = jnp.where(is_event_inside, x, support.feasible_like(x))
+    return jnp.where(inside, base.log_prob(within), -jnp.inf)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, init=False)
 class Flow:
     """A bijection, its weights and a base distribution; ``flow()`` or ``flow(context)`` is a distribution.
 
-    It is a pytree: the weights (and the parameters of the base) are its leaves.
+    It is a pytree: the weights (and the parameters of the base) are its leaves. A flow without a context also has
+    :meth:`log_prob`, :meth:`sample` and :meth:`rsample` itself.
 
     Args:
-        bijection: any :class:`flowppl.Bijection`.
-        params: its weights; :meth:`init` draws them.
+        bijection: any :class:`flowppl.Bijection`, or a :class:`FlowTransform`, such as
+            ``flowppl.numpyro.realnvp(key, 2)``, which brings its weights.
+        params: the weights of a bijection; :meth:`init` draws them.
         base: the base distribution; ``None`` is the standard normal.
+
+    Raises:
+        TypeError: if they are something else, or the weights are missing.
+        ValueError: from a call, if the base does not fit the flow, or a context is missing or of another size.
 
     Example:
         >>> import jax, jax.numpy as jnp, flowppl as fp
@@ -83,15 +120,44 @@ class Flow:
         >>> flow = Flow.init(jax.random.key(0), fp.maf(3))
         >>> flow().log_prob(jnp.zeros((5, 3))).shape
         (5,)
+        >>> conditional = Flow.init(jax.random.key(0), fp.maf(3, context_dim=2))
+        >>> conditional(jnp.zeros((5, 2))).sample(jax.random.key(1)).shape
+        (5, 3)
     """
 
     bijection: Bijection = dataclasses.field(metadata={"static": True})
     params: Tree
     base: Any = None
 
+    def __init__(
+        self, bijection: Bijection | FlowTransform, params: Tree | None = None, base: Distribution | None = None
+    ) -> None:
+        if isinstance(bijection, FlowTransform):
+            if params is not None:
+                raise TypeError("Flow: a FlowTransform brings its weights; leave params out, or give its bijection")
+            if bijection.context is not None:
+                raise ValueError(
+                    "this transform stands at a context already; give it as it is, and the context to the flow"
+                )
+            params = bijection.params
+            bijection = bijection.bijection
+        check_flow_bijection(bijection)
+        if params is None:
+            raise TypeError("Flow: params is missing; draw the weights by Flow.init(key, bijection)")
+        if isinstance(base, str | type | Bijection | Transform):
+            what = f"the class {base.__name__}" if isinstance(base, type) else repr(base)[:80]
+            raise TypeError(
+                "Flow: base must be a distribution of NumPyro, such as Normal(jnp.zeros(2), 1.0).to_event(1), or None "
+                f"for the standard normal, got {what}"
+            )
+        for name, value in (("bijection", bijection), ("params", params), ("base", base)):
+            object.__setattr__(self, name, value)
+
     @classmethod
-    def init(cls, key, bijection: Bijection, base=None) -> Flow:
+    def init(cls, key: jax.Array, bijection: Bijection, base: Distribution | None = None) -> Flow:
         """A flow with first weights drawn by ``key``."""
+        check_key("Flow.init", "key", key)
+        check_flow_bijection(bijection)
         return cls(bijection, init_params(bijection, key), base)
 
     @property
@@ -99,25 +165,76 @@ class Flow:
         """The transform from the base to the data side."""
         return FlowTransform(self.bijection, self.params)
 
-    def init_from(self, x, context=None) -> Flow:
+    def init_from(self, x: jax.Array, context: jax.Array | None = None) -> Flow:
         """This flow with what starts from data, such as :class:`flowppl.ActNorm`, set from the batch ``x``."""
         new = self.bijection.init_from(self.transform._tree, jnp.asarray(x), context)
         return dataclasses.replace(self, params=new)
 
-    def __call__(self, context=None) -> FlowDistribution:
+    def __call__(self, context: jax.Array | None = None) -> FlowDistribution:
+        """The distribution, at a context if the flow takes one.
+
+        Args:
+            context: an array of shape ``(*batch, context_dim)``: one context for each event, or one of shape
+                ``(context_dim,)`` for all. ``None`` for a flow without a context.
+
+        Returns:
+            A distribution of events of shape ``bijection.y_shape``, D numbers for a flow of D coordinates, and batch
+            shape ``batch``. So ``flow().log_prob(x)`` of x of shape ``(n, D)`` has the shape ``(n,)``, and
+            ``flow().sample(key, (n,))`` is of shape ``(n, D)``; ``flow(context).sample(key)`` with contexts of shape
+            ``(n, context_dim)`` is one event for each, of shape ``(n, D)``, and ``flow(context).sample(key, (s,))``
+            is of shape ``(s, n, D)``.
+        """
         base = self.base
         if base is None:
             base = standard_normal(self.bijection.x_shape)
         transform = self.transform if context is None else self.transform._at(context)
         return FlowDistribution(base, transform)
 
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        """``flow().log_prob(value)``: the log density of each event, for a flow without a context."""
+        return self._unconditional("log_prob").log_prob(value)
 
-def standard_normal(shape) -> dist.Distribution:
+    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """``flow().sample(key, sample_shape)``: draws, for a flow without a context."""
+        return self._unconditional("sample").sample(check_key("flow.sample", "key", key), sample_shape)
+
+    def rsample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """``flow().rsample(key, sample_shape)``: as :meth:`sample`, whose draws have gradients too."""
+        return self._unconditional("rsample").rsample(check_key("flow.rsample", "key", key), sample_shape)
+
+    def _unconditional(self, name: str) -> FlowDistribution:
+        if self.bijection.context_dim:
+            raise ValueError(
+                f"this flow depends on a context of size {self.bijection.context_dim}: write flow(context).{name}(...)"
+            )
+        return self()
+
+
+def check_flow_bijection(value: Any) -> None:
+    """Raise TypeError unless ``value`` is a bijection; a transform of the host needs a :class:`Wrap`."""
+    if isinstance(value, Transform):
+        raise TypeError(
+            f"{type(value).__name__} is a transform of NumPyro: write Wrap(transform, shape), with the shape of one "
+            "event, in its place"
+        )
+    check_bijection(value)
+
+
+def check_key(owner: str, name: str, key: Any) -> Any:
+    """The key, or TypeError if it is none."""
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    if is_array and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == np.uint32):
+        return key
+    what = type(key).__name__ if is_array or not isinstance(key, int) else repr(key)
+    raise TypeError(f"{owner}: {name} must be a key of jax, such as jax.random.key(0), got {what}")
+
+
+def standard_normal(shape: tuple[int, ...]) -> Distribution:
     """Independent standard normals with events of this shape."""
     return dist.Normal(jnp.zeros(shape), jnp.ones(shape)).to_event(len(shape))
 
 
-def flow(name: str, bijection: Bijection, base=None) -> Flow:
+def flow(name: str, bijection: Bijection, base: Distribution | None = None) -> Flow:
     """A :class:`Flow` inside a model or guide, its weights one trained ``param`` site.
 
     Args:
@@ -136,4 +253,5 @@ def flow(name: str, bijection: Bijection, base=None) -> Flow:
         >>> list(trace)
         ['prior', 'data', 'x']
     """
+    check_flow_bijection(bijection)
     return Flow(bijection, numpyro.param(name, lambda key: init_params(bijection, key)), base)

@@ -14,7 +14,7 @@ from numpyro.distributions.transforms import Transform
 
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
-from flowppl.bijections.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
+from flowppl.bijections.wrap import Present, as_event_shape, check_host, check_single, interval, one_way
 from flowppl.declare import Parameter
 from flowppl.numpyro._host import _InverseTransform
 from flowppl.recipes import NAMED_BIJECTIONS
@@ -22,14 +22,29 @@ from flowppl.recipes import NAMED_BIJECTIONS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Wrap(Bijection):
-    __doc__ = WRAP_DOC.format(
-        host="NumPyro",
-        trained="""The weights of the networks of NumPyro's flows, given as ``functools.partial(apply, weights)``,
-    become weights of the flow, and so do the floating arrays of transforms of your own. Python numbers stay fixed,
-    and so does what a transform of :mod:`numpyro.distributions.transforms` holds, such as a triangular matrix, which
-    training would not keep valid.""",
-        kind="a transform of :mod:`numpyro.distributions`, made outside ``jit`` and models",
-        example="""
+    """A transform of NumPyro as a bijection, to stand among flowppl's own.
+
+    So an existing flow moves to flowppl layer by layer: wrap every layer and put them in one :class:`flowppl.Chain`;
+    then replace one after the other by a bijection of flowppl, and compare densities at each step.
+
+    The weights of the networks of NumPyro's flows, given as ``functools.partial(apply, weights)``, become weights of
+    the flow, and so do the floating arrays of transforms of your own. Python numbers stay fixed, and so does what a
+    transform of :mod:`numpyro.distributions.transforms` holds, such as a triangular matrix, which training would not
+    keep valid. The
+    values of now are the first ones; the transform itself stays as it is. All layers of a :class:`flowppl.Repeat` start
+    from the same values. A wrapped transform is equal to itself only: make it once, not at each call of a model. It
+    cannot be saved by :func:`flowppl.save`.
+
+    Args:
+        transform: a transform of :mod:`numpyro.distributions`, made outside ``jit`` and models.
+        shape: the shape of one event x; an int n means a vector, ``(n,)``.
+
+    Raises:
+        TypeError: if it is no such transform.
+        ValueError: if its events have more axes than ``shape``.
+        NotImplementedError: from a direction that the transform does not have.
+
+    Example:
         >>> import functools, jax, jax.numpy as jnp, flowppl as fp
         >>> from numpyro.distributions.flows import InverseAutoregressiveTransform
         >>> from numpyro.nn import AutoregressiveNN
@@ -41,8 +56,7 @@ class Wrap(Bijection):
         >>> x = jnp.ones(3)
         >>> bool(jnp.allclose(flow.inv(flow(x)), x, atol=1e-5))
         True
-""",
-    )
+    """
 
     transform: Any
     shape: Any

@@ -4,7 +4,7 @@ Each layer is here as a transform (``Planar``, ``Coupling``, ...), and each reci
 (``planar``, ``realnvp``, ``iaf``, ...), with the arguments that :mod:`flowppl` gives them.
 """
 
-from flowppl.pyro.density import fit_density
+from flowppl.pyro.density import DensityFit, fit_density
 from flowppl.pyro.diagnostics import diagnose, log_weights, resample
 from flowppl.pyro.fit import Fit, fit
 from flowppl.pyro.flow import Flow, FlowDistribution
@@ -53,6 +53,7 @@ __all__ = [
     "AutoLocalFlow",
     "Autoregressive",
     "Coupling",
+    "DensityFit",
     "Elementwise",
     "ElementwiseAffine",
     "Fit",

@@ -11,7 +11,7 @@ from torch.distributions import Transform
 
 from flowppl._arrays.tree import Tree, leaves
 from flowppl.bijections.contract import Bijection, check_event
-from flowppl.bijections.wrap import WRAP_DOC, Present, as_event_shape, check_host, check_single, interval, one_way
+from flowppl.bijections.wrap import Present, as_event_shape, check_host, check_single, interval, one_way
 from flowppl.checks import assign, derived
 from flowppl.declare import Parameter
 from flowppl.pyro._host import _InverseTransform
@@ -33,13 +33,28 @@ class _Slot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Wrap(Bijection):
-    __doc__ = WRAP_DOC.format(
-        host="Pyro or torch",
-        trained="""The parameters of all modules in the transform become weights of the flow, and their buffers (such as
-    the masks of a network) move with it. Tensors that are neither stay on the device where they are. Whether a
-    module such as ``BatchNorm`` is in training or evaluation mode is asked of the module.""",
-        kind="a transform of :mod:`torch.distributions` or :mod:`pyro.distributions.transforms`",
-        example="""
+    """A transform of Pyro or torch as a bijection, to stand among flowppl's own.
+
+    So an existing flow moves to flowppl layer by layer: wrap every layer and put them in one :class:`flowppl.Chain`;
+    then replace one after the other by a bijection of flowppl, and compare densities at each step.
+
+    The parameters of all modules in the transform become weights of the flow, and their buffers (such as the masks of a
+    network) move with it. Tensors that are neither stay on the device where they are. Whether a module such as
+    ``BatchNorm`` is in training or evaluation mode is asked of the module. The
+    values of now are the first ones; the transform itself stays as it is. All layers of a :class:`flowppl.Repeat` start
+    from the same values. A wrapped transform is equal to itself only: make it once, not at each call of a model. It
+    cannot be saved by :func:`flowppl.save`.
+
+    Args:
+        transform: a transform of :mod:`torch.distributions` or :mod:`pyro.distributions.transforms`.
+        shape: the shape of one event x; an int n means a vector, ``(n,)``.
+
+    Raises:
+        TypeError: if it is no such transform.
+        ValueError: if its events have more axes than ``shape``.
+        NotImplementedError: from a direction that the transform does not have.
+
+    Example:
         >>> import torch, flowppl as fp
         >>> import pyro.distributions.transforms as T
         >>> from flowppl.pyro import FlowTransform, Wrap
@@ -47,8 +62,7 @@ class Wrap(Bijection):
         >>> x = torch.ones(3)
         >>> bool(torch.allclose(flow.inv(flow(x)), x, atol=1e-5))
         True
-""",
-    )
+    """
 
     transform: Any
     shape: Any
