@@ -212,7 +212,7 @@ class Flow:
 
 def check_flow_bijection(value: Any) -> None:
     """Raise TypeError unless ``value`` is a bijection; a transform of the host needs a :class:`Wrap`."""
-    if isinstance(value, Transform):
+    if isinstance(value, Transform) and not isinstance(value, FlowTransform):
         raise TypeError(
             f"{type(value).__name__} is a transform of NumPyro: write Wrap(transform, shape), with the shape of one "
             "event, in its place"
