@@ -115,7 +115,9 @@ def test_names_are_imported_and_listed_in_the_source(language):
 
 @pytest.mark.parametrize("path", [path for language in ADAPTERS for path in (FOLDER / language).glob("*.py")], ids=str)
 def test_no_definition_is_made_at_run_time(path):
-    assert not re.findall(r"globals\(\)|__signature__|functools\.wraps|\btype\(\w[^)]*, *\(", path.read_text())
+    assert not re.findall(
+        r"globals\(\)|__doc__.* = |__signature__|functools\.wraps|\btype\(\w[^)]*, *\(", path.read_text()
+    )
 
 
 @pytest.mark.parametrize("language", ADAPTERS)
@@ -179,16 +181,15 @@ def test_an_editor_completes_the_names(language):
     assert set(ADAPTERS[language].__all__) <= every
 
 
-SHOWN = ("planar", "realnvp", "sylvester", "Planar", "Coupling", "FlowTransform")
-
-
 @pytest.mark.parametrize("language", ADAPTERS)
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("name", fpp.__all__)
 def test_an_editor_shows_arguments_and_documentation(language, name):
     thing = getattr(ADAPTERS[language], name)
     code = f"import flowppl.{language}\nflowppl.{language}.{name}("
     (found,) = jedi.Script(code[:-1]).help()
     assert found.docstring(raw=True).strip() == inspect.getdoc(thing).strip()
+    if (language, name) == ("numpyro", "Flow"):
+        return  # jedi shows no arguments of a dataclass with an __init__ of its own
     (signature,) = jedi.Script(code).get_signatures()
     parameters = inspect.signature(thing).parameters.values()
     named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
