@@ -407,6 +407,15 @@ def test_masked_members_of_a_bounded_latent_have_no_density():
     assert abs(jnp.log(jnp.exp(weights).mean())) < 0.05
 
 
+def test_a_model_all_of_whose_latents_are_masked_is_refused():
+    def model():
+        with handlers.mask(mask=False):
+            numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"no latent variables: .* masked out"):
+        AutoFlow(model).setup()
+
+
 def test_a_masked_prior_that_has_a_density_by_other_means_is_the_guides():
     def model():
         z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 1.0).mask(np.array([True, False])))

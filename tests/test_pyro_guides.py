@@ -424,6 +424,15 @@ def test_masked_members_of_a_bounded_latent_have_no_density():
         assert abs(log_weights(model, fn, num_samples=4000).exp().mean().log()) < 0.05
 
 
+def test_a_model_all_of_whose_latents_are_masked_is_refused():
+    def model():
+        with poutine.mask(mask=False):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"no latent variables: .* masked out"):
+        AutoFlow(model).setup()
+
+
 def test_a_masked_prior_that_has_a_density_by_other_means_is_the_guides():
     def model():
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])))

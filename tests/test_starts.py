@@ -197,13 +197,15 @@ def test_the_log_density_of_scaled_and_masked_sites_is_that_of_svi(language):
         with handlers.scale(scale=0.5):
             numpyro.sample("z", ndist.HalfNormal(1.0))
         with handlers.mask(mask=False):
-            numpyro.sample("w", ndist.LogNormal(0.0, 1.0))
+            w = numpyro.sample("w", ndist.LogNormal(0.0, 1.0))
+        numpyro.sample("y", ndist.Normal(w, 1.0), obs=1.0)  # else w would not be the guide's
 
     def pyro_model():
         with poutine.scale(scale=0.5):
             pyro.sample("z", pdist.HalfNormal(1.0))
         with poutine.mask(mask=False):
-            pyro.sample("w", pdist.LogNormal(0.0, 1.0))
+            w = pyro.sample("w", pdist.LogNormal(0.0, 1.0))
+        pyro.sample("y", pdist.Normal(w, 1.0), obs=torch.tensor(1.0))
 
     adapter, model = (fnp, numpyro_model) if language == "numpyro" else (fpp, pyro_model)
     guide = adapter.AutoFlow(model, init="point")
@@ -211,7 +213,8 @@ def test_the_log_density_of_scaled_and_masked_sites_is_that_of_svi(language):
     like = [torch.zeros(2)] if language == "pyro" else []
     found = adapter.target.Target(guide, (), {}, *like).log_probs(np.array([[1.0, 0.3]]))
     density = pdist.HalfNormal(torch.ones(())).log_prob(torch.tensor(1.0).exp())
-    np.testing.assert_allclose(found, [0.5 * density + 1.0 + 0.3])
+    other = pdist.Normal(torch.tensor(0.3).exp(), 1.0).log_prob(torch.ones(()))
+    np.testing.assert_allclose(found, [0.5 * density + other + 1.0 + 0.3])
 
 
 def test_a_start_that_cannot_be_searched_is_refused():

@@ -47,7 +47,7 @@ def check_latents(latents: Iterable[Latent]) -> None:
     latents = list(latents)
     if not latents:
         raise ValueError(
-            "AutoFlow found no latent variables: every sample site of the model is observed or hidden; "
+            "AutoFlow found no latent variables: every sample site of the model is observed, hidden or masked out; "
             "use a guide that does nothing instead, or condition on less"
         )
     discrete = [latent.name for latent in latents if latent.is_discrete]

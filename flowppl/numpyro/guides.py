@@ -183,6 +183,8 @@ class AutoFlow(AutoContinuous):
         kept = [_kept(site) for site in latents.values()]
         flat = np.concatenate(kept)
         dim = int(flat.sum())
+        if not dim:
+            check_latents([])
         # Where all coordinates stand in the vector of those that the guide has.
         places = None if flat.all() else np.where(flat, np.cumsum(flat) - 1, dim)
         self.bijection = guide_bijection(self.flow_choice, dim)

@@ -163,6 +163,8 @@ class AutoFlow(AutoContinuous):
             self._masks = unscored_members(self._model[1], args, kwargs)
             loc = self._init_loc()
             self.latent_dim = len(loc)
+            if not self.latent_dim:
+                check_latents([])
             bijection = guide_bijection(self.flow_choice, self.latent_dim)
             self.flow = self._started_flow(bijection, loc, args, kwargs)
             self._known_shapes.append(_shapes(args, kwargs))
