@@ -249,3 +249,80 @@ def test_many_dimensions_take_the_diagonal_start():
     assert MAX_TRIANGULAR < 300
     params = fnp.AutoFlow(model, flow="planar").setup()["auto_flow"]
     np.testing.assert_allclose(params["3"]["loc"], jnp.arange(300.0), atol=0.05)
+
+
+@pytest.mark.parametrize("search", [newton_start, quasi_newton_start])
+@pytest.mark.parametrize("size", [1e-30, 1e-10, 1e10, 1e30])
+def test_a_normal_is_found_at_any_scale(search, size, rng):
+    target = Normal(size * np.array([1.0, -2.0]), size * np.diag([1.0, 3.0]))
+    start = search([rng.uniform(-2, 2, 2)], target, rng)
+    scale = np.diag(start.scale) if start.scale.ndim == 1 else start.scale
+    np.testing.assert_allclose(start.loc / size, [1.0, -2.0], atol=1e-3)
+    np.testing.assert_allclose(scale / size, np.diag([1.0, 3.0]), atol=1e-6)
+
+
+def test_scales_far_apart_are_found_together(rng):
+    scales = np.array([1e-12, 1.0, 1e12])
+    start = newton_start([rng.uniform(-2, 2, 3)], Normal(scales, np.diag(scales)), rng)
+    np.testing.assert_allclose(start.loc / scales, 1.0, atol=1e-3)
+    np.testing.assert_allclose(start.scale.diagonal() / scales, 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-11, 1e30])
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_guides_start_at_the_posterior_at_any_scale(language, size):
+    y = size * np.array([0.3, 1.1, -0.2])
+    precision = 3 / size**2 + 0.01 / size**2
+
+    def numpyro_model():
+        mu = numpyro.sample("mu", ndist.Normal(0.0, 10 * size))
+        numpyro.sample("y", ndist.Normal(mu, size).expand([3]).to_event(1), obs=jnp.asarray(y))
+
+    def pyro_model():
+        mu = pyro.sample("mu", pdist.Normal(0.0, 10 * torch.tensor(size)))
+        pyro.sample("y", pdist.Normal(mu, size).expand([3]).to_event(1), obs=torch.tensor(y))
+
+    if language == "numpyro":
+        guide = fnp.AutoFlow(numpyro_model)
+        posterior = guide.get_posterior(guide.setup())
+        draws = np.asarray(posterior.sample(jax.random.key(0), (4000,)))[:, 0]
+    else:
+        guide = fpp.AutoFlow(pyro_model)
+        guide.setup()
+        draws = guide.get_posterior().sample((4000,)).numpy()[:, 0]
+    mean, sd = y.sum() / size**2 / precision, precision**-0.5
+    assert abs(draws.mean() - mean) < 0.1 * sd
+    assert abs(draws.std() / sd - 1) < 0.1
+
+
+def test_a_fit_at_a_tiny_scale_has_the_evidence():
+    y = 1e-11 * np.array([0.3, 1.1, -0.2])
+
+    def model():
+        mu = pyro.sample("mu", pdist.Normal(0.0, torch.tensor(1e-10)))
+        with pyro.plate("data", 3):
+            pyro.sample("y", pdist.Normal(mu, 1e-11), obs=torch.tensor(y))
+
+    result = fpp.fit(model, num_steps=100, progress=False)
+    covariance = 1e-22 * np.eye(3) + 1e-20
+    expected = -0.5 * (y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2 * np.pi * covariance)[1])
+    assert abs(result.elbo - expected) < 0.01
+    assert result.k_hat < 0.5
+
+
+@pytest.mark.parametrize("value", [3.0, 0.0, 0.1])
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_constant_data_have_a_degenerate_posterior(language, value):
+    """The density of what is all the same rises without end as its scale goes to zero."""
+
+    def numpyro_model():
+        loc, scale = numpyro.sample("loc", ndist.Normal(0.0, 10.0)), numpyro.sample("scale", ndist.HalfNormal(5.0))
+        numpyro.sample("y", ndist.Normal(loc, scale).expand([20]).to_event(1), obs=jnp.full(20, value))
+
+    def pyro_model():
+        loc, scale = pyro.sample("loc", pdist.Normal(0.0, 10.0)), pyro.sample("scale", pdist.HalfNormal(5.0))
+        pyro.sample("y", pdist.Normal(loc, scale).expand([20]).to_event(1), obs=torch.full((20,), value))
+
+    adapter, model = (fnp, numpyro_model) if language == "numpyro" else (fpp, pyro_model)
+    with pytest.raises(RuntimeError, match=r"the posterior is degenerate.*data that are all the same"):
+        adapter.AutoFlow(model).setup()

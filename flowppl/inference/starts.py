@@ -13,7 +13,12 @@ diagonal, estimated by products with random signs.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+import math
+import time
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -21,9 +26,26 @@ import scipy.optimize
 
 NUM_TRIALS = 32  # points in each call of the log density: the trial steps of an iteration, or the draws of a score
 MAX_NEWTON_STEPS = 60
+LONG = 400  # steps of a second path, if the best start is the end of one
 MAX_QUASI_NEWTON_STEPS = 500
-FLOORS = (1e-10, 1e-2, 1.0)  # of the curvature: the last keeps directions that the data leave open at the unit scale
+# Of the curvature: the first is that of scales of 1e31, the last keeps what the data leave open at the unit scale.
+FLOORS = (1e-62, 1e-10, 1e-2, 1.0)
+WIDE = 1e4  # scale of a start above which a quasi-Newton path needs another unit
+NARROWEST = 1e-60  # scale of a posterior that is not degenerate: the fourth power of its inverse is still a number
 LOWEST = -1e300  # in place of densities that are not finite; the sum of several is
+
+
+_end = contextvars.ContextVar("end", default=math.inf)
+
+
+@contextlib.contextmanager
+def search_until(end: float) -> Iterator[None]:
+    """Searches in here take what they have found by then, on the monotonic clock."""
+    token = _end.set(end)
+    try:
+        yield
+    finally:
+        _end.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +68,20 @@ class Target(Protocol):
 
 def newton_start(points: list[np.ndarray], target: Target, rng: np.random.Generator) -> Gaussian | None:
     """The best Gaussian with a full covariance on Newton paths; ``None`` if the density is finite at no point."""
-    proposals = (
-        (point, vectors / np.sqrt(np.maximum(np.abs(values), floor)))
-        for start in points
-        for point, values, vectors in _newton_path(start, target)
-        for floor in FLOORS
-    )
-    best = _best(proposals, len(points[0]), target, rng)
+    late = []  # the last points of paths that did not end
+
+    def proposals(points, num_steps):
+        for start in points:
+            for step, (point, values, vectors) in enumerate(_newton_path(start, target, num_steps)):
+                if step >= num_steps - 10:
+                    late.append(point)
+                yield from ((point, vectors / np.sqrt(curvature)) for curvature in _floored(values))
+
+    best = _best(proposals(points, MAX_NEWTON_STEPS), len(points[0]), target, rng)
     if best is None:
         return None
+    if any(np.array_equal(best.loc, point) for point in late):  # the path may go on without end: that shows there
+        _best(proposals([best.loc], LONG), len(points[0]), target, rng)
     upper = np.asarray(np.linalg.qr(best.scale.T, mode="r"))  # F F' = R' R
     return dataclasses.replace(best, scale=(upper * np.sign(upper.diagonal())[:, None]).T)
 
@@ -62,13 +89,22 @@ def newton_start(points: list[np.ndarray], target: Target, rng: np.random.Genera
 def quasi_newton_start(points: list[np.ndarray], target: Target, rng: np.random.Generator) -> Gaussian | None:
     """The best Gaussian with independent coordinates on quasi-Newton paths, without a Hessian; else as above."""
     proposals = (
-        (point, 1 / np.sqrt(np.maximum(curvature, floor)))
+        (point, 1 / np.sqrt(curvature))
         for start in points
-        for point in _quasi_newton_path(start, target)
-        for curvature in [_curvature(point, target, rng)]
-        for floor in FLOORS
+        for point in _quasi_newton_path(start, target, rng)
+        for curvature in _floored(_curvature(point, target, rng))
     )
     return _best(proposals, len(points[0]), target, rng)
+
+
+def _floored(curvature):
+    """The size of the curvature above each of the floors, where that changes it."""
+    last = None
+    for floor in FLOORS:
+        floored = np.maximum(np.abs(curvature), floor)
+        if last is None or not np.array_equal(floored, last):
+            yield floored
+        last = floored
 
 
 def _curvature(point, target, rng):
@@ -84,8 +120,29 @@ def _curvature(point, target, rng):
 def _best(proposals, dim, target, rng):
     half = rng.standard_normal((NUM_TRIALS // 2, dim))
     noise = np.concatenate([half, -half])
-    gaussians = (Gaussian(loc, scale, _elbo(loc, scale, noise, target)) for loc, scale in proposals)
-    return max((each for each in gaussians if np.isfinite(each.elbo)), key=lambda each: each.elbo, default=None)
+    best = None
+    for loc, scale in proposals:
+        elbo = _elbo(loc, scale, noise, target)
+        if np.isfinite(elbo) and (best is None or elbo > best.elbo):
+            best = Gaussian(loc, scale, elbo)
+        if best is not None and time.monotonic() >= _end.get():
+            break
+    if best is not None:
+        _check_width(best, getattr(target, "eps", np.finfo(float).eps))
+    return best
+
+
+def _check_width(best, eps):
+    """Raise RuntimeError if the posterior is too narrow for numbers of this precision."""
+    width = np.abs(best.scale) if best.scale.ndim == 1 else np.sqrt(np.sum(best.scale**2, axis=1))
+    if (width < np.maximum(eps * np.abs(best.loc), NARROWEST)).any():
+        i = int(np.argmin(width / np.maximum(np.abs(best.loc), NARROWEST)))
+        raise RuntimeError(
+            f"the posterior is degenerate: the search for a start ended at {best.loc[i]:.6g} +- {width[i]:.2g} in the "
+            f"unconstrained coordinate {i}, which is narrower than neighbouring numbers of this precision. The log "
+            "density rises without end where a scale goes to zero, as data that are all the same make it do: give "
+            "that scale a prior which keeps it from zero, such as LogNormal; else use float64, or data less their mean"
+        )
 
 
 def _elbo(loc, scale, noise, target):
@@ -100,16 +157,16 @@ def _elbo(loc, scale, noise, target):
     return np.mean(log_w) + (np.linalg.slogdet(scale)[1] if full else np.sum(np.log(scale)))
 
 
-def _newton_path(point, target):
+def _newton_path(point, target, num_steps):
     """Yield each point of the path with the eigenvalues and the eigenvectors of the Hessian there."""
     value = -target.log_probs(np.tile(point, (NUM_TRIALS, 1)))[0]
-    for _ in range(MAX_NEWTON_STEPS):
+    for _ in range(num_steps):
         gradient, hessian = target.derivatives(point)
         if not (np.isfinite(value) and np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             return
         values, vectors = np.linalg.eigh(-hessian)
         yield point, values, vectors
-        sizes, slopes = np.maximum(np.abs(values), 1e-12), -gradient @ vectors
+        sizes, slopes = np.maximum(np.abs(values), FLOORS[0]), -gradient @ vectors
         if values[0] > 0 and 0.5 * np.sum(slopes**2 / sizes) < 1e-7:
             return
         # Newton steps that go down along every eigenvector, cut back in two ways.
@@ -124,20 +181,24 @@ def _newton_path(point, target):
         point, value = trials[best], trial_values[best]
 
 
-def _quasi_newton_path(point, target):
+def _quasi_newton_path(point, target, rng):
     """The points of an L-BFGS path, more and more thinly."""
+    unit = 1.0
 
     def loss(u):
-        value, gradient = target.value_and_gradient(u)
+        value, gradient = target.value_and_gradient(u * unit)
         finite = np.isfinite(value) and np.isfinite(gradient).all()
-        return (-value, -gradient) if finite else (np.inf, np.zeros_like(u))
+        return (-value, -gradient * unit) if finite else (np.inf, np.zeros_like(u))
 
-    path = [point]
     if not np.isfinite(loss(point)[0]):
         return []
+    scale = 1 / np.sqrt(np.maximum(np.median(_curvature(point, target, rng)), FLOORS[0]))
+    unit = scale if scale > WIDE else 1.0  # as its tolerance of the gradient is not free of a scale
+    point = point / unit
+    path = [point]
     options = {"maxiter": MAX_QUASI_NEWTON_STEPS}
     result = scipy.optimize.minimize(
         loss, point, jac=True, method="L-BFGS-B", callback=lambda u: path.append(u.copy()), options=options
     )
     spread = {0, len(path) // 8, len(path) // 4, len(path) // 2, 3 * len(path) // 4}
-    return [path[i] for i in sorted(spread)] + [result.x]
+    return [path[i] * unit for i in sorted(spread)] + [result.x * unit]
