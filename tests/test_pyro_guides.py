@@ -197,17 +197,17 @@ def test_guides_part_of_a_model():
 
 
 def test_discrete_sites_are_enumerated_beside_it():
-    def model():
+    def model(infer=None):
         weight = pyro.sample("weight", dist.Beta(1.0, 1.0))
         with pyro.plate("data", 6):
-            kind = pyro.sample("kind", dist.Bernoulli(weight), infer={"enumerate": "parallel"})
+            kind = pyro.sample("kind", dist.Bernoulli(weight), infer=infer or {"enumerate": "parallel"})
             pyro.sample("y", dist.Normal(4 * kind, 1.0), obs=torch.tensor([0.0, 0.1, 4.0, 4.2, 3.9, -0.3]))
 
-    guide = AutoFlow(poutine.block(model, hide=["kind"]))
-    losses = run(model, guide, steps=50, elbo=TraceEnum_ELBO(max_plate_nesting=1))
-    assert torch.tensor(losses).isfinite().all()
-    with pytest.raises(ValueError, match=r"discrete: kind.*block"):
-        AutoFlow(model)()
+    for guide in (AutoFlow(poutine.block(model, hide=["kind"])), AutoFlow(model)):
+        losses = run(model, guide, steps=50, elbo=TraceEnum_ELBO(max_plate_nesting=1))
+        assert torch.tensor(losses).isfinite().all()
+    with pytest.raises(ValueError, match=r"discrete: kind.*enumerate.*block"):
+        AutoFlow(model)({"enumerate": None})
 
 
 def test_trains_the_models_own_parameters():

@@ -17,9 +17,10 @@ import abc
 import dataclasses
 import logging
 import math
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +39,10 @@ MAX_POWER = 0.5
 MAX_STRETCH = 1.5
 WARM_UP = 50
 MAX_SECONDS = 240.0
+# For models that are run for one draw after the other, and for slow ones:
+FEW = 16  # draws for each step
+JUDGE_SECONDS = 1.5  # after which no more draws are judged,
+MIN_CHECKS = 256  # if these are
 MAX_AFFINE_ROUNDS = 10  # those of a start that was far off; most take one or two
 
 
@@ -72,6 +77,7 @@ class Chunk:
     stretches: np.ndarray
     num_particles: int
     affine: bool
+    end: float = math.inf  # when to stop before the last step, by the monotonic clock
 
 
 class Trainer(Protocol):
@@ -85,13 +91,14 @@ class Trainer(Protocol):
         """Start a round: forget what the optimiser remembers, unless it is the user's, which runs through them all."""
 
     def run(self, chunk: Chunk) -> np.ndarray:
-        """Take the steps. Return their losses, a row for each restart: NaN for a step that was skipped, not finite."""
+        """Take the steps, or those for which there is time. Return their losses, a row for each restart: NaN for a
+        step that was skipped, not finite."""
 
     def fold(self) -> float:
         """Take the trained affine layer into the fixed one. Return how far it was from the identity."""
 
-    def log_weights(self) -> np.ndarray:
-        """``NUM_CHECKS`` log weights of the guide, a row for each restart."""
+    def log_weights(self) -> Sequence[np.ndarray]:
+        """``NUM_CHECKS`` log weights of the guide, or as many as there is time for; a row for each restart."""
 
     def select(self, index: int, kept: Any) -> Any:
         """Go on with one of the restarts. Return its part of such parameters as ``get`` gave."""
@@ -225,7 +232,7 @@ def _check_losses(losses):
             f"fit: {skipped:.0%} of the steps were skipped, as their gradients were not finite; a smaller "
             "learning_rate or float64 may help",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=_level_of_caller(),
         )
 
 
@@ -235,7 +242,7 @@ def _run_round(trainer, this, end, after_chunk) -> str:
     begin, done, stopped = time.monotonic(), 0, ""
     while done < this.num_steps and not stopped:
         # The budget that ends first sets the pace, so that the learning rate has come down when it does.
-        spent = (time.monotonic() - begin) / (end - begin) if done else 0.0
+        spent = (time.monotonic() - begin) / max(end - begin, 1e-9) if done else 0.0
         steps = done + np.arange(CHUNK)
         position = np.minimum(steps * max(1 / this.num_steps, spent / max(done, 1)), 1.0)
         ramp = np.clip((position - 0.2) / 0.3, 0.0, 1.0) * (not this.affine)
@@ -246,10 +253,31 @@ def _run_round(trainer, this, end, after_chunk) -> str:
             stretches=1 + (MAX_STRETCH - 1) * ramp,
             num_particles=this.num_particles,
             affine=this.affine,
+            end=end,
         )
-        stopped = after_chunk(trainer.run(chunk))
-        done += CHUNK
+        losses = trainer.run(chunk)
+        stopped = after_chunk(losses)
+        done += losses.shape[1]
     return stopped
+
+
+def _level_of_caller() -> int:
+    """The ``stacklevel`` of a warning that is to point at the line of the user."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("flowppl."):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def warn_of_slowness(obstacle: str) -> None:
+    """Warn that the model is run for one draw after the other, and why."""
+    warnings.warn(
+        "fit: the model cannot be run for many draws at once, so it is run for one after the other, which is slow, and "
+        f"with fewer draws to train by and to judge. In its way stands {obstacle}. Write that without branches on "
+        "values of latents, and with plates around what is independent",
+        RuntimeWarning,
+        stacklevel=_level_of_caller(),
+    )
 
 
 def choose_rounds(

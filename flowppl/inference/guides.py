@@ -54,8 +54,8 @@ def check_latents(latents: Iterable[Latent]) -> None:
     if discrete:
         raise ValueError(
             f"AutoFlow covers continuous latents only, but these sites are discrete: {', '.join(discrete)}. "
-            "Hide them from the guide with block(model, hide=[...]) and sum them out by enumeration, or give them "
-            "a guide of their own in an AutoGuideList"
+            "Mark them with infer={'enumerate': 'parallel'}, so that they are summed out, or hide them with "
+            "block(model, hide=[...]) and give them a guide of their own in an AutoGuideList"
         )
     for latent in latents:
         for plate, size, full_size in latent.plates:

@@ -17,6 +17,7 @@ from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles, describe
 from flowppl.inference.importance import resample_indices
+from flowppl.numpyro.enumeration import is_summed_out, log_joint, nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.predictive import with_deterministic
 
@@ -233,18 +234,23 @@ def model_plates(model, guide, params, args, kwargs) -> list[tuple[str, int, int
 
 
 def _latents(trace):
-    return {name: s["value"] for name, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+    sites = {name: s for name, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+    return {name: site["value"] for name, site in sites.items() if not is_summed_out(site)}
 
 
 def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, *, keep):
     """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites."""
     check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
 
+    nesting: list[int | None] = []
+
     def one(key, params):
         guide_key, model_key = jax.random.split(key)
         log_q, guide_trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
         replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
-        log_p, trace = log_density(replayed, args, kwargs, params)
+        if not nesting:
+            nesting.append(nesting_of_sums(handlers.substitute(replayed, params), args, kwargs))
+        log_p, trace = log_joint(replayed, args, kwargs, params, nesting[0])
         _check_params(params, guide_trace, trace)
         latents = _latents(trace)
         diagnostics.check_covered(set(latents) - set(guide_trace))

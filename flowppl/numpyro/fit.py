@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from numpyro import handlers
-from numpyro.infer import SVI
+from numpyro.infer import SVI, TraceEnum_ELBO
 
 from flowppl._arrays.tree import merge
 from flowppl.checks import check_sizes
@@ -37,7 +38,9 @@ from flowppl.inference.fitting import (
 from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, standard_log_prob
+from flowppl.inference.starts import search_until
 from flowppl.numpyro.diagnostics import _draw, check_key, diagnose, is_guide, model_plates, resample
+from flowppl.numpyro.enumeration import nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.local import AutoLocalFlow
@@ -331,8 +334,8 @@ def fit(
         clip_norm: the largest norm of a gradient, before any optimiser sees it; ``None`` for no limit.
         num_restarts: so many guides, each with first weights and a searched start of its own, are trained in the first
             round, all at once; the one of the highest ELBO goes on.
-        max_seconds: the time that the training may take, without that of searching the start. The learning rate comes
-            down in time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
+        max_seconds: the time that all of it may take, with the search of the start. The learning rate comes down in
+            time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
             short, ``.stopped == "max_seconds"``, depends on the machine.
         callback: called as ``callback(step, loss)`` after every hundred steps, those of the affine layers too, with the
             number of steps so far and the mean loss of the last hundred (of the best of the restarts; NaN if all were
@@ -369,6 +372,7 @@ def fit(
     check_arguments("fit", model, args, kwargs, fit)
     check_loss(loss, "loss")
     check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds, callback)
+    end = time.monotonic() + time_limit(max_seconds, num_steps)
     optimizer = "adam" if optimizer is None else optimizer
     check_optimizer("fit", optimizer, learning_rate)
     guide = AutoFlow(model, path_flow if flow is None else flow) if guide is None else guide
@@ -379,7 +383,8 @@ def fit(
     trainer: _Trainer
     shared = (train_key, optimizer, math.inf if clip_norm is None else float(clip_norm))
     if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(model, guide, args, kwargs):
-        starts = [guide._start_params(key, args, kwargs) for key in start_keys]
+        with search_until(end):
+            starts = [guide._start_params(key, args, kwargs) for key in start_keys]
         trainer = PathTrainer(guide, Target(guide, args, kwargs, model), starts, *shared)
         default = FLOW_ROUNDS
     else:
@@ -387,7 +392,7 @@ def fit(
         default = OTHER_ROUNDS
     trainer.is_subsampled = is_subsampled(model_plates(model, guide, trainer.first(), args, kwargs))
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
-    history = train(trainer, rounds, time_limit(max_seconds, num_steps), progress, callback)
+    history = train(trainer, rounds, end - time.monotonic(), progress, callback)
     return Fit(guide, trainer.first(), history, model, (args, kwargs), fit_key)
 
 
@@ -540,7 +545,10 @@ class ElboTrainer(_Trainer):
 
     def __init__(self, model, guide, loss, num_particles, args, kwargs, start_keys, key, optimizer, clip_norm):
         self.block = OTHER_ROUNDS[0].num_particles if num_particles is None else num_particles
-        loss = PathELBO(num_particles=self.block) if loss is None else loss
+        if loss is None:
+            seeded = handlers.seed(model, 0)
+            sums_out = nesting_of_sums(seeded, args, kwargs) is not None
+            loss = (TraceEnum_ELBO if sums_out else PathELBO)(num_particles=self.block)
         self.svi = SVI(model, guide, numpyro.optim.Adam(1.0), loss)
         self.args, self.kwargs = args, kwargs
         states = [self.svi.init(start_key, *args, **kwargs) for start_key in start_keys]

@@ -44,6 +44,7 @@ from flowppl.inference.guides import (
 )
 from flowppl.inference.starts import Gaussian
 from flowppl.numpyro._host import Tracer, helpful_support_errors, sum_rightmost
+from flowppl.numpyro.enumeration import enumerated, is_summed_out
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import FlowTransform, init_params
@@ -314,12 +315,16 @@ class AutoFlow(AutoContinuous):
     def _start_point(self, rng_key, args, kwargs):
         """The point of ``init_loc_fn`` in unconstrained space, and whether the density is finite there."""
 
+        nesting = Target(self, args, kwargs)._nesting
+        model = self._keyed_model if nesting is None else enumerated(self._keyed_model, nesting)
+
         @jax.jit
         def find(key):
             with handlers.block():
                 (point, _, _), is_valid = find_valid_initial_params(
                     key,
-                    self._keyed_model,
+                    model,
+                    enum=nesting is not None,
                     init_strategy=self.init_loc_fn,
                     model_args=args,
                     model_kwargs=kwargs,
@@ -564,6 +569,8 @@ def outline_model(model, args, kwargs, names: Collection[str] | None = None) -> 
             trace = handlers.trace(outlined).get_trace(*args, **kwargs)
             check_real((name, getattr(s["value"], "dtype", "")) for name, s in trace.items() if s["type"] == "sample")
             for name, site in trace.items():
+                if is_summed_out(site):
+                    continue
                 outlines[name] = {
                     "name": name,
                     "type": site["type"],

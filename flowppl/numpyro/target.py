@@ -5,16 +5,19 @@ from __future__ import annotations
 from functools import cached_property
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 from numpyro import handlers
-from numpyro.infer.util import log_density
 
 from flowppl.inference.starts import NUM_TRIALS
+from flowppl.numpyro.enumeration import log_joint, nesting_of_sums
 
 
 class Target:
     """The log density of a model, as a function of the vector that an ``AutoFlow`` guide draws.
+
+    Discrete sites marked with ``infer={"enumerate": "parallel"}`` are summed out.
 
     Args:
         guide: a guide that has seen the model.
@@ -26,6 +29,7 @@ class Target:
     def __init__(self, guide, args, kwargs, model=None):
         self._guide, self._args, self._kwargs = guide, args, kwargs
         self._model = guide.model if model is None else model
+        self.eps = float(jnp.finfo(jnp.zeros(0).dtype).eps)
 
     def log_prob(self, z, key):
         """The log density at one point; the key draws what is random in the model, such as a subsample."""
@@ -33,7 +37,13 @@ class Target:
         values, log_det = self._guide._constrain_with_log_det(self._guide._unpack_latent(z))
         model = handlers.seed(self._model, key, hide_types=["sample"])
         with handlers.block():
-            return log_density(model, self._args, self._kwargs, values)[0] + log_det
+            return log_joint(model, self._args, self._kwargs, values, self._nesting)[0] + log_det
+
+    @cached_property
+    def _nesting(self) -> int | None:
+        values = self._guide._constrain(self._guide._unpack_latent(jnp.zeros(self._guide.latent_dim)))
+        model = handlers.substitute(handlers.seed(self._model, 0), data=values)
+        return nesting_of_sums(model, self._args, self._kwargs)
 
     def is_random(self) -> bool:
         """Whether the log density is random: the model draws a subsample, or latents that the guide does not see."""

@@ -12,25 +12,42 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.utils import helpful_support_errors as helpful_support_errors
 from pyro.infer.enum import get_importance_trace as get_importance_trace
+from pyro.infer.traceenum_elbo import _compute_model_factors as _compute_model_factors
 from pyro.infer.util import is_validation_enabled as is_validation_enabled
 from pyro.infer.util import torch_item as torch_item
 from pyro.nn import PyroModule
+from pyro.ops.contract import contract_to_tensor as contract_to_tensor
+from pyro.ops.einsum.util import Tensordot as Tensordot
+from pyro.ops.rings import LogRing as LogRing
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.params import param_with_module_name as param_with_module_name
 from pyro.params.param_store import ParamStoreDict
 from pyro.params.param_store import normalize_param_name as normalize_param_name
+from pyro.poutine.enum_messenger import EnumMessenger as EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame as CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan as warn_if_nan
+from torch._C import _create_function_from_graph as _create_function_from_graph
+from torch._C import _create_graph_by_tracing as _create_graph_by_tracing
 from torch.distributions.transforms import _InverseTransform as _InverseTransform
 from torch.fx.experimental.proxy_tensor import make_fx as make_fx
+from torch.overrides import TorchFunctionMode as TorchFunctionMode
+from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
 # Functions and classes.
 NAMES = {
     "CondIndepStackFrame": "a plate around a latent, written into a file and read from it",
+    "EnumMessenger": "enumerates sites; overridden so that `vmap` may pass",
+    "LogRing": "the sums and products by which sites are summed out; overridden so that `vmap` may pass",
+    "Tensordot": "makes the product that `opt_einsum` asks for of an einsum",
+    "TorchFunctionMode": "sees the tensors that a model makes and then fills",
     "_InverseTransform": "in the message about a transform without an inverse, to name the one inside",
+    "_compute_model_factors": "the parts of a log density that depend on sites summed out, and their scale",
+    "_create_function_from_graph": "the program of a recorded step, which is freed with its last user",
+    "_create_graph_by_tracing": "records a step as operations, as `torch.jit.trace` does",
+    "contract_to_tensor": "sums sites out",
     "get_importance_trace": "the traces of guide and model with their log densities, as the host's ELBOs take them",
     "helpful_support_errors": "the host's message about a support to which it does not map",
     "is_validation_enabled": "checks that cost time are made only where the host makes its own",
@@ -39,6 +56,7 @@ NAMES = {
     "param_with_module_name": "the names under which the store keeps the parameters of a module",
     "sum_rightmost": "the sum of a log density over the axes of an event",
     "torch_item": "the number in a loss, which may be a tensor or a number",
+    "tree_leaves": "the tensors among a model's arguments, however they are nested",
     "tree_map": "the shapes of a model's arguments, however they are nested",
     "warn_if_nan": "the host's warning about a loss",
 }
@@ -71,6 +89,7 @@ MEMBERS: dict[type, dict[str, str]] = {
     },
     PyroLRScheduler: {"pt_scheduler_constructor": "the schedule of torch"},
     PyroModule: {"_pyro_name": "the first part of the names of parameters and auxiliary sites"},
+    LogRing: {"_backend": "overridden: the module in which `opt_einsum` finds the sums"},
     Trace_ELBO: {
         "_get_trace": "overridden: one particle of an objective",
         "_get_traces": "all particles, one by one or in one plate",

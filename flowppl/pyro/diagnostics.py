@@ -18,11 +18,13 @@ from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.importance import resample_indices
+from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.predictive import with_deterministic
-from flowppl.pyro.target import Target
+from flowppl.pyro.target import Target, one_at_a_time, place_of
 
 
+@one_at_a_time
 def log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -60,6 +62,7 @@ def log_weights(
     return _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=False)[0]
 
 
+@one_at_a_time
 def diagnose(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -113,6 +116,7 @@ def diagnose(
     )
 
 
+@one_at_a_time
 def resample(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -203,18 +207,16 @@ def _traces(model, guide, args, kwargs):
 
 
 def _latents(trace):
-    return {name: site for name, site in trace.iter_stochastic_nodes() if not site_is_subsample(site)}
-
-
-def plate_nesting(trace) -> int:
-    """How many dimensions the plates of a model take, to the left of which there is room for draws."""
-    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+    sites = trace.iter_stochastic_nodes()
+    return {name: site for name, site in sites if not site_is_subsample(site) and not is_summed_out(site)}
 
 
 @torch.no_grad()
-def _draw(model, guide, args, kwargs, num_samples, chunk_size, *, keep):
-    """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites."""
+def _draw(model, guide, args, kwargs, num_samples, chunk_size, *, keep, alone=None):
+    """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites.
+
+    Each draw is computed alone where the model allows nothing else; ``None`` is to find out.
+    """
     check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
     trace, guide_trace = _traces(model, guide, args, kwargs)
     sites = _latents(trace)
@@ -224,6 +226,8 @@ def _draw(model, guide, args, kwargs, num_samples, chunk_size, *, keep):
         target = Target(guide, args, kwargs, like, model)
         if not target.is_random():  # then all points share what is drawn once
             return _draw_flow(guide, target, num_samples, chunk_size, keep)
+    if outer_obstacle(model, guide, args, kwargs) if alone is None else alone:
+        return _draw_one_by_one(model, guide, args, kwargs, num_samples, list(sites) if keep else [])
     nesting = plate_nesting(trace)
     weights: list[torch.Tensor] = []
     draws: dict[str, list[torch.Tensor]] = {name: [] for name in sites if keep}
@@ -236,10 +240,7 @@ def _draw(model, guide, args, kwargs, num_samples, chunk_size, *, keep):
         )
         weights.append(batch[:size])
         for name in draws:
-            shape = sites[name]["value"].shape
-            between = (1,) * (nesting - len(sites[name]["fn"].batch_shape))
-            value = drawn_trace.nodes[name]["value"].expand(drawn, *between, *shape)
-            draws[name].append(value[:size].reshape(size, *shape))
+            draws[name].append(_row(drawn_trace.nodes[name], sites[name], nesting, drawn)[:size])
     return torch.cat(weights), {name: torch.cat(values) for name, values in draws.items()}
 
 
@@ -252,6 +253,59 @@ def _draw_flow(guide, target, num_samples, chunk_size, keep):
         weights.append(target.batched(z) - posterior.log_prob(z))
         draws.append(guide._constrain(z) if keep else {})
     return torch.cat(weights), {name: torch.cat([each[name] for each in draws]) for name in draws[0]}
+
+
+def outer_obstacle(model, guide, args, kwargs) -> str:
+    """What stands in the way of an outer plate over draws; empty if nothing does."""
+    trace, _ = _traces(model, guide, args, kwargs)
+    if any(map(is_summed_out, trace.nodes.values())):
+        return "sites to be summed out, where the plate would stand"
+    nesting = plate_nesting(trace)
+    subsample = {name: site["value"] for name, site in trace.nodes.items() if site_is_subsample(site)}
+    model, guide = (poutine.condition(program, data=subsample) for program in (model, guide))
+    with aside(), torch.random.fork_rng(), pyro.validation_enabled(False):
+        for num in (3, 2):  # one of them at least is not, by chance, the length of an axis of the model
+            try:
+                _, drawn, _ = vectorized_importance_weights(
+                    model, guide, *args, num_samples=num, max_plate_nesting=nesting, **kwargs
+                )
+            except Exception as error:  # whatever the model does that cannot be done for many draws
+                return place_of(error)
+            joint = sum(
+                site["log_prob"].expand(num, *site["log_prob"].shape[1:]).reshape(num, -1).sum(-1)
+                if site["log_prob"].ndim == nesting + 1
+                else site["log_prob"].sum()
+                for site in drawn.nodes.values()
+                if site["type"] == "sample" and not site_is_subsample(site)
+            )
+            for i in range(num):
+                own = {name: _row(drawn.nodes[name], site, nesting, num)[i] for name, site in _latents(trace).items()}
+                alone = trace_of(poutine.condition(model, data=own), args, kwargs).log_prob_sum()
+                if not torch.allclose(torch.as_tensor(joint).expand(num)[i], alone, rtol=1e-3, equal_nan=True):
+                    return "a model that gives other values for many draws at once than for each alone"
+    return ""
+
+
+def _row(drawn, site, nesting, num):
+    """The values of a site in so many draws inside an outer plate, each of the shape that it has without."""
+    shape = site["value"].shape
+    between = (1,) * (nesting - len(site["fn"].batch_shape))
+    return drawn["value"].expand(num, *between, *shape).reshape(num, *shape)
+
+
+def _draw_one_by_one(model, guide, args, kwargs, num_samples, names):
+    """As above, of a model that allows no outer plate, or with sites to be summed out."""
+    weights, draws = [], []
+    with pyro.validation_enabled(False):
+        for _ in range(num_samples):
+            guide_trace = trace_of(guide, args, kwargs)
+            replayed = poutine.replay(model, guide_trace)
+            trace = trace_of(replayed, args, kwargs)
+            sums_out = any(map(is_summed_out, trace.nodes.values()))
+            log_p = log_joint(replayed, args, kwargs, plate_nesting(trace), True) if sums_out else trace.log_prob_sum()
+            weights.append(log_p - guide_trace.log_prob_sum())
+            draws.append([trace.nodes[name]["value"] for name in names])
+    return torch.stack(weights), {name: torch.stack([row[i] for row in draws]) for i, name in enumerate(names)}
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
 
 from flowppl._arrays.tree import map_tree
 from flowppl.checks import check_sizes
@@ -23,7 +25,10 @@ from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
+    FEW,
     FLOW_ROUNDS,
+    JUDGE_SECONDS,
+    MIN_CHECKS,
     NUM_CHECKS,
     OTHER_ROUNDS,
     Chunk,
@@ -32,29 +37,32 @@ from flowppl.inference.fitting import (
     choose_rounds,
     time_limit,
     train,
+    warn_of_slowness,
 )
 from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, standard_log_prob
-from flowppl.pyro._host import make_fx
+from flowppl.inference.starts import search_until
+from flowppl.pyro._host import _create_function_from_graph, _create_graph_by_tracing, make_fx
 from flowppl.pyro.diagnostics import (
     _draw,
     _traces,
     aside,
     diagnose,
     is_guide,
-    log_weights,
     model_plates,
+    outer_obstacle,
     plate_nesting,
     resample,
 )
+from flowppl.pyro.enumeration import is_summed_out
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.inference_data import make_groups
 from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.predictive import predict, uncondition, with_deterministic
 from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
-from flowppl.pyro.target import Target
+from flowppl.pyro.target import Target, check_trainable, one_at_a_time
 from flowppl.serialization import absent_model, save
 
 
@@ -102,6 +110,7 @@ class Fit(FitBase):
     model: Callable[..., Any]
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
+    @one_at_a_time
     def sample(self, num_samples: int = 1000) -> dict[str, torch.Tensor]:
         """Draws from the guide.
 
@@ -118,6 +127,7 @@ class Fit(FitBase):
         model = self._own_model
         return with_deterministic(model, draws, _traces(model, self.guide, args, kwargs)[0], args, kwargs)
 
+    @one_at_a_time
     def resample(
         self, num_samples: int = 1000, *, num_proposals: int | None = None, chunk_size: int = 1000
     ) -> dict[str, torch.Tensor]:
@@ -135,6 +145,7 @@ class Fit(FitBase):
         known: Any = partial(resample, self._own_model, self.guide, *args, **kwargs)
         return known(num_samples=num_samples, num_proposals=num_proposals, chunk_size=chunk_size)
 
+    @one_at_a_time
     def predict(self, *args: Any, num_samples: int = 1000, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Draws from the posterior predictive: of all sites that are not latents of the guide.
 
@@ -162,6 +173,7 @@ class Fit(FitBase):
         seen = (args, kwargs) if isinstance(self.guide, AutoLocalFlow) else (old_args, old_kwargs)
         return predict(model, self._latents(num_samples, *seen), args, kwargs)
 
+    @one_at_a_time
     def diagnose(
         self,
         num_samples: int = 10_000,
@@ -271,6 +283,7 @@ class Fit(FitBase):
         return poutine.substitute(self.model, data=own) if own else self.model
 
 
+@one_at_a_time
 def fit(
     model: Callable[..., Any],
     *args: Any,
@@ -320,8 +333,8 @@ def fit(
         clip_norm: the largest norm of a gradient, before any optimiser sees it; ``None`` for no limit.
         num_restarts: so many guides, each with first weights and a searched start of its own, are trained in the first
             round, one after the other (of an ``AutoFlow`` only); the one of the highest ELBO goes on.
-        max_seconds: the time that the training may take, without that of searching the start. The learning rate comes
-            down in time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
+        max_seconds: the time that all of it may take, with the search of the start. The learning rate comes down in
+            time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
             short, ``.stopped == "max_seconds"``, depends on the machine.
         callback: called as ``callback(step, loss)`` after every hundred steps, those of the affine layers too, with the
             number of steps so far and the mean loss of the last hundred (of the best of the restarts; NaN if all were
@@ -356,23 +369,30 @@ def fit(
     check_arguments("fit", model, args, kwargs, fit)
     check_loss(loss, "loss", "loss_and_grads")
     check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds, callback)
+    check_trainable((args, kwargs))
+    end = time.monotonic() + time_limit(max_seconds, num_steps)
     optimizer = "adam" if optimizer is None else optimizer
     check_optimizer("fit", optimizer, learning_rate)
     guide = AutoFlow(model, path_flow if flow is None else flow) if guide is None else guide
-    if isinstance(guide, AutoFlow):
-        guide.setup(*args, **kwargs)
     trainer: Any
-    plates = model_plates(model, guide, args, kwargs)
     shared = (args, kwargs, num_restarts, optimizer, math.inf if clip_norm is None else float(clip_norm))
-    if isinstance(guide, AutoFlow) and loss is None and not _parameters_of(model, guide, args, kwargs):
-        trainer = PathTrainer(guide, model, *shared)
-        default = FLOW_ROUNDS
-    else:
-        trainer = ElboTrainer(model, guide, loss, num_particles, *shared)
-        default = OTHER_ROUNDS
+    with search_until(end):
+        if isinstance(guide, AutoFlow):
+            guide.setup(*args, **kwargs)
+        plates = model_plates(model, guide, args, kwargs)
+        if isinstance(guide, AutoFlow) and loss is None and not _parameters_of(model, guide, args, kwargs):
+            trainer = PathTrainer(guide, model, *shared)
+            default = FLOW_ROUNDS
+        else:
+            trainer = ElboTrainer(model, guide, loss, num_particles, *shared)
+            default = OTHER_ROUNDS
     trainer.is_subsampled = is_subsampled(plates)
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
-    history = train(trainer, rounds, time_limit(max_seconds, num_steps), progress, callback)
+    if trainer.obstacle:
+        warn_of_slowness(trainer.obstacle)
+        rounds = tuple(dataclasses.replace(each, num_particles=num_particles or FEW) for each in rounds)
+    with torch.enable_grad():
+        history = train(trainer, rounds, end - time.monotonic(), progress, callback)
     return Fit(guide, trainer.parameters(), history, model, (args, kwargs))
 
 
@@ -390,6 +410,7 @@ class _Trainer(abc.ABC):
 
     has_affine = False
     is_subsampled: bool
+    obstacle = ""  # what of the model cannot be run for many draws at once, so that each is run alone
 
     def __init__(self, parameters: list[dict[str, torch.Tensor]], optimizer: Optimizer, clip_norm: float):
         self.named_parameters = parameters  # by name, for each restart
@@ -416,7 +437,12 @@ class _Trainer(abc.ABC):
         self.optimizers = self.host_optimizers
 
     def run(self, chunk: Chunk):
-        return np.array([[self._step(i, chunk, step) for step in range(CHUNK)] for i in range(self.num_restarts)])
+        losses = []
+        for step in range(CHUNK):
+            losses.append([self._step(i, chunk, step) for i in range(self.num_restarts)])
+            if time.monotonic() >= chunk.end:
+                break
+        return np.array(losses).T
 
     def _step(self, index, chunk, step) -> float:
         optimizer, parameters = self.optimizers[index], list(self.named_parameters[index].values())
@@ -427,7 +453,7 @@ class _Trainer(abc.ABC):
         return 0.0  # no affine layer, nothing to take in
 
     @abc.abstractmethod
-    def log_weights(self) -> np.ndarray: ...
+    def log_weights(self) -> list[np.ndarray]: ...
 
     @abc.abstractmethod
     def parameters(self) -> dict[str, torch.Tensor]:
@@ -463,6 +489,7 @@ class PathTrainer(_Trainer):
         self._affine = affine_part(self.bijection, tree)
         self._programs: dict[tuple[bool, int], Any] = {}
         self._may_record = self.target.can_be_mapped and not self.target.is_random()
+        self.obstacle = self.target.obstacle if self.target.is_slow else ""
         super().__init__([dict(flow.named_parameters()) for flow in self.flows], optimizer, clip_norm)
 
     def _noise(self, num):
@@ -470,10 +497,11 @@ class PathTrainer(_Trainer):
 
     def _take_gradient(self, index, chunk, step):
         parameters = list(self.named_parameters[index].values())
-        noise, directions = self._noise(chunk.num_particles), self._noise(chunk.num_particles // 2)
+        num = min(chunk.num_particles, FEW) if self.obstacle and chunk.affine else chunk.num_particles
+        noise, directions = self._noise(num), self._noise(num // 2)
         settings = (self.like.new_tensor(setting[step]) for setting in (chunk.powers, chunk.stretches))
         inputs = (*parameters, noise, directions, *settings)
-        key = chunk.affine, chunk.num_particles
+        key = chunk.affine, num
         with torch.no_grad():
             if key not in self._programs:
                 function = partial(self._gradient, chunk.affine)
@@ -507,15 +535,15 @@ class PathTrainer(_Trainer):
 
     @torch.no_grad()
     def log_weights(self):
-        return np.stack([self._log_weights(flow) for flow in self.flows])
+        return [self._log_weights(flow) for flow in self.flows]
 
     def _log_weights(self, flow):
-        batches = []
-        for _ in range(NUM_CHECKS // (16 * BLOCK)):
-            noise = self._noise(16 * BLOCK)
+        def draw(num):
+            noise = self._noise(num)
             z, log_det = flow.transform.forward_and_log_det(noise)
-            batches.append(self.target.batched(z) - standard_log_prob(noise) + log_det)
-        return torch.cat(batches).cpu().double().numpy()
+            return self.target.batched(z) - standard_log_prob(noise) + log_det
+
+        return in_time(draw, NUM_CHECKS, BLOCK if self.obstacle else 16 * BLOCK)
 
     def select(self, index, kept):
         self.flows = self.flows[index : index + 1]
@@ -527,6 +555,16 @@ class PathTrainer(_Trainer):
         return {name: parameter.detach().clone() for name, parameter in self.guide.named_parameters()}
 
 
+def in_time(draw, num_draws, batch_size) -> np.ndarray:
+    """What ``draw`` gives, in batches: ``num_draws`` of them, or as many as a judgement has time for."""
+    begin, batches = time.monotonic(), []
+    for start in range(0, num_draws, batch_size):
+        batches.append(draw(batch_size))
+        if time.monotonic() - begin > JUDGE_SECONDS and start + batch_size >= MIN_CHECKS:
+            break
+    return torch.cat(batches).cpu().double().numpy()
+
+
 def record(function, inputs):
     """``function`` as a program of tensor operations: a step then takes a fraction of the time in Python.
 
@@ -536,13 +574,29 @@ def record(function, inputs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the age of the recorder
         try:
-            program = torch.jit.trace(make_fx(function)(*inputs), inputs, check_trace=False)
+            program = _compiled(make_fx(function)(*inputs), inputs)
             others = [0.5 * tensor for tensor in inputs]
             same = zip(function(*others), program(*others), strict=True)
             is_same = all(torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True) for one, other in same)
         except Exception:  # whatever an operation of the model does that cannot be recorded
             return function
     return program if is_same else function
+
+
+def _compiled(module, inputs):
+    """The program of an ``fx`` module, without Python between its operations.
+
+    As ``torch.jit.trace`` makes it, which registers each program for as long as the process lives, though: fit after
+    fit, the memory would fill with them.
+    """
+    for node in module.graph.nodes:
+        if node.op == "get_attr":  # a constant must not ask for a gradient
+            value = getattr(module, node.target).detach()
+            delattr(module, node.target)
+            setattr(module, node.target, value)
+    names = [f"input_{i}" for i in range(len(inputs))]
+    graph = _create_graph_by_tracing(module.forward, inputs, lambda _: "", True, False, None, names)[0]
+    return _create_function_from_graph("step", graph)
 
 
 class ElboTrainer(_Trainer):
@@ -555,9 +609,15 @@ class ElboTrainer(_Trainer):
                 "for others call fit several times, each after pyro.clear_param_store() and with a new guide"
             )
         particles = OTHER_ROUNDS[0].num_particles if num_particles is None else num_particles
+        obstacle = outer_obstacle(model, guide, args, kwargs)
+        self.alone = bool(obstacle)
         if loss is None:
-            nesting = plate_nesting(_traces(model, guide, args, kwargs)[0])
-            loss = PathELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=nesting)
+            trace = _traces(model, guide, args, kwargs)[0]
+            sums_out = any(map(is_summed_out, trace.nodes.values()))
+            self.obstacle = "" if sums_out else obstacle
+            nesting = plate_nesting(trace)
+            many: dict[str, Any] = {"vectorize_particles": not obstacle, "max_plate_nesting": nesting}
+            loss = (TraceEnum_ELBO if sums_out else PathELBO)(num_particles=particles, **many)
         self.loss = loss
         self.programs, self.args, self.kwargs = (model, guide), args, kwargs
         with poutine.trace(param_only=True) as capture:
@@ -570,10 +630,11 @@ class ElboTrainer(_Trainer):
         return float(self.loss.loss_and_grads(*self.programs, *self.args, **self.kwargs))
 
     def log_weights(self):
-        known = (*self.programs, *self.args)
-        chunk_size = 32 if self.is_subsampled else 1000  # all draws of a chunk see one batch of the data
-        weights = log_weights(*known, num_samples=NUM_CHECKS // 4, chunk_size=chunk_size, **self.kwargs)
-        return weights.cpu().double().numpy()[None]
+        def draw(num):
+            return _draw(*self.programs, self.args, self.kwargs, num, num, keep=False, alone=self.alone)[0]
+
+        # All draws of a batch see one batch of the data.
+        return [in_time(draw, NUM_CHECKS // 4, 32 if self.is_subsampled or self.alone else 512)]
 
     def parameters(self):
         """The parameters by name."""

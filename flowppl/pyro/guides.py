@@ -38,6 +38,7 @@ from flowppl.inference.guides import (
 )
 from flowppl.inference.starts import Gaussian
 from flowppl.pyro._host import helpful_support_errors, param_with_module_name, sum_rightmost, tree_map
+from flowppl.pyro.enumeration import is_summed_out
 from flowppl.pyro.flow import Flow, FlowDistribution, standard_normal
 from flowppl.pyro.target import Target
 from flowppl.pyro.transforms import FlowTransform
@@ -144,6 +145,10 @@ class AutoFlow(AutoContinuous):
             self._setup_prototype(*args, **kwargs)
             self._create_plates(*args, **kwargs)
         return dict(self.named_parameters())
+
+    @staticmethod
+    def _prototype_hide_fn(msg):
+        return AutoContinuous._prototype_hide_fn(msg) or is_summed_out(msg)
 
     @torch.no_grad()  # so that the trace kept here holds no graph, and can be copied
     def _setup_prototype(self, *args, **kwargs):
@@ -526,6 +531,8 @@ def _or_origin(init_loc_fn):
     """``init_loc_fn``, or the origin of unconstrained space for an improper prior, of which nothing can be drawn."""
 
     def init(site):
+        if is_summed_out(site):
+            return site["fn"]()
         try:
             return init_loc_fn(site)
         except NotImplementedError:

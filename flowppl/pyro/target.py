@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import threading
+import traceback
+from collections.abc import Callable
 from functools import cached_property
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+
+from flowppl.pyro._host import TorchFunctionMode, tree_leaves
+from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_lock = threading.RLock()
 
 
 class Target:
     """The log density of a model, as a function of the vector that an ``AutoFlow`` guide draws.
+
+    Discrete sites marked with ``infer={"enumerate": "parallel"}`` are summed out.
 
     Args:
         guide: a guide that has seen the model.
@@ -24,26 +40,41 @@ class Target:
 
     def __init__(self, guide, args, kwargs, like: torch.Tensor, model=None):
         self._guide, self._args, self._kwargs, self._like = guide, args, kwargs, like
+        self.eps = torch.finfo(like.dtype).eps
         # Not the host's version of it, which draws a start for each latent.
         self._model = guide._model[1] if model is None else model
 
     def log_prob(self, z):
         """The log density at one point."""
         values, log_det = self._guide._constrain_with_log_det(z)
-        return self._trace(values).log_prob_sum() + log_det
+        return log_joint(self._conditioned(values), self._args, self._kwargs, *self._layout) + log_det
 
-    def _trace(self, values):
-        model = poutine.condition(self._model, data=values)
-        with poutine.block():
-            return poutine.trace(model).get_trace(*self._args, **self._kwargs)
+    def _conditioned(self, values):
+        return poutine.condition(self._model, data=values)
+
+    @cached_property
+    def _layout(self) -> tuple[int, bool]:
+        """How many dimensions the plates of the model take, and whether sites are to be summed out left of them."""
+        values = self._guide._constrain(torch.zeros_like(self._like))
+        with self._seeded(0), torch.no_grad():
+            trace = trace_of(self._conditioned(values), self._args, self._kwargs)
+        return plate_nesting(trace), any(map(is_summed_out, trace.nodes.values()))
 
     def batched(self, z):
         """The log densities at several points, all with the same subsample of the data."""
-        return self._map(self.log_prob, z)
+        with pyro.validation_enabled(False):  # checks of values would be branches on them
+            return self._ways[self._way[0]](z)
 
     def values_and_slopes(self, z):
         """The log densities at several points, and their gradients."""
-        slopes, values = self._map(torch.func.grad_and_value(self.log_prob), z)
+        if self.can_be_mapped:
+            with pyro.validation_enabled(False):
+                slopes, values = torch.func.vmap(torch.func.grad_and_value(self._one), randomness="same")(z)
+        else:
+            with torch.enable_grad():
+                z = z.detach().requires_grad_()
+                values = self.batched(z)
+                slopes = torch.autograd.grad(values.sum() + 0 * z.sum(), z)[0]
         return values.detach(), slopes.detach()
 
     def is_random(self) -> bool:
@@ -56,8 +87,9 @@ class Target:
     @torch.no_grad()
     def observed_sites(self) -> list[tuple[str, np.ndarray, float]]:
         """Of each observed site the name, the data, and the log density at the origin of unconstrained space."""
+        values = self._guide._constrain(torch.zeros_like(self._like))
         with pyro.validation_enabled(False):
-            trace = self._trace(self._guide._constrain(torch.zeros_like(self._like)))
+            trace = trace_of(self._conditioned(values), self._args, self._kwargs)
             return [
                 (name, _to_numpy(site["value"]), float(site["fn"].log_prob(site["value"]).sum()))
                 for name, site in trace.nodes.items()
@@ -73,9 +105,12 @@ class Target:
 
     def derivatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The gradient and the Hessian."""
+        if not self.can_be_mapped:
+            gradient = self.value_and_gradient(point)[1]
+            return gradient, self.hessian_products(point, np.eye(len(point)))
 
         def gradient_twice(z):
-            gradient = torch.func.grad(self.log_prob)(z)
+            gradient = torch.func.grad(self._one)(z)
             return gradient, gradient
 
         with self._seeded(0):
@@ -85,32 +120,98 @@ class Target:
     def value_and_gradient(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The log density and its gradient."""
         with self._seeded(0):
-            gradient, value = torch.func.grad_and_value(self.log_prob)(self._tensor(point))
-        return _to_numpy(value), _to_numpy(gradient)
+            values, slopes = self.values_and_slopes(self._tensor(point)[None])
+        return _to_numpy(values[0]), _to_numpy(slopes[0])
 
     def hessian_products(self, point: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """The products of the Hessian and each row of ``vectors``."""
-        with self._seeded(0):
-            product = torch.func.vjp(torch.func.grad(self.log_prob), self._tensor(point))[1]
-            return _to_numpy(torch.func.vmap(lambda vector: product(vector)[0])(self._tensor(vectors)))
-
-    def _map(self, function, z):
-        with pyro.validation_enabled(False):  # checks of values would be branches on them
+        with self._seeded(0), torch.enable_grad():
+            z, rows = self._tensor(point), self._tensor(vectors)
             if self.can_be_mapped:
-                return torch.func.vmap(function, randomness="same")(z)
-            seed = int(torch.randint(2**31, ()))
-            return _stack([self._call_seeded(seed, function, row) for row in z])
+                product = torch.func.vjp(torch.func.grad(self._one), z)[1]
+                return _to_numpy(torch.func.vmap(lambda vector: product(vector)[0])(rows))
+            z.requires_grad_()
+            gradient = torch.autograd.grad(self.log_prob(z) + 0 * z.sum(), z, create_graph=True)[0] + 0 * z
+            return _to_numpy(torch.stack([torch.autograd.grad(gradient, z, row, retain_graph=True)[0] for row in rows]))
+
+    # How the model is run for many points.
+
+    @property
+    def can_be_mapped(self) -> bool:
+        """Whether ``torch.func`` can map the model over points; one that branches on values it cannot."""
+        return self._way[0] in ("as it is", "with filled tensors")
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the model is run for one point after the other, as it cannot be run for many at once."""
+        return self._way[0] == "one by one"
+
+    @property
+    def obstacle(self) -> str:
+        """The operation that cannot be mapped over points; empty if all can."""
+        return "" if self.can_be_mapped else self._way[1]
+
+    @property
+    def _ways(self):
+        return {
+            "as it is": torch.func.vmap(self.log_prob, randomness="same"),
+            "with filled tensors": torch.func.vmap(self._filled, randomness="same"),
+            "in a plate": self._in_a_plate,
+            "one by one": self._one_by_one,
+        }
 
     @cached_property
-    def can_be_mapped(self) -> bool:
-        """Whether the model can be run for many points at once; one that branches on values cannot."""
-        z = torch.stack([torch.zeros_like(self._like), torch.full_like(self._like, 0.1)])
-        try:
-            mapped = self._call_seeded(0, torch.func.vmap(self.log_prob, randomness="same"), z)
-        except Exception:  # whatever the model does that vmap has no rule for
-            return False
-        one_by_one = torch.stack([self._call_seeded(0, self.log_prob, row) for row in z])
-        return mapped.shape == one_by_one.shape and torch.allclose(mapped, one_by_one, equal_nan=True)
+    def _way(self) -> tuple[str, str]:
+        """The first way that gives what the model gives point by point, and what stands in the way of the first."""
+        z = torch.stack([torch.full_like(self._like, value) for value in (0.0, 0.1, -0.2)])
+        obstacle = ""
+        tolerance = max(1e-5, torch.finfo(z.dtype).eps ** 0.5)
+        with torch.no_grad():
+            expected = torch.stack([self._call_seeded(0, self.log_prob, row) for row in z])
+            for way, function in self._ways.items():
+                try:
+                    # Of two numbers of points one at least is not, by chance, the length of an axis of the model.
+                    found = [self._call_seeded(0, function, z[:num]) for num in (3, 2)]
+                except Exception as error:  # whatever the model does that cannot be done for many points
+                    obstacle = obstacle or place_of(error)
+                    continue
+                if all(
+                    torch.allclose(each, expected[:num], rtol=tolerance, equal_nan=True)
+                    for num, each in zip((3, 2), found, strict=True)
+                ):
+                    return way, obstacle
+                obstacle = obstacle or "the model gives other values for many points at once than for each alone"
+        return "one by one", obstacle  # a random model, of which each run has a draw of its own
+
+    @property
+    def _one(self):
+        return self._filled if self._way[0] == "with filled tensors" else self.log_prob
+
+    def _filled(self, z):
+        with _Filled(torch.zeros_like(z[0])):
+            return self.log_prob(z)
+
+    def _in_a_plate(self, z):
+        """The model is run once, for all points, in an outer plate of the host."""
+        nesting, sums_out = self._layout
+        if sums_out:
+            raise NotImplementedError("the sites summed out stand where the plate would")
+        values, log_det = torch.func.vmap(self._guide._constrain_with_log_det)(z)
+        for name, value in values.items():
+            rank = value.ndim - 1 - self._guide.prototype_trace.nodes[name]["fn"].event_dim
+            values[name] = value.reshape(len(z), *(1,) * (nesting - rank), *value.shape[1:])
+        with pyro.plate("_flowppl_points", len(z), dim=-nesting - 1):
+            trace = trace_of(self._conditioned(values), self._args, self._kwargs)
+        trace.compute_log_prob()
+        return log_det + sum(
+            site["log_prob"].reshape(len(z), -1).sum(-1)
+            for site in trace.nodes.values()
+            if site["type"] == "sample" and not site_is_subsample(site)
+        )
+
+    def _one_by_one(self, z):
+        seed = int(torch.randint(2**31, ()))
+        return torch.stack([self._call_seeded(seed, self.log_prob, row) for row in z])
 
     def _call_seeded(self, seed, function, *args):
         with self._seeded(seed):
@@ -126,8 +227,60 @@ class Target:
         return torch.as_tensor(array).to(self._like)
 
 
-def _stack(rows):
-    return tuple(map(torch.stack, zip(*rows, strict=True))) if isinstance(rows[0], tuple) else torch.stack(rows)
+class _Filled(TorchFunctionMode):
+    """Tensors that a model makes to fill them have one part for each point, as what they are filled with."""
+
+    MAKERS = frozenset(
+        prefix + name + suffix
+        for name in ("empty", "zeros", "ones", "full")
+        for prefix, suffix in (("", ""), ("", "_like"), ("new_", ""))
+    ) | {"clone", "eye"}
+
+    def __init__(self, zero):
+        super().__init__()
+        self.zero = zero
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in self.MAKERS and made.is_floating_point():
+            return made + self.zero.to(made)
+        return made
+
+
+def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, which waits while another thread is in one such call.
+
+    Pyro keeps its stack of handlers, its parameters and its settings for the whole process, so that the programs of
+    two threads would see each other's. To fit at the same time, take processes.
+    """
+
+    @functools.wraps(function)
+    def waits(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _lock:
+            return function(*args, **kwargs)
+
+    return waits
+
+
+def check_trainable(arguments) -> None:
+    """Raise RuntimeError where, or of what, no gradient can be taken."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("fit needs gradients, which torch.inference_mode() rules out: call fit outside of it")
+    if any(isinstance(leaf, torch.Tensor) and leaf.is_inference() for leaf in tree_leaves(arguments)):
+        raise RuntimeError(
+            "fit needs gradients, but an argument of the model was made under torch.inference_mode(), which rules them "
+            "out: pass its .clone()"
+        )
+
+
+def place_of(error: BaseException) -> str:
+    """The line of the model, or of its host, that raised an error, and what it said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    inside = os.path.dirname(torch.__file__)
+    frame = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith(inside)][-1]
+    said = str(error).strip().partition("\n")[0].rstrip(" .")
+    return f"{frame.line!r} ({os.path.basename(frame.filename)}, line {frame.lineno}): {said or type(error).__name__}"
 
 
 def _to_numpy(tensor) -> np.ndarray:
