@@ -67,6 +67,25 @@ def numpyro_model():
         return numpyro.sample("z", numpyro.distributions.Normal(0.0, 1.0))
 
 
+def fused_adam():
+    weight = torch.ones(1, requires_grad=True)
+    weight.grad = torch.ones(1)
+    adam = torch.optim.Adam([weight], lr=0.1, fused=True)
+    adam.found_inf = torch.ones((), dtype=torch.float32)
+    return adam
+
+
+def test_a_fused_adam_leaves_out_a_step_that_it_is_told_to():
+    adam = fused_adam()
+    (weight,) = adam.param_groups[0]["params"]
+    adam.step()
+    assert weight == 1
+    assert adam.state[weight]["step"] == 0
+    adam.found_inf = torch.zeros((), dtype=torch.float32)
+    adam.step()
+    assert weight.item() == pytest.approx(0.9)
+
+
 def pyro_examples():
     guide = pyro.infer.autoguide.AutoMultivariateNormal(pyro_model)
     guide()
@@ -83,6 +102,7 @@ def pyro_examples():
         "Distribution": [pyro.distributions.Normal(0.0, 1.0)],
         "Transform": [torch.distributions.ExpTransform(cache_size=1)],
         "Module": [torch.nn.Linear(1, 1)],
+        "Adam": [fused_adam()],
         "Tensor": [torch.zeros(())],
     }
 

@@ -11,6 +11,7 @@ import optax
 import pyro
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowppl.numpyro import steps as nsteps
 from flowppl.pyro import steps as psteps
@@ -39,7 +40,7 @@ def taken(optimizer, rate=None, num_steps=5, clip_norm=math.inf):
     made = psteps.make_optimizer(optimizer, {"weight": weight})
     for _ in range(num_steps):
         (0.5 * (weight - torch.tensor(SLOPE)) ** 2).sum().backward()
-        psteps.take_step(made, [weight], 1.0, clip_norm, rate)
+        psteps.take_step(made, [weight], torch.ones(()), clip_norm, rate)
     return weight.detach().numpy()
 
 
@@ -182,7 +183,7 @@ def test_what_is_not_finite_takes_no_step(steps):
         optimizer = steps.make_optimizer(decaying, {"weight": weight})
         for gradient, loss in ((math.nan, 1.0), (1.0, math.inf)):
             weight.grad = torch.tensor([gradient])
-            assert math.isnan(steps.take_step(optimizer, [weight], loss))
+            assert steps.take_step(optimizer, [weight], torch.tensor(loss)).isnan()
         assert (weight.item(), optimizer.param_groups[0]["lr"]) == (1.0, 0.1)
 
 
@@ -212,3 +213,23 @@ def test_what_is_no_optimiser_is_told():
         psteps.check_optimizer("fit", wrong)
         with pytest.raises(TypeError, match=message):
             psteps.make_optimizer(wrong, {"weight": weights()})
+
+
+class NoReading(TorchDispatchMode):
+    """Fails where a value is read from a tensor, for which a program would wait for its GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in str(func), "a training step reads a value"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("slope", [1.0, math.nan])
+def test_a_step_of_the_fused_adam_reads_no_value(slope):
+    weight = weights()
+    made = psteps.make_optimizer("adam", {"weight": weight}, fused=True)
+    for gradient in (1.0, slope):
+        weight.grad = torch.full((2,), gradient)
+        with NoReading():
+            loss = psteps.take_step(made, [weight], torch.ones(()), clip_norm=10.0, rate=0.1)
+    assert loss.isnan() == math.isnan(slope)
+    np.testing.assert_allclose(weight.detach(), -0.2 if slope == 1 else -0.1, rtol=1e-6)

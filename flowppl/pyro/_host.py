@@ -116,6 +116,7 @@ MEMBERS: dict[type, dict[str, str]] = {
         "_modules": "the modules in a module by name, without Pyro's store in between",
         "_parameters": "the trained tensors of a module by name",
     },
+    torch.optim.Adam: {"found_inf": "set: not 0, it makes the fused optimiser leave a step out"},
     torch.Tensor: {"_version": "tells whether a draw was changed in place before it was scored"},
 }
 

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch.distributions import Transform
 
@@ -157,18 +158,19 @@ def fit_density(
     host.zero_grad()
     norm = math.inf if clip_norm is None else clip_norm
 
-    def step(x: torch.Tensor, context: torch.Tensor | None, rate: float | None) -> float:
+    def step(x: torch.Tensor, context: torch.Tensor | None, rate: float | None) -> torch.Tensor:
         loss = -fitted(context).log_prob(x).mean()
         loss.backward()
-        return take_step(host, list(trained.values()), loss.item(), norm, rate)
+        return take_step(host, list(trained.values()), loss, norm, rate)
 
     def run_epoch(rate: float | None, order: np.ndarray) -> tuple[list[float], Any]:
-        if batches is None:
-            parts = torch.as_tensor(order, device=zeros.device).split(batch_size)
-            losses = [step(*_part(data, rows), rate) for rows in parts]
-        else:
-            losses = [step(*rows, rate) for rows in batches]
-        return losses, None if held_out is None else _mean_loss(fitted, held_out, batch_size)
+        with pyro.validation_enabled(False):  # the rows were checked; to check them again a GPU would be waited for
+            if batches is None:
+                parts = torch.as_tensor(order, device=zeros.device).split(batch_size)
+                losses = [step(*_part(data, rows), rate) for rows in parts]
+            else:
+                losses = [step(*rows, rate) for rows in batches]
+        return torch.stack(losses).tolist(), None if held_out is None else _mean_loss(fitted, held_out, batch_size)
 
     def flow_with(state: dict[str, torch.Tensor]) -> Flow:
         fitted.load_state_dict(state)

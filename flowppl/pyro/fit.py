@@ -423,7 +423,7 @@ class _Trainer(abc.ABC):
         return len(self.named_parameters)
 
     @abc.abstractmethod
-    def _take_gradient(self, index, chunk: Chunk, step) -> float:
+    def _take_gradient(self, index, chunk: Chunk, step) -> torch.Tensor:
         """Put into the parameters of a restart the gradient to go along; return the estimate of minus the ELBO."""
 
     def begin(self, affine):
@@ -439,12 +439,12 @@ class _Trainer(abc.ABC):
     def run(self, chunk: Chunk):
         losses = []
         for step in range(CHUNK):
-            losses.append([self._step(i, chunk, step) for i in range(self.num_restarts)])
+            losses.append(torch.stack([self._step(i, chunk, step) for i in range(self.num_restarts)]))
             if time.monotonic() >= chunk.end:
                 break
-        return np.array(losses).T
+        return torch.stack(losses, dim=1).cpu().double().numpy()
 
-    def _step(self, index, chunk, step) -> float:
+    def _step(self, index, chunk, step) -> torch.Tensor:
         optimizer, parameters = self.optimizers[index], list(self.named_parameters[index].values())
         rate = chunk.rates[step] if chunk.affine or not has_rate(self.optimizer) else None
         return take_step(optimizer, parameters, self._take_gradient(index, chunk, step), self.clip_norm, rate)
@@ -499,7 +499,7 @@ class PathTrainer(_Trainer):
         parameters = list(self.named_parameters[index].values())
         num = min(chunk.num_particles, FEW) if self.obstacle and chunk.affine else chunk.num_particles
         noise, directions = self._noise(num), self._noise(num // 2)
-        settings = (self.like.new_tensor(setting[step]) for setting in (chunk.powers, chunk.stretches))
+        settings = (self.like.new_full((), setting[step]) for setting in (chunk.powers, chunk.stretches))
         inputs = (*parameters, noise, directions, *settings)
         key = chunk.affine, num
         with torch.no_grad():
@@ -509,7 +509,7 @@ class PathTrainer(_Trainer):
             minus_elbo, *gradients = self._programs[key](*inputs)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        return minus_elbo.item()
+        return minus_elbo
 
     def _gradient(self, affine, *inputs):
         """The estimate of minus the ELBO, and the gradients of the parameters, which are the first inputs."""
@@ -627,7 +627,7 @@ class ElboTrainer(_Trainer):
         super().__init__([own], optimizer, clip_norm)
 
     def _take_gradient(self, index, chunk, step):
-        return float(self.loss.loss_and_grads(*self.programs, *self.args, **self.kwargs))
+        return torch.as_tensor(self.loss.loss_and_grads(*self.programs, *self.args, **self.kwargs))
 
     def log_weights(self):
         def draw(num):

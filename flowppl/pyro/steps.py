@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from pyro.optim import PyroOptim
@@ -139,16 +139,18 @@ def _with_schedule(made: Any, schedulers: list) -> torch.optim.Optimizer:
 def take_step(
     optimizer: torch.optim.Optimizer,
     parameters: Iterable[torch.Tensor],
-    loss: float,
+    loss: torch.Tensor,
     clip_norm: float = math.inf,
     rate: float | None = None,
-) -> float:
+) -> torch.Tensor:
     """Step along the gradients that the parameters hold, and forget these.
+
+    With torch's fused Adam no value is read from the device, for which the program would have to wait.
 
     Args:
         optimizer: one of :func:`make_optimizer`.
         parameters: those to train.
-        loss: the loss of this step.
+        loss: the loss of this step, one number.
         clip_norm: the largest norm of the gradient.
         rate: the learning rate of this step; ``None`` for an optimiser that has its own, see :func:`has_rate`.
 
@@ -158,9 +160,12 @@ def take_step(
     if rate is not None:
         for group in optimizer.param_groups:
             group["lr"] = rate
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-    taken = math.isfinite(loss) and bool(norm.isfinite())
-    if taken:
+    loss, norm = loss.detach(), torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    finite = loss.isfinite() & norm.isfinite()
+    if isinstance(optimizer, torch.optim.Adam) and optimizer.defaults["fused"]:
+        cast(Any, optimizer).found_inf = (~finite).to(torch.float32)  # not 0: the step is left out on the device
+        optimizer.step()
+    elif finite:
         optimizer.step()
     optimizer.zero_grad()
-    return loss if taken else math.nan
+    return torch.where(finite, loss, math.nan)

@@ -193,7 +193,7 @@ class _Trainer:
         with modes(self.vae, trains=True), self._noise_of(epoch + 1), pyro.validation_enabled(False):
             first = epoch * len(batches) + 1
             losses = [self._step(rows, rate, beta, step) for step, rows in enumerate(batches, first)]
-        return losses, None if self.held_out is None else self._validation_loss()
+        return torch.stack(losses).tolist(), None if self.held_out is None else self._validation_loss()
 
     def _step(self, rows, rate, beta, num_steps):
         x = self.vae._rows(self.data[rows])
@@ -210,10 +210,9 @@ class _Trainer:
         mean_kl = kl.mean().clamp(min=self.free_bits) if self.free_bits else kl.mean()
         loss = beta * mean_kl - log_likelihood.mean()
         loss.backward()
-        found = take_step(self.optimizer, self.trained.values(), loss.item(), self.clip_norm, rate)
-        if math.isnan(found):
-            for buffer, value in zip(self.buffers, before, strict=True):
-                buffer.copy_(value)
+        found = take_step(self.optimizer, self.trained.values(), loss, self.clip_norm, rate)
+        for buffer, value in zip(self.buffers, before, strict=True):
+            buffer.copy_(torch.where(found.isnan(), value, buffer))
         share = average_share(self.ema_decay, num_steps)
         for tensor, average in zip(self.averaged, self.average, strict=True):
             average.lerp_(tensor.detach().to(average.dtype), share)
