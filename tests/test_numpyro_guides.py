@@ -196,10 +196,10 @@ def test_discrete_sites_are_refused_by_name():
     def model():
         weight = numpyro.sample("weight", dist.Beta(1.0, 1.0))
         with numpyro.plate("data", 6):
-            kind = numpyro.sample("kind", dist.Bernoulli(weight), infer={"enumerate": "parallel"})
+            kind = numpyro.sample("kind", dist.Bernoulli(weight))
             numpyro.sample("y", dist.Normal(4.0 * kind, 1.0), obs=jnp.array([0.0, 0.1, 4.0, 4.2, 3.9, -0.3]))
 
-    with pytest.raises(ValueError, match=r"discrete: kind.*block"):
+    with pytest.raises(ValueError, match=r"discrete: kind.*enumerate.*block"):
         AutoFlow(model).setup()
     assert AutoFlow(handlers.block(model, hide=["kind"])).setup()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -121,7 +122,9 @@ def _signature(function: Any) -> inspect.Signature | None:
         if hasattr(call, "__wrapped__"):
             if not is_open:  # a decorator with arguments of its own
                 return None
-            function = call.__wrapped__
+            # A method that is decorated in its class has its object outside of the decorator.
+            is_method = inspect.ismethod(call)
+            function = types.MethodType(call.__wrapped__, call.__self__) if is_method else call.__wrapped__
         elif is_open and callable(getattr(function, "fn", None)):  # a handler of NumPyro
             function = function.fn
         else:

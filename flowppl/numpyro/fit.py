@@ -311,6 +311,9 @@ def fit(
     Any other guide, or any guide of a model with parameters of its own, is trained by NumPyro's means, by
     :class:`PathELBO` unless ``loss`` is given.
 
+    Discrete sites marked with ``infer={"enumerate": "parallel"}`` are summed out, as by NUTS;
+    ``numpyro.infer.Predictive(..., infer_discrete=True)`` draws them afterwards, given the others.
+
     Args:
         rng_key: determines the start, the training and the draws of the result.
         model: the model.

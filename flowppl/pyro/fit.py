@@ -309,6 +309,11 @@ def fit(
     Any other guide, or any guide of a model with parameters of its own, is trained by Pyro's means, by
     :class:`PathELBO` unless ``loss`` is given.
 
+    Discrete sites marked with ``infer={"enumerate": "parallel"}`` are summed out, as by NUTS;
+    ``pyro.infer.infer_discrete`` draws them afterwards, given the others.
+
+    Pyro has one stack of handlers for all threads: a thread that calls this waits until another has ended such a call.
+
     Args:
         model: the model.
         args: its arguments; so are further keyword arguments.
