@@ -44,3 +44,13 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """
     nearest = difflib.get_close_matches(given, list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def describe(value: Any) -> str:
+    """A value in a message: short ones as they are, others by their type."""
+    is_short = value is None or isinstance(value, str | int | float | bool)
+    return repr(value) if is_short else f"{_article(type(value).__name__)} {type(value).__name__}"
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "AEIOUaeiou" else "a"

@@ -288,9 +288,9 @@ def test_other_mistakes_say_what_to_do():
         guide.median({"other": 1.0})
     params = guide.setup()
     for key in (0, None, params, jnp.zeros(2)):
-        with pytest.raises(TypeError, match="sample_posterior: rng_key must be a key of JAX"):
+        with pytest.raises(TypeError, match="sample_posterior: rng_key must be"):
             guide.sample_posterior(key, params)
-    with pytest.raises(TypeError, match=r"quantiles: rng_key must be a key of JAX, .* got 1"):
+    with pytest.raises(TypeError, match=r"quantiles: rng_key must be a key such as .* got 1"):
         guide.median(params, rng_key=1)
     with pytest.raises(TypeError, match="params must be a dict of parameters"):
         guide.median(jax.random.key(0))

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flowppl.checks import did_you_mean
+from flowppl.checks import describe, did_you_mean
 
 
 def check_roles(owner: str, order: str, is_guide: Callable[[Any], bool], **given: Any) -> None:
@@ -129,13 +129,3 @@ def _signature(function: Any) -> inspect.Signature | None:
             function = function.fn
         else:
             return signature
-
-
-def describe(value: Any) -> str:
-    """A value in a message: short ones as they are, others by their type."""
-    is_short = value is None or isinstance(value, str | int | float | bool)
-    return repr(value) if is_short else f"{_article(type(value).__name__)} {type(value).__name__}"
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "AEIOUaeiou" else "a"

@@ -30,9 +30,9 @@ from flowppl.inference.density import (
     warn_of_few_values,
 )
 from flowppl.inference.epochs import Callback
-from flowppl.numpyro.flow import Flow, check_key
+from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
-from flowppl.numpyro.transforms import FlowTransform
+from flowppl.numpyro.transforms import FlowTransform, check_key
 
 
 def fit_density(
@@ -119,7 +119,7 @@ def fit_density(
     kinds = (FlowTransform, Bijection, Transform)
     if isinstance(rng_key, (Flow, *kinds)):
         raise TypeError("fit_density: a key comes first: fit_density(jax.random.key(0), flow, x)")
-    check_key("fit_density", "rng_key", rng_key)
+    check_key("fit_density", rng_key)
     check_flow(flow, x, Flow, kinds)
     check_optimizer("fit_density", optimizer, learning_rate)
     check_options(

@@ -13,13 +13,14 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import log_density
 
-from flowppl.checks import check_sizes
+from flowppl.checks import check_sizes, describe
 from flowppl.inference import diagnostics
-from flowppl.inference.arguments import check_arguments, check_roles, describe
+from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.importance import resample_indices
 from flowppl.numpyro.enumeration import is_summed_out, log_joint, nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.predictive import with_deterministic
+from flowppl.numpyro.transforms import check_key
 
 
 def log_weights(
@@ -181,29 +182,9 @@ def is_guide(value: Any) -> bool:
     return isinstance(value, AutoGuide)
 
 
-def check_key(owner: str, order: str, rng_key: Any) -> None:
-    """Raise TypeError unless ``rng_key`` is one key of jax.
-
-    Args:
-        owner: whose argument it is.
-        order: how that is called.
-        rng_key: what was given.
-    """
-    if not isinstance(rng_key, jax.Array | np.ndarray):
-        what = "a function" if callable(rng_key) else describe(rng_key)
-        seed = rng_key if isinstance(rng_key, int) and not isinstance(rng_key, bool) else 0
-        raise TypeError(f"{owner}: rng_key must be a key such as jax.random.key({seed}), got {what}; {order}")
-    shape = () if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else (2,)
-    if rng_key.shape != shape or (shape and rng_key.dtype != jnp.uint32):
-        raise TypeError(
-            f"{owner}: rng_key must be one key such as jax.random.key(0), got an array of shape {rng_key.shape} and "
-            f"type {rng_key.dtype}; {order}"
-        )
-
-
 def _check(owner, rng_key, model, guide, params, args, kwargs, function):
     order = f"call {owner}(rng_key, model, guide, params, *args)"
-    check_key(owner, order, rng_key)
+    check_key(owner, rng_key, advice=order)
     check_roles(owner, order, is_guide, model=model, guide=guide)
     if not isinstance(params, Mapping):
         raise TypeError(

@@ -39,7 +39,7 @@ from flowppl.inference.guides import FlowChoice, affine_part, distance_from_iden
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, standard_log_prob
 from flowppl.inference.starts import search_until
-from flowppl.numpyro.diagnostics import _draw, check_key, diagnose, is_guide, model_plates, resample
+from flowppl.numpyro.diagnostics import _draw, diagnose, is_guide, model_plates, resample
 from flowppl.numpyro.enumeration import nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
@@ -48,7 +48,7 @@ from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.predictive import predict, with_deterministic
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
 from flowppl.numpyro.target import Target
-from flowppl.numpyro.transforms import _constants
+from flowppl.numpyro.transforms import _constants, check_key
 from flowppl.serialization import absent_model, save
 
 
@@ -281,7 +281,7 @@ class Fit(FitBase):
     def _key(self, index, given):
         if given is None:
             return jax.random.fold_in(self.rng_key, index)
-        check_key("Fit", "pass rng_key=jax.random.key(0), or leave it out", given)
+        check_key("Fit", given, advice="or leave it out")
         return given
 
 
@@ -369,7 +369,7 @@ def fit(
         ((100,), True)
     """
     order = "call fit(rng_key, model, *args)"
-    check_key("fit", order, rng_key)
+    check_key("fit", rng_key, advice=order)
     check_roles("fit", order, is_guide, model=model)
     check_fit(guide, flow, args, is_guide)
     check_arguments("fit", model, args, kwargs, fit)
@@ -385,14 +385,14 @@ def fit(
         guide._setup_prototype(*args, **kwargs)
     trainer: _Trainer
     shared = (train_key, optimizer, math.inf if clip_norm is None else float(clip_norm))
-    if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(model, guide, args, kwargs):
-        with search_until(end):
+    with search_until(end):
+        if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(model, guide, args, kwargs):
             starts = [guide._start_params(key, args, kwargs) for key in start_keys]
-        trainer = PathTrainer(guide, Target(guide, args, kwargs, model), starts, *shared)
-        default = FLOW_ROUNDS
-    else:
-        trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, *shared)
-        default = OTHER_ROUNDS
+            trainer = PathTrainer(guide, Target(guide, args, kwargs, model), starts, *shared)
+            default = FLOW_ROUNDS
+        else:
+            trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, *shared)
+            default = OTHER_ROUNDS
     trainer.is_subsampled = is_subsampled(model_plates(model, guide, trainer.first(), args, kwargs))
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
     history = train(trainer, rounds, end - time.monotonic(), progress, callback)

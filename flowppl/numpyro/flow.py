@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import Distribution, constraints
@@ -16,7 +15,7 @@ from numpyro.distributions.transforms import Transform
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_standard_base
 from flowppl.numpyro._host import validate_sample
-from flowppl.numpyro.transforms import FlowTransform, init_params
+from flowppl.numpyro.transforms import FlowTransform, check_key, init_params
 
 
 class FlowDistribution(dist.TransformedDistribution):
@@ -156,7 +155,7 @@ class Flow:
     @classmethod
     def init(cls, key: jax.Array, bijection: Bijection, base: Distribution | None = None) -> Flow:
         """A flow with first weights drawn by ``key``."""
-        check_key("Flow.init", "key", key)
+        check_key("Flow.init", key, "key")
         check_flow_bijection(bijection)
         return cls(bijection, init_params(bijection, key), base)
 
@@ -196,11 +195,13 @@ class Flow:
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """``flow().sample(key, sample_shape)``: draws, for a flow without a context."""
-        return self._unconditional("sample").sample(check_key("flow.sample", "key", key), sample_shape)
+        check_key("flow.sample", key, "key")
+        return self._unconditional("sample").sample(key, sample_shape)
 
     def rsample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """``flow().rsample(key, sample_shape)``: as :meth:`sample`, whose draws have gradients too."""
-        return self._unconditional("rsample").rsample(check_key("flow.rsample", "key", key), sample_shape)
+        check_key("flow.rsample", key, "key")
+        return self._unconditional("rsample").rsample(key, sample_shape)
 
     def _unconditional(self, name: str) -> FlowDistribution:
         if self.bijection.context_dim:
@@ -218,15 +219,6 @@ def check_flow_bijection(value: Any) -> None:
             "event, in its place"
         )
     check_bijection(value)
-
-
-def check_key(owner: str, name: str, key: Any) -> Any:
-    """The key, or TypeError if it is none."""
-    is_array = isinstance(key, jax.Array | np.ndarray)
-    if is_array and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == np.uint32):
-        return key
-    what = type(key).__name__ if is_array or not isinstance(key, int) else repr(key)
-    raise TypeError(f"{owner}: {name} must be a key of jax, such as jax.random.key(0), got {what}")
 
 
 def standard_normal(shape: tuple[int, ...]) -> Distribution:

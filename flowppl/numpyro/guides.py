@@ -47,7 +47,7 @@ from flowppl.numpyro._host import Tracer, helpful_support_errors, sum_rightmost
 from flowppl.numpyro.enumeration import enumerated, is_summed_out
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
 from flowppl.numpyro.target import Target
-from flowppl.numpyro.transforms import FlowTransform, init_params
+from flowppl.numpyro.transforms import FlowTransform, check_key, init_params
 from flowppl.serialization import absent_model
 
 
@@ -462,15 +462,6 @@ class AutoFlow(AutoContinuous):
     def _check_setup(self):
         if self.prototype_trace is None:
             raise RuntimeError("this AutoFlow has not seen its model yet: call guide.setup(*args) first")
-
-
-def check_key(owner: str, key: Any) -> None:
-    """Raise TypeError unless this is a key of JAX, new or old style."""
-    dtype = getattr(key, "dtype", None)
-    is_key = dtype is not None and (jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == "uint32" and key.ndim == 1))
-    if not is_key:
-        given = repr(key) if isinstance(key, int | None) else type(key).__name__
-        raise TypeError(f"{owner}: rng_key must be a key of JAX, such as jax.random.key(0), got {given}")
 
 
 def check_params(owner: str, params: Any) -> None:

@@ -46,13 +46,12 @@ from flowppl.numpyro.flow import FlowDistribution, standard_normal
 from flowppl.numpyro.guides import (
     AutoFlow,
     check_fixed_supports,
-    check_key,
     check_params,
     member_mask,
     outline_model,
     sample_constrained,
 )
-from flowppl.numpyro.transforms import FlowTransform, init_params
+from flowppl.numpyro.transforms import FlowTransform, check_key, init_params
 
 
 class AutoLocalFlow(AutoGuide):

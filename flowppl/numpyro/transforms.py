@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
@@ -16,6 +17,7 @@ from flowppl._arrays import tree as _tree
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.combine import inverted
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, initialize
+from flowppl.checks import describe
 
 
 class _Draws:
@@ -40,9 +42,32 @@ class _Draws:
         return self._take("uniform", shape)
 
 
+def check_key(owner: str, key: Any, name: str = "rng_key", advice: str = "") -> None:
+    """Raise TypeError unless this is one key of JAX, of the new kind or the old.
+
+    Args:
+        owner: whose argument it is.
+        key: what was given.
+        name: the name of the argument.
+        advice: what to do, beside giving a key.
+    """
+    end = f"; {advice}" if advice else ""
+    if not isinstance(key, jax.Array | np.ndarray):
+        what = "a function" if callable(key) else describe(key)
+        seed = key if isinstance(key, int) and not isinstance(key, bool) else 0
+        raise TypeError(f"{owner}: {name} must be a key such as jax.random.key({seed}), got {what}{end}")
+    shape = () if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else (2,)
+    if key.shape != shape or (shape and key.dtype != jnp.uint32):
+        raise TypeError(
+            f"{owner}: {name} must be one key such as jax.random.key(0), got an array of shape {key.shape} and type "
+            f"{key.dtype}{end}"
+        )
+
+
 def init_params(bijection: Bijection, key: jax.Array) -> Tree:
     """First weights of a bijection, drawn in one compiled call."""
     check_bijection(bijection)
+    check_key(type(bijection).__name__, key, "key")
     return _init_params(bijection, key)
 
 

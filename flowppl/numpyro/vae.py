@@ -31,19 +31,13 @@ from flowppl.autoencoders.model import (
 from flowppl.bijections.contract import Bijection
 from flowppl.inference.losses import standard_log_prob
 from flowppl.numpyro.flow import Flow, flow, standard_normal
+from flowppl.numpyro.transforms import check_key
 
 LIKELIHOODS: dict[str, Callable] = {
     "bernoulli": lambda output: dist.Bernoulli(logits=output, validate_args=False),
     "categorical": lambda output: dist.Categorical(logits=output, validate_args=False),
     "gaussian": lambda output: dist.Normal(output[0], jnp.exp(output[1]), validate_args=False),
 }
-
-
-def check_key(call: str, key: Any) -> None:
-    """Raise TypeError unless this is a key of JAX; ``call`` is how to write the call."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not (jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
-        raise TypeError(f"{call}: rng_key must be a key, such as jax.random.key(0), got {type(key).__name__}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ from flowppl.autoencoders.training import VAEFit, average_share, check_options, 
 from flowppl.inference.epochs import Callback
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
-from flowppl.numpyro.vae import FlowVAE, check_key
+from flowppl.numpyro.transforms import check_key
+from flowppl.numpyro.vae import FlowVAE
 from flowppl.serialization import BFLOAT16
 
 

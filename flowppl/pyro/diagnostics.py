@@ -18,10 +18,11 @@ from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.importance import resample_indices
+from flowppl.pyro._host import one_at_a_time
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.predictive import with_deterministic
-from flowppl.pyro.target import Target, one_at_a_time, place_of
+from flowppl.pyro.target import Target, place_of
 
 
 @one_at_a_time

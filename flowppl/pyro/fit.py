@@ -43,7 +43,7 @@ from flowppl.inference.guides import FlowChoice, affine_part, distance_from_iden
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, standard_log_prob
 from flowppl.inference.starts import search_until
-from flowppl.pyro._host import _create_function_from_graph, _create_graph_by_tracing, make_fx
+from flowppl.pyro._host import _create_function_from_graph, _create_graph_by_tracing, make_fx, one_at_a_time
 from flowppl.pyro.diagnostics import (
     _draw,
     _traces,
@@ -62,7 +62,7 @@ from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.predictive import predict, uncondition, with_deterministic
 from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
-from flowppl.pyro.target import Target, check_trainable, one_at_a_time
+from flowppl.pyro.target import Target, check_trainable
 from flowppl.serialization import absent_model, save
 
 

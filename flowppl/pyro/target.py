@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import threading
 import traceback
-from collections.abc import Callable
 from functools import cached_property
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 import pyro
@@ -19,10 +15,6 @@ from pyro.poutine.util import site_is_subsample
 
 from flowppl.pyro._host import TorchFunctionMode, tree_leaves
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
-
-P = ParamSpec("P")
-R = TypeVar("R")
-_lock = threading.RLock()
 
 
 class Target:
@@ -245,21 +237,6 @@ class _Filled(TorchFunctionMode):
         if getattr(func, "__name__", "") in self.MAKERS and made.is_floating_point():
             return made + self.zero.to(made)
         return made
-
-
-def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which waits while another thread is in one such call.
-
-    Pyro keeps its stack of handlers, its parameters and its settings for the whole process, so that the programs of
-    two threads would see each other's. To fit at the same time, take processes.
-    """
-
-    @functools.wraps(function)
-    def waits(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _lock:
-            return function(*args, **kwargs)
-
-    return waits
 
 
 def check_trainable(arguments) -> None:
