@@ -21,9 +21,9 @@ import flowppl.pyro
 from flowppl import plotting
 from flowppl.autoencoders.training import VAEFit
 from flowppl.diagnostics import diagnose
-from flowppl.inference.densities import Scale, density, joint_density, middles
 from flowppl.inference.density import DensityFit
 from flowppl.inference.fitting import History
+from flowppl.inference.smoothing import Scale, density, joint_density, middles
 
 matplotlib.use("Agg")
 with warnings.catch_warnings():

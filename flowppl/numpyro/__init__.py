@@ -5,6 +5,8 @@ each recipe as a function that draws them with a key (``planar``, ``realnvp``, `
 are those that :mod:`flowppl` gives them.
 """
 
+from flowppl.autoencoders.evaluation import Evaluation
+from flowppl.autoencoders.training import VAEFit
 from flowppl.numpyro.density import DensityFit, fit_density
 from flowppl.numpyro.diagnostics import diagnose, log_weights, resample
 from flowppl.numpyro.fit import Fit, fit
@@ -57,6 +59,7 @@ __all__ = [
     "DensityFit",
     "Elementwise",
     "ElementwiseAffine",
+    "Evaluation",
     "Fit",
     "Flow",
     "FlowDistribution",
@@ -73,6 +76,7 @@ __all__ = [
     "Radial",
     "TriangularAffine",
     "TriangularSylvester",
+    "VAEFit",
     "Wrap",
     "annealed",
     "diagnose",

@@ -45,7 +45,7 @@ def evaluate_vae(
         chunk_size: how many draws are decoded at once; it bounds the memory.
 
     Returns:
-        A :class:`flowppl.autoencoders.evaluation.Evaluation`: means over the data, with standard errors.
+        A :class:`Evaluation`: means over the data, with standard errors.
 
     Raises:
         ValueError: if the data do not fit the likelihood (the message names the range) or the networks, or ``params``

@@ -96,7 +96,7 @@ def fit_vae(
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
 
     Returns:
-        A :class:`flowppl.autoencoders.training.VAEFit`; its ``params`` are a dict by name, as of ``vae.init``.
+        A :class:`VAEFit`; its ``params`` are a dict by name, as of ``vae.init``.
 
     Raises:
         TypeError: if there is no key, ``vae`` is no autoencoder, ``optimizer`` is none, or the data are no real

@@ -4,6 +4,8 @@ Each layer is here as a transform (``Planar``, ``Coupling``, ...), and each reci
 (``planar``, ``realnvp``, ``iaf``, ...), with the arguments that :mod:`flowppl` gives them.
 """
 
+from flowppl.autoencoders.evaluation import Evaluation
+from flowppl.autoencoders.training import VAEFit
 from flowppl.pyro.density import DensityFit, fit_density
 from flowppl.pyro.diagnostics import diagnose, log_weights, resample
 from flowppl.pyro.fit import Fit, fit
@@ -56,6 +58,7 @@ __all__ = [
     "DensityFit",
     "Elementwise",
     "ElementwiseAffine",
+    "Evaluation",
     "Fit",
     "Flow",
     "FlowDistribution",
@@ -72,6 +75,7 @@ __all__ = [
     "Radial",
     "TriangularAffine",
     "TriangularSylvester",
+    "VAEFit",
     "Wrap",
     "annealed",
     "diagnose",

@@ -31,7 +31,7 @@ def evaluate_vae(vae: FlowVAE, x: Any, *, num_samples: int = 5000, chunk_size: i
         chunk_size: how many draws are decoded at once; it bounds the memory.
 
     Returns:
-        A :class:`flowppl.autoencoders.evaluation.Evaluation`: means over the data, with standard errors.
+        A :class:`Evaluation`: means over the data, with standard errors.
 
     Raises:
         ValueError: if the data do not fit the likelihood (the message names the range) or the networks.

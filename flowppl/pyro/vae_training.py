@@ -92,7 +92,7 @@ def fit_vae(
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
 
     Returns:
-        A :class:`flowppl.autoencoders.training.VAEFit`; its ``params`` are the ``state_dict`` of the autoencoder.
+        A :class:`VAEFit`; its ``params`` are the ``state_dict`` of the autoencoder.
 
     Raises:
         TypeError: if ``vae`` is no autoencoder, the data are no real numbers, or ``optimizer`` is none.
