@@ -4,6 +4,9 @@
 bijections transforms, distributions and guides of the two languages.
 """
 
+import importlib
+from typing import Any
+
 from flowppl.autoencoders.posterior import amortized_posterior
 from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.combine import Chain, Invert, Repeat
@@ -112,3 +115,10 @@ __all__ = [
     "sylvester",
     "triangular_sylvester",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the parts that need more than NumPy when they are asked for, as in ``flowppl.plotting.pairs(result)``."""
+    if name in ("diagnostics", "images", "numpyro", "plotting", "pyro"):
+        return importlib.import_module(f"flowppl.{name}")
+    raise AttributeError(f"module 'flowppl' has no attribute {name!r}")

@@ -257,7 +257,7 @@ def test_an_optimiser_goes_through_all_rounds_and_starts_after_the_affine_ones(m
         optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
         return optimizer, scheduler
 
-    monkeypatch.setitem(fpp.fit.__globals__, "FLOW_ROUNDS", rounds)
+    monkeypatch.setitem(fpp.fit.__wrapped__.__globals__, "FLOW_ROUNDS", rounds)
     monkeypatch.setattr(fitting, "_is_exact", lambda check: False)
 
     def bent(y):

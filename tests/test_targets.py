@@ -379,3 +379,46 @@ def test_numpyro_refuses_sums_in_a_subsample():
 
     with pytest.raises(ValueError, match="'kind' is to be summed out, but stands in a subsample"):
         fnp.AutoFlow(model).setup()
+
+
+PAIRS = np.array([-2.1, -1.9, 2.0, 2.2, 1.8, 2.1])
+
+
+@pytest.mark.filterwarnings("ignore:the resampled draws")
+def test_what_depends_on_a_site_summed_out_has_its_posterior():
+    """Members below zero belong to kind 0, the others to kind 1: the modes are 8 apart."""
+
+    def ours(y):
+        weight = pyro.sample("weight", pdist.Beta(2.0, 2.0))
+        with pyro.plate("data", 6):
+            kind = pyro.sample("kind", pdist.Bernoulli(weight), infer={"enumerate": "parallel"})
+            pyro.deterministic("sign", 2 * kind - 1)
+            pyro.sample("y", pdist.Normal(4.0 * (2 * kind - 1), 1.0), obs=y)
+
+    def theirs(y):
+        weight = numpyro.sample("weight", ndist.Beta(2.0, 2.0))
+        with numpyro.plate("data", 6):
+            kind = numpyro.sample("kind", ndist.Bernoulli(weight), infer={"enumerate": "parallel"})
+            numpyro.deterministic("sign", 2 * kind - 1)
+            numpyro.sample("y", ndist.Normal(4.0 * (2 * kind - 1), 1.0), obs=y)
+
+    results = (
+        fpp.fit(ours, torch.tensor(PAIRS), num_steps=100),
+        fnp.fit(jax.random.key(0), theirs, PAIRS, num_steps=100),
+    )
+    for result in results:
+        for draws in (result.sample(20), result.resample(20)):
+            np.testing.assert_array_equal(np.asarray(draws["sign"]), np.broadcast_to(np.sign(PAIRS), (20, 6)))
+
+
+def test_members_that_are_masked_out_have_no_likelihood_in_pyro():
+    y, mask = torch.tensor([1.0, 2.0, -777.0]), torch.tensor([True, True, False])
+
+    def model():
+        loc = pyro.sample("loc", pdist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3), pyro.poutine.mask(mask=mask):
+            pyro.sample("y", pdist.Normal(loc, 1.0), obs=y)
+
+    terms = fpp.fit(model, num_steps=100).to_arviz(num_samples=5).log_likelihood["y"].values
+    assert (terms[..., 2] == 0).all()
+    assert (terms[..., :2] < 0).all()

@@ -295,7 +295,8 @@ class ActNorm(ElementwiseAffine):
         xp = namespace(y)
         rows = xp.reshape(y, (-1, self.dim))
         loc = xp.mean(rows, axis=0)
-        offset = rows - loc  # less the mean first: its rounding is not the spread of a constant
+        offset = rows - loc
+        offset = offset - xp.mean(offset, axis=0)  # the rounding of a mean is not the spread of a constant
         largest = xp.max(xp.abs(offset), axis=0)
         varies = largest > 10 * float(xp.finfo(rows.dtype).eps) * xp.max(xp.abs(rows), axis=0)
         unit = xp.where(varies, largest, xp.ones_like(largest))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+import numbers
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from numpyro import handlers
 from numpyro.infer import SVI, TraceEnum_ELBO
 
 from flowppl._arrays.tree import merge
-from flowppl.checks import check_sizes
+from flowppl.checks import check_sizes, describe
 from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
@@ -109,6 +110,11 @@ class Fit(FitBase):
         Returns:
             For each latent site, and each deterministic one, an array of shape ``(num_samples, ...)``.
         """
+        if not isinstance(num_samples, numbers.Integral):
+            raise TypeError(
+                f"sample: num_samples must be an integer, got {describe(num_samples)}; a key is passed by name: "
+                "result.sample(1000, rng_key=key)"
+            )
         args, kwargs = self.arguments
         draws = self._latents(self._key(0, rng_key), num_samples, args, kwargs)
         if self.model is absent_model or not takes(self.model, args, kwargs):  # loaded from a file without them
@@ -159,6 +165,8 @@ class Fit(FitBase):
             TypeError: if the model does not take these arguments.
         """
         check_sizes("predict", num_samples=num_samples)
+        if args and isinstance(args[0], jax.Array) and jnp.issubdtype(args[0].dtype, jax.dtypes.prng_key):
+            raise TypeError("predict: the key is passed by name: result.predict(*args, rng_key=key)")
         old_args, old_kwargs = self.arguments
         latent_key, key = jax.random.split(self._key(4, rng_key))
         model: Callable[..., Any] = self.model

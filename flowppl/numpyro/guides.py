@@ -559,8 +559,10 @@ def outline_model(model, args, kwargs, names: Collection[str] | None = None) -> 
             outlined = handlers.substitute(handlers.seed(model, 0), substitute_fn=abstract_value)
             trace = handlers.trace(outlined).get_trace(*args, **kwargs)
             check_real((name, getattr(s["value"], "dtype", "")) for name, s in trace.items() if s["type"] == "sample")
+            sums_out = any(map(is_summed_out, trace.values()))
             for name, site in trace.items():
-                if is_summed_out(site):
+                # What is computed from a site summed out is not known from the guide's draws.
+                if is_summed_out(site) or (sums_out and site["type"] == "deterministic"):
                     continue
                 outlines[name] = {
                     "name": name,

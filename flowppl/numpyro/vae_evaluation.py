@@ -13,6 +13,7 @@ import numpy as np
 from flowppl.autoencoders.data import as_data
 from flowppl.autoencoders.evaluation import Evaluation, evaluate
 from flowppl.autoencoders.model import check_vae
+from flowppl.numpyro.transforms import check_key
 from flowppl.numpyro.vae import FlowVAE
 
 
@@ -69,6 +70,7 @@ def evaluate_vae(
         >>> found.log_prob > found.elbo, found.num_dims
         (True, 9)
     """
+    check_key("evaluate_vae(key, vae, params, x)", rng_key)
     check_vae("evaluate_vae(key, vae, params, x)", vae, FlowVAE)
     vae._check_call("evaluate_vae(key, vae, params, x)", rng_key, params)
     x = as_data(x, jax.Array)

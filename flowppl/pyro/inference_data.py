@@ -58,7 +58,7 @@ def make_groups(
 
     def score(values):
         nodes = at(values)
-        return {name: nodes[name]["fn"].log_prob(nodes[name]["value"]) for name in observed}
+        return {name: _log_likelihood(nodes[name]) for name in observed}
 
     def predict(values):
         nodes = at(values, uncondition()(model))
@@ -92,6 +92,15 @@ def one_by_one(function: Function, draws: Mapping[str, torch.Tensor]) -> dict[st
         size = len(next(iter(draws.values())))
         rows = [function({name: value[i] for name, value in draws.items()}) for i in range(size)]
         return {name: torch.stack([row[name] for row in rows]).numpy(force=True) for name in rows[0]}
+
+
+def _log_likelihood(site: Any) -> torch.Tensor:
+    """The log density of each member of a site: 0 of those that are masked out."""
+    log_prob = site["fn"].log_prob(site["value"])
+    if site["mask"] is None:
+        return log_prob
+    mask = torch.as_tensor(site["mask"], device=log_prob.device)
+    return torch.where(mask, log_prob, torch.zeros_like(log_prob))
 
 
 def look(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+
+from flowppl.pyro.enumeration import is_summed_out, plate_nesting, trace_of
 
 
 class uncondition(Messenger):
@@ -30,7 +34,8 @@ def predict(
 ) -> dict[str, torch.Tensor]:
     """Draws of all sites of a model that are not in ``draws``, as by the host's ``Predictive``.
 
-    All are drawn at once where the operations of the model allow that, and otherwise one by one.
+    All are drawn at once where the operations of the model allow that, and otherwise one by one. Sites that a fit sums
+    out are drawn from their posterior, given the others.
 
     Args:
         model: the model.
@@ -42,24 +47,29 @@ def predict(
         For each other site, deterministic ones too, a tensor of shape ``(num_samples, ...)``.
     """
 
+    first = poutine.condition(model, data={name: value[0] for name, value in draws.items()})
+    trace = trace_of(first, args, kwargs)
+    sums_out = any(map(is_summed_out, trace.nodes.values()))
+
     def one(values):
-        with poutine.block():
-            trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args, **kwargs)
-        sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+        conditioned = poutine.condition(model, data=values)
+        if sums_out:  # from their posterior given the rest, not from their prior
+            conditioned = infer_discrete(conditioned, first_available_dim=-1 - plate_nesting(trace), temperature=1)
+        nodes = trace_of(conditioned, args, kwargs).nodes
         return {
             name: torch.as_tensor(site["value"])
-            for name, site in sites.items()
-            if name not in values and not site_is_subsample(site)
+            for name, site in nodes.items()
+            if site["type"] == "sample" and name not in values and not site_is_subsample(site)
         }
 
-    try:
-        # Checks of values would be branches on them.
-        with pyro.validation_enabled(False), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # an operation that is mapped one by one
+    if not sums_out:
+        # Checks of values would be branches on them. No warning of an operation that is mapped one by one.
+        with pyro.validation_enabled(False), warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.filterwarnings("ignore", "There is a performance drop")
             return torch.func.vmap(one, randomness="different")(draws)
-    except Exception:  # whatever the model does that vmap has no rule for
-        rows = [one({name: value[i] for name, value in draws.items()}) for i in range(len(next(iter(draws.values()))))]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    # One by one, as well if the model does something that vmap has no rule for.
+    rows = [one({name: value[i] for name, value in draws.items()}) for i in range(len(next(iter(draws.values()))))]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def with_deterministic(

@@ -89,7 +89,7 @@ def make_optimizer(
         >>> optimizer = make_optimizer(decaying, {"weight": weight})
         >>> for _ in range(2):
         ...     weight.sum().backward()
-        ...     loss = take_step(optimizer, [weight], 0.0)
+        ...     loss = take_step(optimizer, [weight], torch.tensor(0.0))
         >>> weight.tolist()
         [-1.5, -1.5]
     """
