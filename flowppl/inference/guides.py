@@ -67,6 +67,11 @@ def check_latents(latents: Iterable[Latent]) -> None:
                 )
 
 
+def over_events(mask: Array, ndim: int) -> Array:
+    """A mask of the members of a site with axes of length 1 for their events, so that it has ``ndim`` axes."""
+    return namespace(mask).reshape(mask, (*mask.shape, *(1,) * (ndim - mask.ndim)))
+
+
 def check_supports(moved: list[str]) -> None:
     """Raise ValueError if the supports of some sites changed between two runs of the model."""
     if moved:

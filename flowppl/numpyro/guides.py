@@ -39,6 +39,7 @@ from flowppl.inference.guides import (
     guide_bijection,
     no_start,
     no_transform,
+    over_events,
     search_start,
     start_at,
 )
@@ -507,8 +508,7 @@ def _masked(model_site, log_density):
     mask = model_site.get("mask")
     if mask is None:
         return log_density
-    inside = mask.reshape(mask.shape + (1,) * (jnp.ndim(log_density) - mask.ndim))
-    return jnp.where(inside, log_density, 0.0)
+    return jnp.where(over_events(mask, jnp.ndim(log_density)), log_density, 0.0)
 
 
 def _kept(site) -> np.ndarray:
@@ -516,7 +516,7 @@ def _kept(site) -> np.ndarray:
     shape, mask = site["unconstrained_shape"], site.get("mask")
     if mask is None:
         return np.ones(math.prod(shape), dtype=bool)
-    return np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape).ravel()
+    return np.broadcast_to(over_events(mask, len(shape)), shape).ravel()
 
 
 def _unpack(shapes, places, latent):

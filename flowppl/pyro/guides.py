@@ -33,6 +33,7 @@ from flowppl.inference.guides import (
     guide_bijection,
     no_start,
     no_transform,
+    over_events,
     search_start,
     start_at,
 )
@@ -218,7 +219,7 @@ class AutoFlow(AutoContinuous):
         if name not in self._masks:
             return torch.ones(shape.numel(), dtype=torch.bool)
         mask = self._masks[name]
-        return mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)).expand(shape).reshape(-1)
+        return over_events(mask, len(shape)).expand(shape).reshape(-1)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Draw all latent sites.
@@ -351,8 +352,7 @@ class AutoFlow(AutoContinuous):
             values[name] = transform(part)
             log_det = transform.log_abs_det_jacobian(part, values[name])
             if name in self._masks:
-                mask = self._masks[name]
-                log_det = torch.where(mask.reshape(mask.shape + (1,) * (log_det.ndim - mask.ndim)), log_det, 0.0)
+                log_det = torch.where(over_events(self._masks[name], log_det.ndim), log_det, 0.0)
             total = total + log_det.sum()
         return values, total
 
@@ -498,7 +498,7 @@ def unscored_members(model, args, kwargs) -> dict[str, torch.Tensor]:
         for name, site in trace.iter_stochastic_nodes():
             mask = None if site_is_subsample(site) else member_mask(site)
             if mask is not None:
-                inside = mask.reshape(mask.shape + (1,) * (site["value"].ndim - mask.ndim))
+                inside = over_events(mask, site["value"].ndim)
                 other = values | {name: torch.where(inside, site["value"], _draw_anywhere(site))}
                 if torch.equal(density(values), density(other)):
                     masks[name] = mask
