@@ -49,7 +49,14 @@ def predict(
 
 def _infers_sums(model, params, draws, args, kwargs) -> bool:
     """Whether sites that a fit sums out have a posterior; where data are drawn anew, they come from their prior."""
-    found: list[bool] = []
+    sites = _other_sites(model, params, draws, args, kwargs)
+    free = [site for site in sites if site["type"] == "sample" and not site["is_observed"]]
+    return bool(free) and all(map(is_summed_out, free))
+
+
+def _other_sites(model, params, draws, args, kwargs) -> list[dict[str, Any]]:
+    """The sites of the model that are not in ``draws``; their values are none that can be used."""
+    sites: list[dict[str, Any]] = []
 
     def look():
         first = jax.tree.map(lambda value: value[0], draws)
@@ -58,18 +65,12 @@ def _infers_sums(model, params, draws, args, kwargs) -> bool:
             handlers.substitute(model, params),
             substitute_fn=lambda site: None if site["type"] == "deterministic" else first.get(site["name"]),
         )
-        seeded = handlers.seed(known, 0)
-        sites = handlers.trace(seeded).get_trace(*args, **kwargs)
-        free = [site for name, site in sites.items() if _is_free(site) and name not in draws]
-        found.append(bool(free) and all(map(is_summed_out, free)))
+        trace = handlers.trace(handlers.seed(known, 0)).get_trace(*args, **kwargs)
+        sites.extend(site for name, site in trace.items() if name not in draws)
 
     with handlers.block():
         jax.eval_shape(look)
-    return found[0]
-
-
-def _is_free(site) -> bool:
-    return site["type"] == "sample" and not site["is_observed"]
+    return sites
 
 
 def with_deterministic(
@@ -84,14 +85,6 @@ def with_deterministic(
         args: the model's arguments.
         kwargs: its keyword arguments.
     """
-    names: list[str] = []
-    first = jax.tree.map(lambda value: value[0], draws)
-
-    def look():
-        seeded = handlers.seed(handlers.substitute(handlers.substitute(model, params), first), 0)
-        trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        names.extend(name for name, site in trace.items() if site["type"] == "deterministic" and name not in draws)
-
-    with handlers.block():
-        jax.eval_shape(look)
+    sites = _other_sites(model, params, draws, args, kwargs)
+    names = [site["name"] for site in sites if site["type"] == "deterministic"]
     return draws | predict(jax.random.key(0), model, params, draws, args, kwargs, names) if names else draws

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,8 @@ from pyro.poutine.util import site_is_subsample
 
 from flowppl.inference.inference_data import Groups, Site, wanted
 from flowppl.pyro.diagnostics import aside
-from flowppl.pyro.predictive import uncondition
+from flowppl.pyro.predictive import at_once, one_by_one, uncondition
 from flowppl.serialization import absent_model
-
-Values = dict[str, torch.Tensor]
-Function = Callable[[Values], Values]
 
 
 def make_groups(
@@ -43,7 +39,7 @@ def make_groups(
         switches: of ``log_likelihood`` and ``posterior_predictive``, as for :func:`wanted`.
     """
     if model is absent_model and not any(switches.values()):
-        return {"posterior": {name: value.numpy(force=True) for name, value in draws.items()}}, {}
+        return {"posterior": _numpy(draws)}, {}
     sites, latents = look(model, {name: value[0] for name, value in draws.items()}, args, kwargs)
     observed = {name: site.observed for name, site in sites.items() if site.observed is not None}
     computed = [name for name, site in sites.items() if site.event_dim is None and name not in draws]
@@ -64,34 +60,19 @@ def make_groups(
         nodes = at(values, uncondition()(model))
         return {name: nodes[name]["value"] for name in observed}
 
-    groups: Groups = {"posterior": at_once(see, draws, chunk_size) if computed else {}}
-    groups["posterior"] |= {name: value.numpy(force=True) for name, value in draws.items()}
-    if "log_likelihood" in chosen:
-        groups["log_likelihood"] = at_once(score, draws, chunk_size)
-    if "posterior_predictive" in chosen:
-        groups["posterior_predictive"] = one_by_one(predict, draws)
+    with aside(), pyro.validation_enabled(False):
+        groups: Groups = {"posterior": _numpy(at_once(see, draws, chunk_size) if computed else {}) | _numpy(draws)}
+        if "log_likelihood" in chosen:
+            groups["log_likelihood"] = _numpy(at_once(score, draws, chunk_size))
+        if "posterior_predictive" in chosen:
+            groups["posterior_predictive"] = _numpy(one_by_one(predict, draws))
     if observed_data and observed:
         groups["observed_data"] = observed
     return groups, sites
 
 
-def at_once(function: Function, draws: Mapping[str, torch.Tensor], chunk_size: int) -> dict[str, np.ndarray]:
-    """A function of one draw at all draws of a chunk at once, if the model can be mapped, else one by one."""
-    with aside(), pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")  # an operation that is mapped one by one
-        try:
-            found = torch.func.vmap(function, randomness="different", chunk_size=chunk_size)(dict(draws))
-        except Exception:  # whatever the model does that vmap has no rule for
-            return one_by_one(function, draws)
-    return {name: value.numpy(force=True) for name, value in found.items()}
-
-
-def one_by_one(function: Function, draws: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """A function of one draw at all draws; so the random numbers of any distribution are new ones each time."""
-    with aside(), pyro.validation_enabled(False):
-        size = len(next(iter(draws.values())))
-        rows = [function({name: value[i] for name, value in draws.items()}) for i in range(size)]
-        return {name: torch.stack([row[name] for row in rows]).numpy(force=True) for name in rows[0]}
+def _numpy(values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy(force=True) for name, value in values.items()}
 
 
 def _log_likelihood(site: Any) -> torch.Tensor:

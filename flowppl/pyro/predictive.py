@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -16,6 +15,9 @@ from pyro.poutine.util import site_is_subsample
 
 from flowppl.pyro.enumeration import is_summed_out, plate_nesting, trace_of
 
+Values = dict[str, torch.Tensor]
+Function = Callable[[Values], Values]
+
 
 class uncondition(Messenger):
     """Draws anew what was observed.
@@ -26,6 +28,25 @@ class uncondition(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and not msg["infer"].get("_deterministic"):
             msg.update(value=None, is_observed=False, done=False)
+
+
+def at_once(function: Function, draws: Mapping[str, torch.Tensor], chunk_size: int | None = None) -> Values:
+    """A function of one draw at all draws of a chunk at once, if the model can be mapped, else one by one."""
+    # Checks of values would be branches on them.
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # an operation that is mapped one by one
+        try:
+            return torch.func.vmap(function, randomness="different", chunk_size=chunk_size)(dict(draws))
+        except Exception:  # whatever the model does that vmap has no rule for
+            pass
+    return one_by_one(function, draws)
+
+
+def one_by_one(function: Function, draws: Mapping[str, torch.Tensor]) -> Values:
+    """A function of one draw at all draws; so the random numbers of any distribution are new ones each time."""
+    size = len(next(iter(draws.values())))
+    rows = [function({name: value[i] for name, value in draws.items()}) for i in range(size)]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 @torch.no_grad()
@@ -46,7 +67,6 @@ def predict(
     Returns:
         For each other site, deterministic ones too, a tensor of shape ``(num_samples, ...)``.
     """
-
     first = poutine.condition(model, data={name: value[0] for name, value in draws.items()})
     trace = trace_of(first, args, kwargs)
     sums_out = any(map(is_summed_out, trace.nodes.values()))
@@ -62,14 +82,7 @@ def predict(
             if site["type"] == "sample" and name not in values and not site_is_subsample(site)
         }
 
-    if not sums_out:
-        # Checks of values would be branches on them. No warning of an operation that is mapped one by one.
-        with pyro.validation_enabled(False), warnings.catch_warnings(), contextlib.suppress(Exception):
-            warnings.filterwarnings("ignore", "There is a performance drop")
-            return torch.func.vmap(one, randomness="different")(draws)
-    # One by one, as well if the model does something that vmap has no rule for.
-    rows = [one({name: value[i] for name, value in draws.items()}) for i in range(len(next(iter(draws.values()))))]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return (one_by_one if sums_out else at_once)(one, draws)
 
 
 def with_deterministic(
