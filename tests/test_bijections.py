@@ -3,8 +3,10 @@
 import copy
 import itertools
 import pickle
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from catalogue import AUTODIFF, BIJECTIONS, ENDS, RECIPES, NumpyDraws, context_f
 
 import flowppl as fp
 from flowppl._arrays import tree as _tree
+from flowppl.bijections.conditional import _parts
 
 ALL = BIJECTIONS | ENDS | RECIPES
 TOLERANCE = {"parallel": 1e-10, "sequential": 1e-10, "iterative": 1e-8}
@@ -537,3 +540,66 @@ def test_torch_compiles_to_one_graph(name, rng):
         found = compiled(tree, to("torch", event), to("torch", context))
         for a, b in zip(found, call(direction, bijection, params, event, context), strict=True):
             np.testing.assert_allclose(numpy(a), b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", BIJECTIONS | ENDS)
+def test_scores_are_pushed_as_the_jacobian_says(name, rng):
+    bijection = (BIJECTIONS | ENDS)[name]
+    params, x = draw(bijection, rng), rng.normal(size=(4, *bijection.x_shape))
+    context, score = context_for(bijection, rng, (4,)), rng.normal(size=x.shape)
+    weights = merged(bijection, params, "torch")
+    results = [bijection.push_score(weights, *(to("torch", a) for a in (x, score, context)))]
+    # Of the others there is the version that all bijections have.
+    own = {type(part) for part in _parts(bijection) if "push_score" in vars(type(part))}
+    if own - {fp.Chain, fp.Repeat, fp.Conditional} or name == "planar-stack":
+        jitted = jax.jit(bijection.push_score)
+        results.append(jitted(merged(bijection, params, "jax"), *(to("jax", a) for a in (x, score, context))))
+    jacobian = torch.func.jacrev(bijection.forward, argnums=1)
+    for i in range(4):
+        matrix, slope = jacobian(weights, to("torch", x[i]), to("torch", None if context is None else context[i]))
+        expected = np.linalg.solve(numpy(matrix).T, score[i] - numpy(slope))
+        rounding = 1e-14 * np.linalg.cond(numpy(matrix)) * np.abs(expected).max()  # of the oracle
+        for *_, found in results:
+            np.testing.assert_allclose(numpy(found)[i], expected, rtol=1e-9, atol=1e-9 + rounding)
+    plain = call("forward", bijection, params, x, context)
+    for result in results:
+        for one, other in zip(result, plain, strict=False):
+            np.testing.assert_allclose(numpy(one), other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("namespace", AUTODIFF)
+@pytest.mark.parametrize("name", ["coupling-mixed", "damped-repeat", "subspace", "elementwise-spline", "planar"])
+def test_a_score_is_a_constant_and_the_rest_has_the_derivatives_of_forward(name, namespace, rng):
+    bijection = BIJECTIONS[name]
+    x = to(namespace, rng.normal(size=(3, *bijection.x_shape)))
+    context = to(namespace, context_for(bijection, rng, (3,)))
+    params, constants = draw(bijection, rng), merged(bijection, {}, namespace)
+
+    def loss(params, x, pushed):
+        tree = _tree.merge(params, constants)
+        run = partial(bijection.push_score, tree, x, -x) if pushed else partial(bijection.forward, tree, x)
+        y, log_det, *score = run(context)
+        return (y**2).sum() + (y[..., 0] * log_det).sum() + sum(part.sum() for part in score)
+
+    if namespace == "jax":
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+        found, expected = (gradient(_tree.map_tree(jnp.asarray, params), x, pushed) for pushed in (True, False))
+    else:
+        weights = _tree.map_tree(lambda leaf: torch.tensor(leaf, requires_grad=True), params)
+        leaves = [x.requires_grad_(), *(leaf for _, leaf in _tree.leaves(weights))]
+        found, expected = (torch.autograd.grad(loss(weights, x, pushed), leaves) for pushed in (True, False))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(numpy(one), numpy(other), rtol=1e-10, atol=1e-10)
+
+
+def test_scores_have_the_batch_of_what_comes_out(rng):
+    """One event, and contexts or weights for several."""
+    for name in ("coupling-mixed", "triangular-affine-conditional", "planar-conditional", "subspace-conditional"):
+        bijection = BIJECTIONS[name]
+        params = merged(bijection, draw(bijection, rng), "torch")
+        x, score = (torch.tensor(rng.normal(size=bijection.x_shape)) for _ in range(2))
+        context = torch.tensor(rng.normal(size=(3, bijection.context_dim)))
+        found = bijection.push_score(params, x, score, context)
+        for i, given in enumerate(context):
+            for one, other in zip(found, bijection.push_score(params, x, score, given), strict=True):
+                np.testing.assert_allclose(numpy(one[i]), numpy(other), rtol=1e-10, atol=1e-12)

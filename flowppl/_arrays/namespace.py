@@ -16,7 +16,8 @@ What is added to the standard:
 ``split(x, sizes)``                    ``x`` cut into parts of these sizes along the first axis
 ``solve_unit_triangular(matrix, x)``   the z with ``(I + strict lower part of matrix) @ z = x``; or ``upper=True``
 ``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
-``value_and_slope(function, x)``       ``function(x)`` and the gradient of its sum, both constants; torch and JAX only
+``vjp(function, *primals)``            its values, a tuple, and a function of their cotangents to those of the primals,
+                                       which are constants; torch and JAX only
 ``fori_loop(n, body, carry)``          ``carry = body(i, carry)`` for i = 0 .. n-1; ``n`` is static
 ``scan(body, carry, layers, n, ...)``  ``carry = body(carry, layer)`` over a leading axis, or from its end
 ``collect(n, body, carry, *items)``     ``carry, outs = body(i, carry, *item)``; the last carry and each out, stacked
@@ -197,12 +198,20 @@ def _torch_namespace():
             return solve(matrix, x.reshape(-1, x.shape[-1]).mT).mT.reshape(x.shape)
         return solve(matrix, x[..., None])[..., 0]
 
-    def value_and_slope(function, x):
+    def vjp(function, *primals):
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = function(x)
-            (slope,) = torch.autograd.grad(value.sum(), x)
-        return value.detach(), slope
+            primals = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in primals)
+            values = function(*primals)
+
+        def pull(*cotangents):
+            # What does not depend on the primals has no graph; the others' is kept, for derivatives of the values.
+            pairs = [(value, c) for value, c in zip(values, cotangents, strict=True) if value.requires_grad]
+            if not pairs:
+                return tuple(map(torch.zeros_like, primals))
+            outputs, cotangents = zip(*pairs, strict=True)
+            return torch.autograd.grad(outputs, primals, cotangents, retain_graph=True, materialize_grads=True)
+
+        return values, pull
 
     return _extended(
         xp,
@@ -219,7 +228,7 @@ def _torch_namespace():
         pick=pick,
         solve_unit_triangular=solve_unit_triangular,
         stop_gradient=lambda x: x.detach(),
-        value_and_slope=value_and_slope,
+        vjp=vjp,
     )
 
 
@@ -249,9 +258,9 @@ def _jax_namespace():
     def collect(n, body, carry, *items):
         return jax.lax.scan(lambda c, item: body(item[0], c, *item[1:]), carry, (xp.arange(n), *items))
 
-    def value_and_slope(function, x):
-        value, pull_back = jax.vjp(function, x)
-        return jax.lax.stop_gradient((value, pull_back(xp.ones_like(value))[0]))
+    def vjp(function, *primals):
+        values, pull = jax.vjp(function, *primals)
+        return values, lambda *cotangents: jax.lax.stop_gradient(pull(cotangents))
 
     def segment(x, bounds, i, axis):
         # i may be traced, so all segments have the same length: entries of a neighbour become zeros.
@@ -280,7 +289,7 @@ def _jax_namespace():
         pick=pick,
         solve_unit_triangular=solve_unit_triangular,
         stop_gradient=jax.lax.stop_gradient,
-        value_and_slope=value_and_slope,
+        vjp=vjp,
     )
 
 

@@ -123,6 +123,15 @@ class Chain(Bijection):
             total = log_det if total is None else total + log_det
         return y, total
 
+    def push_score(self, params, x, score, context=None):
+        check_event(self, x, self.x_shape, context)
+        total = None
+        for i, part in enumerate(self.bijections):
+            own, given = params.get(str(i), {}), context if part.context_dim else None
+            x, log_det, score = part.push_score(own, x, score, given)
+            total = log_det if total is None else total + log_det
+        return x, total, score
+
     def init_from(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         new = {}
@@ -292,6 +301,9 @@ class Repeat(Wrapper):
     def inverse(self, params, y, context=None):
         return self._run(self.bijection.inverse, params, y, context, reverse=True)
 
+    def push_score(self, params, x, score, context=None):
+        return self._run(self.bijection.push_score, params, x, context, False, score)
+
     def init_from(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         xp = namespace(y)
@@ -307,20 +319,20 @@ class Repeat(Wrapper):
         """The trained part of ``params`` with the axis of the layers in front."""
         return _tree.map_tree(lambda rank, leaf: xp.moveaxis(leaf, leaf.ndim - rank - 1, 0), self._ranks, params)
 
-    def _run(self, apply, params, event, context, reverse):
+    def _run(self, apply, params, event, context, reverse, *score):
         check_event(self, event, self.x_shape, context)
         xp = namespace(event)
         stacked = self._layers_first(xp, params)
         columns = _tree.map_tree(lambda leaf: xp.unstack(leaf, axis=0), stacked)
 
         def step(carry, layer):
-            event, total = carry
-            event, log_det = apply(_tree.replace(params, layer), event, context)
-            return event, log_det if total is None else total + log_det
+            event, total, *score = carry
+            event, log_det, *score = apply(_tree.replace(params, layer), event, *score, context)
+            return event, log_det if total is None else total + log_det, *score
 
         # The first step gives the carry the shapes and the dtype that it keeps.
         order = list(reversed(range(self.num))) if reverse else list(range(self.num))
-        carry = step((event, None), _tree.map_tree(lambda column: column[order[0]], columns))
+        carry = step((event, None, *score), _tree.map_tree(lambda column: column[order[0]], columns))
         if self.num > 8 if self.scan is None else self.scan:
             rest = slice(None, -1) if reverse else slice(1, None)
             return xp.scan(step, carry, _tree.map_tree(lambda leaf: leaf[rest, ...], stacked), self.num - 1, reverse)

@@ -95,6 +95,10 @@ class Conditional(Wrapper):
         check_event(self, y, self.y_shape, context)
         return self.bijection.inverse(self._at(params, context), y)
 
+    def push_score(self, params, x, score, context=None):
+        check_event(self, x, self.x_shape, context)
+        return self.bijection.push_score(self._at(params, context), x, score)
+
 
 def _cut(vector: Array, shapes: Tree) -> Tree:
     """The last axis of ``vector`` cut into arrays of these shapes; its other axes stay in front of each."""

@@ -30,6 +30,14 @@ the argument ``params`` of ``forward`` and ``inverse``.
 **Identity at the start.** Drawn by their initializers, the weights of a trainable bijection give the identity,
 or the identity up to a permutation or a rotation, so that a stack of any depth starts at its base distribution.
 
+**Scores.** ``push_score`` takes along, beside x, the gradient s of the logarithm of a density at x, and returns that of
+the density of y = f(x) beside what ``forward`` does. With the Jacobian J of f,
+
+.. math::
+    s' = J^{-\top} \big(s - \nabla_x \log|\det J|\big),
+
+so that a density can be followed along a stack of maps without ever going back.
+
 **Promises.** The dtype and the device of the result are those of the input and the weights. Nothing is
 mutated, nothing is remembered, no branch depends on a value of an array, and no value leaves the device. Both
 directions exist, and derivatives through both are exact, to second order where one of them is iterative.
@@ -119,6 +127,30 @@ class Bijection(abc.ABC):
     def inverse(self, params: Tree, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         """Map y to x; return ``(x, log_det)``, the log determinant being that of y -> x."""
 
+    def push_score(
+        self, params: Tree, x: Array, score: Array, context: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Map x to y, and the gradient of a log density at x to that of the mapped density at y.
+
+        By default it is found through the inverse; a bijection whose Jacobian is easily inverted needs none, and has a
+        version of its own. It takes the derivatives of a library: torch's or JAX's.
+
+        Args:
+            params: the weights and constants.
+            x: events.
+            score: the gradient of the log density at each, of the shape of ``x``.
+            context: as for ``forward``.
+
+        Returns:
+            ``(y, log_det, score)``, the first two as ``forward`` gives them. The score, of the shape of ``y``, is a
+            constant of differentiation.
+        """
+        y, log_det = self.forward(params, x, context)
+        xp, fixed = namespace(y), held(params)
+        (x, back), pull = xp.vjp(lambda y: self.inverse(fixed, y, context), xp.stop_gradient(y))
+        score = xp.broadcast_to(xp.stop_gradient(score), x.shape)
+        return y, log_det, pull(score, xp.ones_like(back))[0]
+
     def init_from(self, params: Tree, y: Array, context: Array | None = None) -> Tree:
         """The trained part of ``params``, with what is to be set from first data set from the batch ``y``.
 
@@ -169,6 +201,11 @@ def check_tree(bijection: Bijection, params: Tree) -> None:
 def initialize(bijection: Bijection, draws: Draws) -> Tree:
     """Draw first values for the declared parameters, in the order of their declaration."""
     return _tree.map_tree(lambda p: p.initializer(draws, p.shape), bijection.parameters())
+
+
+def held(params: Tree) -> Tree:
+    """``params`` as constants of automatic differentiation."""
+    return _tree.map_tree(lambda leaf: namespace(leaf).stop_gradient(leaf), params)
 
 
 def check_bijection(value: Any) -> None:

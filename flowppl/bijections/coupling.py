@@ -136,29 +136,51 @@ class Coupling(Bijection):
         check_event(self, y, self.y_shape, context)
         return self._map(self.univariate.inverse, params, y, context)
 
+    def push_score(self, params, x, score, context=None):
+        check_event(self, x, self.x_shape, context)
+        xp, (fixed, mapped) = namespace(x), self._split(params, x)
+        (raw,), pull_raw = xp.vjp(lambda fixed: (self._raw(params, fixed, context),), fixed)
+        if raw.shape[1:-1] != x.shape[:-1] or score.shape != x.shape:  # batch axes of the context or the weights
+            return super().push_score(params, x, score, context)
+        # With J = (I, 0; A, diag(slope)) the score of the mapped part comes first, and A' times it is a pullback.
+        of_fixed, of_mapped = self._split(params, xp.stop_gradient(score))
+        (mapped, log_slope), pull = xp.vjp(self.univariate.forward, raw, mapped)
+        one, zero = xp.ones_like(log_slope), xp.zeros_like(mapped)
+        new = (of_mapped - pull(zero, one)[1]) * xp.exp(-xp.stop_gradient(log_slope))
+        rest = of_fixed - pull_raw(pull(new, one)[0])[0]
+        return self._joined(params, fixed, mapped), xp.sum(log_slope, axis=-1), self._joined(params, rest, new)
+
     def _map(self, univariate, params, event, context):
-        xp = namespace(event)
-        num_fixed = self._num_fixed
+        xp, (fixed, mapped) = namespace(event), self._split(params, event)
+        mapped, log_slope = univariate(self._raw(params, fixed, context), mapped)
+        if mapped.ndim > 1 and mapped.shape[:-1] != fixed.shape[:-1]:  # batch axes of the context or the weights
+            fixed = xp.broadcast_to(fixed, (*mapped.shape[:-1], self._num_fixed))
+        return self._joined(params, fixed, mapped), xp.sum(log_slope, axis=-1)
+
+    def _split(self, params, event):
+        """The fixed part and the mapped one."""
+        num = self._num_fixed
         if self._layout == "mixed":
-            event = xp.take(event, params["order"], axis=-1)
+            event = namespace(event).take(event, params["order"], axis=-1)
         if self._layout == "back":
-            mapped, fixed = event[..., : self.dim - num_fixed], event[..., self.dim - num_fixed :]
-        else:
-            fixed, mapped = event[..., :num_fixed], event[..., num_fixed:]
-        seen = fixed
+            return event[..., self.dim - num :], event[..., : self.dim - num]
+        return event[..., :num], event[..., num:]
+
+    def _joined(self, params, fixed, mapped):
+        xp = namespace(mapped)
+        event = xp.concat([mapped, fixed] if self._layout == "back" else [fixed, mapped], axis=-1)
+        return xp.take(event, params["position"], axis=-1) if self._layout == "mixed" else event
+
+    def _raw(self, params, fixed, context):
+        """The parameters of the univariate map of each mapped coordinate."""
+        xp, seen, num_mapped = namespace(fixed), fixed, self.dim - self._num_fixed
         if self._period is not None:
             angle = fixed * (2 * math.pi / self._period)
             seen = xp.concat([xp.cos(angle), xp.sin(angle)], axis=-1)
         output, num_raw = self._network(params["network"], seen, context), self.univariate.num_raw
-        if output.shape[-1] != num_raw * (self.dim - num_fixed):
+        if output.shape[-1] != num_raw * num_mapped:
             raise ValueError(
-                f"Coupling: the network must give {num_raw} numbers for each of the {self.dim - num_fixed} coordinates "
-                f"that are mapped, {num_raw * (self.dim - num_fixed)} in all, got {output.shape[-1]}"
+                f"Coupling: the network must give {num_raw} numbers for each of the {num_mapped} coordinates that are "
+                f"mapped, {num_raw * num_mapped} in all, got {output.shape[-1]}"
             )
-        mapped, log_slope = univariate(split_raw(output, num_raw), mapped)
-        if mapped.ndim > 1 and mapped.shape[:-1] != fixed.shape[:-1]:  # batch axes of the context or the weights
-            fixed = xp.broadcast_to(fixed, (*mapped.shape[:-1], num_fixed))
-        event = xp.concat([mapped, fixed] if self._layout == "back" else [fixed, mapped], axis=-1)
-        if self._layout == "mixed":
-            event = xp.take(event, params["position"], axis=-1)
-        return event, xp.sum(log_slope, axis=-1)
+        return split_raw(output, num_raw)

@@ -66,6 +66,18 @@ class Elementwise(Bijection):
         check_event(self, y, self.y_shape, context)
         return self._map(self.univariate.inverse, params, y)
 
+    def push_score(self, params, x, score, context=None):
+        check_event(self, x, self.x_shape, context)
+        xp = namespace(x)
+        raw = xp.moveaxis(params["raw"], -2, 0) if "raw" in params else None
+        if raw is not None and raw.ndim > 2:  # batch axes of the weights
+            return super().push_score(params, x, score, context)
+        (y, log_slope), pull = xp.vjp(lambda x: self.univariate.forward(raw, x), x)
+        new = (xp.stop_gradient(score) - pull(xp.zeros_like(y), xp.ones_like(log_slope))[0]) * xp.exp(
+            -xp.stop_gradient(log_slope)
+        )
+        return y, xp.sum(log_slope + xp.zeros_like(y), axis=-1), new
+
     def _map(self, univariate, params, event):
         xp = namespace(event)
         raw = xp.moveaxis(params["raw"], -2, 0) if "raw" in params else None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from flowppl._arrays import tree as _tree
-from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.combine import SameWeights, Stacked, Wrapper
-from flowppl.bijections.contract import Bijection
+from flowppl.bijections.contract import Bijection, held
 from flowppl.checks import assign, derived
 from flowppl.declare import Constant, Parameter
 
@@ -36,6 +35,9 @@ class Frozen(SameWeights, Wrapper):
 
     def inverse(self, params, y, context=None):
         return self.bijection.inverse(held(params), y, context)
+
+    def push_score(self, params, x, score, context=None):
+        return self.bijection.push_score(held(params), x, score, context)
 
     def init_from(self, params, y, context=None):
         return self.bijection.init_from(params, y, context)
@@ -82,6 +84,9 @@ class Damped(SameWeights, Wrapper):
     def inverse(self, params, y, context=None):
         return self.bijection.inverse(self._scaled(params, self.factor), y, context)
 
+    def push_score(self, params, x, score, context=None):
+        return self.bijection.push_score(self._scaled(params, self.factor), x, score, context)
+
     def init_from(self, params, y, context=None):
         trained = self.bijection.init_from(self._scaled(params, self.factor), y, context)
         return self._scaled(trained, 1 / self.factor)
@@ -96,8 +101,3 @@ def _is_zero_matrix(parameter: Parameter) -> bool:
     while isinstance(initializer, Stacked):
         initializer, rank = initializer.initializer, rank - 1
     return rank > 1 and initializer == Constant(0.0)
-
-
-def held(params: Tree) -> Tree:
-    """``params`` as constants of automatic differentiation."""
-    return _tree.map_tree(lambda leaf: namespace(leaf).stop_gradient(leaf), params)

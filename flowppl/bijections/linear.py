@@ -73,6 +73,10 @@ class Permute(Bijection):
         check_event(self, y, self.y_shape, context)
         return _reorder(y, params["position"])
 
+    def push_score(self, params, x, score, context=None):
+        y, log_det = self.forward(params, x, context)
+        return y, log_det, _reorder(namespace(score).stop_gradient(score), params["order"])[0]
+
 
 def _reorder(event: Array, order: Array) -> tuple[Array, Array]:
     xp = namespace(event)
@@ -130,6 +134,11 @@ class ElementwiseAffine(Bijection):
         scale = positive(params["scale"])
         x = (y - params["loc"]) / scale
         return x, -xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)
+
+    def push_score(self, params, x, score, context=None):
+        y, log_det = self.forward(params, x, context)
+        xp = namespace(y)
+        return y, log_det, xp.stop_gradient(xp.broadcast_to(score, y.shape) / positive(params["scale"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +203,14 @@ class TriangularAffine(Bijection):
         lower = triangle(params["lower"], params["position"], self.dim)
         x = xp.solve_unit_triangular(lower, (y - params["loc"]) / scale)
         return x, -xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)
+
+    def push_score(self, params, x, score, context=None):
+        y, log_det = self.forward(params, x, context)
+        xp = namespace(y)
+        lower = triangle(params["lower"], params["position"], self.dim)
+        fixed, score = xp.stop_gradient(lower.mT), xp.stop_gradient(xp.broadcast_to(score, y.shape))
+        score = xp.solve_unit_triangular(fixed, score, upper=True)
+        return y, log_det, xp.stop_gradient(score / positive(params["scale"]))
 
 
 @dataclasses.dataclass(frozen=True)

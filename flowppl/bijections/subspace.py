@@ -97,6 +97,15 @@ class Subspace(Bijection):
         check_event(self, y, self.y_shape, context)
         return self._within(self.bijection.inverse, params, y, context)
 
+    def push_score(self, params, x, score, context=None):
+        check_event(self, x, self.x_shape, context)
+        xp = namespace(x)
+        frame = xp.linalg.qr(params["frame"])[0]
+        fixed, score = xp.stop_gradient(frame), xp.stop_gradient(score)
+        before, along = times(xp, frame.mT, x), times(xp, fixed.mT, score)
+        after, log_det, new = self.bijection.push_score(params.get("bijection", {}), before, along, context)
+        return x + times(xp, frame, after - before), log_det, score + times(xp, fixed, new - along)
+
     def _within(self, direction, params, event, context):
         xp = namespace(event)
         frame = xp.linalg.qr(params["frame"])[0]

@@ -12,8 +12,8 @@ import numpy as np
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree, map_tree, select
 from flowppl.bijections.combine import Chain
-from flowppl.bijections.contract import REAL_LINE, Bijection, check_standard_base
-from flowppl.bijections.frozen import Damped, Frozen, held
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_standard_base, held
+from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.linear import ElementwiseAffine, TriangularAffine, diagonal
 from flowppl.bijections.subspace import Subspace
 from flowppl.checks import check_positive, did_you_mean

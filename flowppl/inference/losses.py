@@ -8,7 +8,6 @@ from collections.abc import Callable
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection
-from flowppl.bijections.frozen import held
 
 
 def log_prob(bijection: Bijection, params: Tree, y: Array) -> Array:
@@ -62,10 +61,9 @@ def path_loss(
         Should Stay on Path, 2022, arXiv 2207.08219.
     """
     xp = namespace(noise)
-    z, _ = bijection.forward(params, noise)
-    point = xp.stop_gradient(z)
-    log_p, slope_p = log_density(point)
-    log_q, slope_q = xp.value_and_slope(lambda y: log_prob(bijection, held(params), y), point)
+    z, log_det, slope_q = bijection.push_score(params, noise, -noise)
+    log_p, slope_p = log_density(xp.stop_gradient(z))
+    log_q = standard_log_prob(noise) - xp.stop_gradient(log_det)
     log_w, slope = log_p - log_q, slope_p - slope_q
     finite, slope = _finite_rows(log_w, slope)
     known = xp.where(finite, log_w, xp.full_like(log_w, -math.inf))
