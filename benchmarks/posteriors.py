@@ -9,7 +9,7 @@ once more for Pyro. `--larger` needs no such package: three models with 63 to 1,
 
 float64, one core. KL = log Z - ELBO from 40,960 draws, infinite if one has no finite weight; k-hat is the median of 10
 batches of 4,096. Several seeds give a range. `fit` has its defaults. Each peer has 64 particles in a step and as many
-steps as make up the gradients of the fit (at least those of its first affine round and its first two of the flow), Adam
+steps as make up the gradients of the fit (at least those of an affine round and three of the flow), in each step Adam
 from 1e-2 down to 1e-4 by a cosine, gradients clipped to norm 10, and steps that are not finite left out. What `fit`
 spends on the search of its start, and on its judgements, is in its seconds but not in its gradients. Seconds are with
 compilation, the median of the seeds. `--larger` gives the peers the seconds of the fit instead, compilation excluded
@@ -254,7 +254,7 @@ def gradients(result):
 
 
 # The gradients of a peer where the fit stops at its start, which it has found by other means.
-LEAST_GRADIENTS = sum(each.num_steps * each.num_particles for each in (AFFINE_ROUND, *FLOW_ROUNDS[:2]))
+LEAST_GRADIENTS = sum(each.num_steps * each.num_particles for each in (AFFINE_ROUND, *FLOW_ROUNDS[:3]))
 
 OURS = {"flowppl-numpyro": fit_numpyro, "flowppl-pyro": fit_pyro}
 NUMPYRO = {name: getattr(numpyro_guides, name) for name in numpyro_guides.__all__}

@@ -319,6 +319,12 @@ class Repeat(Wrapper):
         """The trained part of ``params`` with the axis of the layers in front."""
         return _tree.map_tree(lambda rank, leaf: xp.moveaxis(leaf, leaf.ndim - rank - 1, 0), self._ranks, params)
 
+    def _keeps(self, stacked, event):
+        """Whether the event has the dtype and the batch axes of the result before the first layer."""
+        ranks = _tree.leaves(self._ranks)
+        pairs = [(rank, leaf) for (_, rank), (_, leaf) in zip(ranks, _tree.leaves(stacked), strict=True)]
+        return all(leaf.ndim == rank + 1 and leaf.dtype == event.dtype for rank, leaf in pairs)
+
     def _run(self, apply, params, event, context, reverse, *score):
         check_event(self, event, self.x_shape, context)
         xp = namespace(event)
@@ -330,10 +336,15 @@ class Repeat(Wrapper):
             event, log_det, *score = apply(_tree.replace(params, layer), event, *score, context)
             return event, log_det if total is None else total + log_det, *score
 
+        scan = self.num > 8 if self.scan is None else self.scan
+        settled = self._keeps(stacked, event) and all(part.shape == event.shape for part in score)
+        if scan and context is None and settled:
+            nothing = xp.zeros_like(event[(..., *(0,) * len(self.x_shape))])
+            return xp.scan(step, (event, nothing, *score), stacked, self.num, reverse)
         # The first step gives the carry the shapes and the dtype that it keeps.
         order = list(reversed(range(self.num))) if reverse else list(range(self.num))
         carry = step((event, None, *score), _tree.map_tree(lambda column: column[order[0]], columns))
-        if self.num > 8 if self.scan is None else self.scan:
+        if scan:
             rest = slice(None, -1) if reverse else slice(1, None)
             return xp.scan(step, carry, _tree.map_tree(lambda leaf: leaf[rest, ...], stacked), self.num - 1, reverse)
         for i in order[1:]:

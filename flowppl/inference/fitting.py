@@ -2,8 +2,8 @@ r"""How ``fit`` trains a guide: rounds of stochastic gradient steps, each follow
 
 An ``AutoFlow`` guide begins with rounds for its affine layers alone, each ending with the trained layer being taken
 into the fixed one: the flow is then trained where the posterior looks like a standard normal, and one learning rate
-suits all models. The rounds of the flow follow, each longer than the one before, until the importance weights say
-that the guide is good, or the rounds or the time end.
+suits all models. The rounds of the flow follow, each longer than the one before. The training ends after any of these
+rounds if the importance weights say, in two sets of draws, that the guide is good, or when the rounds or the time end.
 
 The gradient is that of :func:`flowppl.inference.losses.path_loss`. Within a round the power of its weights goes up
 from 0 to 1/2, and half of the noise is stretched by up to 1.5 in random directions: the guide practises its tails,
@@ -35,6 +35,7 @@ BLOCK = 64  # particles at a time: a compiler then needs one program for rounds 
 CHUNK = 100  # steps between two looks at the clock
 NUM_CHECKS = 16_384  # draws by which a round is judged
 CHECK_BATCHES = 4
+GOOD_GAP = 0.005  # nats of a good guide below the evidence, which is an estimate
 MAX_POWER = 0.5
 MAX_STRETCH = 1.5
 WARM_UP = 50
@@ -60,6 +61,7 @@ class Round:
 AFFINE_ROUND = Round(400, BLOCK, 0.05, affine=True)
 # Many steps of few particles: as many particles in larger steps came less far.
 FLOW_ROUNDS: tuple[Round, ...] = (
+    Round(500, BLOCK, 3e-3),
     Round(1000, BLOCK, 3e-3),
     Round(4000, BLOCK, 2e-3),
     Round(6000, BLOCK, 1e-3),
@@ -149,6 +151,9 @@ def train(
 
         try:
             while todo and not stopped:
+                if time.monotonic() >= end:
+                    stopped = "max_seconds"
+                    break
                 this = todo.pop(0)
                 if this.least_gain and checks[-1].elbo - checks[-2].elbo < this.least_gain:
                     break
@@ -160,15 +165,17 @@ def train(
                 if not this.affine and trainer.num_restarts > 1:
                     kept = trainer.select(index, kept)
                     losses = [rows[index : index + 1] for rows in losses]
+                # A model of such a trainer has no parameters, which take longer than the guide.
+                may_end = trainer.has_affine or not is_first
+                if may_end and _is_good(now):  # what looks good in some draws may look otherwise in others
+                    now = _judge(trainer)[0]
                 checks.append(now)
                 bar.set_postfix({"ELBO": f"{now.elbo:.2f}", "k-hat": f"{now.k_hat:.2f}"})
                 logger.info("fit: %d steps, ELBO %.3f, k-hat %.2f", CHUNK * len(losses), now.elbo, now.k_hat)
                 # Later rounds have the better tails: a small loss of ELBO may be noise, and does not count.
                 if not _score(now) < _score(check) - max(0.01, 2 * now.elbo_se):
                     kept, check = trainer.get(), now
-                # What looks good after one round may look otherwise in other draws.
-                is_good = now.k_hat < 0.5 and now.kl_gap < 0.01
-                if stopped != "callback" and is_good and (not is_first or (trainer.has_affine and _is_exact(now))):
+                if stopped != "callback" and may_end and _is_good(now):
                     stopped = "converged"
                 elif time.monotonic() >= end:
                     stopped = stopped or "max_seconds"
@@ -214,6 +221,10 @@ def _judge(trainer) -> tuple[Diagnosis, int]:
 def _score(check: Diagnosis) -> float:
     """What a guide is kept for: its ELBO, which is that of the finite draws, if nearly all are."""
     return check.elbo if check.nonfinite < 0.1 else -math.inf
+
+
+def _is_good(check: Diagnosis) -> bool:
+    return check.k_hat < 0.5 and check.kl_gap < GOOD_GAP
 
 
 def _is_exact(check: Diagnosis) -> bool:
@@ -284,7 +295,7 @@ def choose_rounds(
     default: tuple[Round, ...], num_steps: int | None, num_particles: int | None, learning_rate: float | None
 ) -> tuple[Round, ...]:
     """The default rounds, or one of ``num_steps``; with so many particles and this learning rate, if given."""
-    rounds = default if num_steps is None else (dataclasses.replace(default[1], num_steps=num_steps),)
+    rounds = default if num_steps is None else (dataclasses.replace(default[len(default) // 2], num_steps=num_steps),)
     changes: dict[str, Any] = {"num_particles": num_particles, "learning_rate": learning_rate}
     return tuple(dataclasses.replace(each, **{k: v for k, v in changes.items() if v is not None}) for each in rounds)
 

@@ -21,11 +21,12 @@ def standard_log_prob(x: Array) -> Array:
     return -0.5 * namespace(x).sum(x * x, axis=-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
 
 
-def stretched(noise: Array, direction: Array, factor: float | Array) -> Array:
-    """``noise`` with its part along each direction (any normal vector) scaled by ``factor``."""
-    xp = namespace(noise)
-    along = xp.sum(noise * direction, axis=-1, keepdims=True) / xp.sum(direction**2, axis=-1, keepdims=True)
-    return noise + (factor - 1) * along * direction
+def stretched(noise: Array, directions: Array, factor: float | Array) -> Array:
+    """``noise`` whose first rows have their part along the directions (any normal vectors) scaled by ``factor``."""
+    xp, num = namespace(noise), directions.shape[-2]
+    first = noise[..., :num, :]
+    along = xp.sum(first * directions, axis=-1, keepdims=True) / xp.sum(directions**2, axis=-1, keepdims=True)
+    return xp.concat([first + (factor - 1) * along * directions, noise[..., num:, :]], axis=-2)
 
 
 def path_loss(
@@ -92,32 +93,33 @@ def guide_loss(
     bijection: Bijection,
     params: Tree,
     noise: Array,
-    directions: Array,
+    num_stretched: int,
     log_density: Callable[[Array], tuple[Array, Array]],
     power: float | Array,
-    stretch: float | Array,
 ) -> tuple[Array, Array]:
     """A number with the gradient by which a guide is trained, and the estimate of minus its ELBO from finite draws.
 
-    That is the path gradient; where the inverse is not one parallel pass, it is the ELBO's own.
+    That is the path gradient; where the inverse is not one parallel pass, it is the ELBO's own, which needs noise that
+    is not stretched: see :func:`practises`.
 
     Args:
         bijection: the flow, from the standard normal.
         params: its weights and constants.
-        noise: draws of the normal, one in each row.
-        directions: normal vectors, along which the first rows of the noise are stretched.
+        noise: draws of the normal, one in each row; some of them :func:`stretched`.
+        num_stretched: how many rows, the first ones, may be stretched: the ELBO is estimated from the others.
         log_density: gives the log density to be fitted at each row, and its gradient.
         power: the power of the weights.
-        stretch: the factor by which noise is stretched.
     """
-    xp = namespace(noise)
-    if bijection.inverse_cost != "parallel":
+    if not practises(bijection):
         loss, log_w = elbo_loss(bijection, params, noise, log_density)
         return loss, -_finite_mean(log_w)
-    num = len(directions)
-    noise = xp.concat([stretched(noise[:num, ...], directions, stretch), noise[num:, ...]], axis=0)
     loss, log_w = path_loss(bijection, params, noise, log_density, power)
-    return loss, -_finite_mean(log_w[num:, ...])
+    return loss, -_finite_mean(log_w[num_stretched:, ...])
+
+
+def practises(bijection: Bijection) -> bool:
+    """Whether :func:`guide_loss` of this bijection takes stretched noise: whether it is that of the path gradient."""
+    return bijection.inverse_cost == "parallel"
 
 
 def _finite_rows(log_w: Array, slope: Array) -> tuple[Array, Array]:

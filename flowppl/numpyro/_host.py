@@ -19,6 +19,7 @@ from numpyro.infer.util import helpful_support_errors as helpful_support_errors
 from numpyro.optim import _NumPyroOptim as _NumPyroOptim
 from numpyro.primitives import CondIndepStackFrame as CondIndepStackFrame
 from numpyro.primitives import Messenger as Messenger
+from numpyro.util import _is_under_jax_transform as _is_under_jax_transform
 from numpyro.util import check_model_guide_match as check_model_guide_match
 
 # Functions and classes.
@@ -27,6 +28,7 @@ NAMES = {
     "Messenger": "the base of effect handlers",
     "Tracer": "tells values under a transformation of JAX, which cannot be looked at, from others",
     "_NumPyroOptim": "the base of the optimisers of `numpyro.optim`",
+    "_is_under_jax_transform": "whether what is computed now becomes part of a program, constants too",
     "_InverseTransform": "in the message about a transform without an inverse, to name the one inside",
     "check_model_guide_match": "the host's warnings about sites that only one of model and guide has",
     "compute_log_probs": "the log densities of a model at given values, site by site",

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.infer import SVI, TraceEnum_ELBO
 
 from flowppl._arrays.tree import merge
+from flowppl.bijections.combine import Chain
 from flowppl.checks import check_sizes, describe
 from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
@@ -27,6 +29,7 @@ from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
     FLOW_ROUNDS,
+    JUDGE_SECONDS,
     NUM_CHECKS,
     OTHER_ROUNDS,
     Chunk,
@@ -38,7 +41,7 @@ from flowppl.inference.fitting import (
 )
 from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.inference.inference_data import convert
-from flowppl.inference.losses import guide_loss, standard_log_prob
+from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.starts import search_until
 from flowppl.numpyro.diagnostics import _draw, diagnose, is_guide, model_plates, resample
 from flowppl.numpyro.enumeration import nesting_of_sums
@@ -48,9 +51,11 @@ from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.predictive import predict, with_deterministic
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
-from flowppl.numpyro.target import Target
-from flowppl.numpyro.transforms import _constants, check_key
+from flowppl.numpyro.target import Target, jit
+from flowppl.numpyro.transforms import _constants, as_key, check_key, default_dtype, numpy_rng, seeds, split_key
 from flowppl.serialization import absent_model, save
+
+MANY = 2**24  # numbers drawn at a time
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -331,7 +336,7 @@ def fit(
         flow: the flow of that :class:`AutoFlow`, such as ``"iaf"`` or ``fp.nsf``: whatever :class:`AutoFlow` takes. Not
             beside ``guide``.
         loss: an objective of NumPyro for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
-        num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 1,000 to 12,000,
+        num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 500 to 12,000,
             as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
             this and the next three options have no effect.
         num_particles: draws for each step; ``None`` means 64 (16 for guides trained by NumPyro's means). An
@@ -387,8 +392,8 @@ def fit(
     optimizer = "adam" if optimizer is None else optimizer
     check_optimizer("fit", optimizer, learning_rate)
     guide = AutoFlow(model, path_flow if flow is None else flow) if guide is None else guide
-    start_key, train_key, fit_key = jax.random.split(rng_key, 3)
-    start_keys = jax.random.split(start_key, num_restarts)
+    start_key, train_key, fit_key = split_key(rng_key, 3)
+    start_keys = split_key(start_key, num_restarts)
     if isinstance(guide, AutoFlow) and guide.prototype_trace is None:
         guide._setup_prototype(*args, **kwargs)
     trainer: _Trainer
@@ -429,22 +434,30 @@ class _Trainer(abc.ABC):
     params: Any
 
     def __init__(self, starts, key, optimizer, clip_norm):
-        self.set(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))
-        self.key = key
+        self.set(jax.tree.map(lambda *leaves: np.stack(leaves), *starts))
+        self.rng = numpy_rng(key)
         self.has_rate = has_rate(optimizer)
         self.own = make_optimizer("adam" if self.has_rate else optimizer, clip_norm, eps=1e-4)
         self.optimizer = make_optimizer(optimizer, clip_norm) if self.has_rate else self.own
-        self.is_own, self.state = True, None
-        self._run = jax.jit(_over_restarts(self._steps, 2), static_argnums=4)
-        self._weigh = jax.jit(_over_restarts(self._log_weights, 2))
+        self.state, self.was_affine = None, False
+        self.pace = 1  # steps in one call of the program
+        self._run = jit(_over_restarts(self._steps, 3), static_argnums=6)
+        self._weigh = jit(_over_restarts(self._log_weights, 2))
 
     @abc.abstractmethod
-    def _loss(self, params, key, power, stretch, affine):
+    def _draws(self, num_steps, num_blocks, stretches) -> Any:
+        """What is random in so many steps, by NumPy: for each restart, step and block of particles."""
+
+    @abc.abstractmethod
+    def _loss(self, params, draws, power, affine):
         """A number with the gradient to go along, in all layers or the affine ones, and minus the ELBO's estimate."""
 
     @abc.abstractmethod
-    def _log_weights(self, params, key):
-        """``NUM_CHECKS`` log weights."""
+    def _log_weights(self, params, draws):
+        """As many log weights as there are draws."""
+
+    @abc.abstractmethod
+    def log_weights(self) -> list[np.ndarray]: ...
 
     def constrained(self, params):
         """The parameters as the host's ``get_params`` gives them."""
@@ -452,25 +465,47 @@ class _Trainer(abc.ABC):
 
     def first(self):
         """The parameters of the first restart, as the host's ``get_params`` gives them."""
-        return self.constrained(jax.tree.map(lambda leaf: leaf[0], self.params))
+        return self.constrained(jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[0]), self.params))
+
+    def _trained(self, params, affine):
+        """Those of the parameters that a round moves."""
+        return params
 
     def begin(self, affine):
-        was_own, self.is_own = self.is_own, affine or not self.has_rate
-        if self.is_own or was_own:  # the host's goes through all rounds
-            self.state = jax.vmap((self.own if self.is_own else self.optimizer).init)(self.params)
+        trained = self._trained(self.params, affine)
+        if affine or not self.has_rate:
+            size = sum(leaf[0].size for leaf in jax.tree.leaves(trained))
+            flat = jax.ShapeDtypeStruct((self.num_restarts, size), jnp.result_type(*jax.tree.leaves(trained)))
+            zeros = jax.eval_shape(jax.vmap(self.own.init), flat)
+            self.state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), zeros)
+        elif self.state is None or self.was_affine:  # the host's goes through all rounds
+            self.state = jax.jit(jax.vmap(self.optimizer.init))(trained)
+        self.was_affine = affine
 
     def run(self, chunk: Chunk):
-        schedule = (chunk.rates if self.is_own else None, chunk.powers, chunk.stretches)
-        num_blocks = max(1, chunk.num_particles // self.block)
-        carry = (self.params, self.state)
-        (self.params, self.state), losses = self._run(carry, self._keys(), schedule, num_blocks, chunk.affine)
-        return np.asarray(losses)
+        num_blocks, losses = max(1, chunk.num_particles // self.block), []
+        size = self._length(num_blocks)
+        for first in range(0, CHUNK, size):
+            here, done = slice(first, first + size), 0
+            draws = jax.device_put(self._draws(size, num_blocks, chunk.stretches[here]))
+            while done < size:
+                begin, end = time.monotonic(), size if math.isinf(chunk.end) else min(done + self.pace, size)
+                known = (self.params, self.state, draws, (chunk.rates[here], chunk.powers[here]), done, end)
+                self.params, self.state, new = self._run(*known, chunk.affine)
+                losses.append(np.asarray(new)[:, done:end])
+                now = time.monotonic()
+                # So many that there is a look at the clock each second. The first time is the compiler's.
+                self.pace, done = max(1, int((end - done) / max(now - begin, 1e-9))), end
+                if now >= chunk.end:
+                    return np.concatenate(losses, axis=1)
+        return np.concatenate(losses, axis=1)
+
+    def _length(self, num_blocks) -> int:
+        """For how many steps there is memory for all that is random in them: a divisor of ``CHUNK``."""
+        return CHUNK
 
     def fold(self):
         return 0.0  # no affine layer, nothing to take in
-
-    def log_weights(self):
-        return np.asarray(self._weigh(self.params, self._keys()))
 
     def select(self, index, kept):
         chosen = jax.tree.map(lambda leaf: leaf[index : index + 1], (self.params, self.state, kept))
@@ -485,70 +520,116 @@ class _Trainer(abc.ABC):
         self.params = params
         self.num_restarts = len(jax.tree.leaves(params)[0])
 
-    def _keys(self):
-        self.key, key = jax.random.split(self.key)
-        return jax.random.split(key, self.num_restarts)
+    def _steps(self, params, state, draws, schedule, begin, end, affine):
+        is_own = affine or not self.has_rate
+        trained = self._trained(params, affine)
+        # Of one vector, the program of a step of Adam is shorter; other optimisers may look at names and shapes.
+        start, unravel = ravel_pytree(trained) if is_own else (trained, lambda tree: tree)
 
-    def _steps(self, carry, key, schedule, num_blocks, affine):
-        def step(carry, now):
-            (params, _), (key, rate, power, stretch) = carry, now
+        def gradient(position, power, draws):
+            def loss(position):
+                return self._loss(params | unravel(position), draws, power, affine)
 
-            def add_block(i, sums):
-                block_key = jax.random.fold_in(key, i)
-                found = jax.grad(self._loss, has_aux=True)(params, block_key, power, stretch, affine)
-                return jax.tree.map(jnp.add, sums, found)
+            return jax.grad(loss, has_aux=True)(position)
 
-            zeros = jax.tree.map(jnp.zeros_like, (params, jnp.zeros(())))
-            sums = jax.lax.fori_loop(0, num_blocks, add_block, zeros)
-            gradient, loss = jax.tree.map(lambda leaf: leaf / num_blocks, sums)
-            return take_step(self.optimizer if rate is None else self.own, carry, gradient, loss, rate)
+        def step(i, carry):
+            (position, state), losses = carry
+            (rates, powers), here = schedule, jax.tree.map(lambda leaf: leaf[i], draws)
+            num_blocks = len(jax.tree.leaves(here)[0])
+            if num_blocks == 1:
+                slope, loss = gradient(position, powers[i], jax.tree.map(lambda leaf: leaf[0], here))
+            else:
+                zeros = jax.tree.map(jnp.zeros_like, (position, jnp.zeros(())))
+                sums = jax.lax.scan(
+                    lambda sums, block: (jax.tree.map(jnp.add, sums, gradient(position, powers[i], block)), None),
+                    zeros,
+                    here,
+                )[0]
+                slope, loss = jax.tree.map(lambda leaf: leaf / num_blocks, sums)
+            optimizer, rate = (self.own, rates[i]) if is_own else (self.optimizer, None)
+            carry, loss = take_step(optimizer, (position, state), slope, loss, rate)
+            return carry, losses.at[i].set(loss)
 
-        return jax.lax.scan(step, carry, (jax.random.split(key, CHUNK), *schedule))
+        losses = jnp.zeros(len(jax.tree.leaves(draws)[0]))
+        (position, state), losses = jax.lax.fori_loop(begin, end, step, ((start, state), losses))
+        return params | unravel(position), state, losses
 
 
 class PathTrainer(_Trainer):
-    """Trains an ``AutoFlow`` on the log density of the model; nothing else of model and guide is run."""
+    """Trains an ``AutoFlow`` on the log density of the model; nothing else of model and guide is run.
+
+    The fixed layer belongs to the density here, which is that of the posterior at the scale of its start.
+    """
 
     has_affine = True
     block = BLOCK
 
     def __init__(self, guide, target, starts, key, optimizer, clip_norm):
         self.guide, self.bijection, self.target = guide, guide.bijection, target
-        self._affine = affine_part(guide.bijection, jax.tree.map(np.asarray, self._tree(starts[0])))
+        *trained, self.fixed = guide.bijection.bijections
+        self.trained, self._fixed_key = Chain(trained), str(len(trained))
+        self._affine = affine_part(self.trained, jax.tree.map(np.asarray, self._tree(starts[0])))
         super().__init__(starts, key, optimizer, clip_norm)
-        self._fold = jax.jit(_over_restarts(self._folded, 1))
 
     def constrained(self, params):
         return {f"{self.guide.prefix}_flow": params}
 
     def fold(self):
-        self.params, distances = self._fold(self.params)
-        return float(distances.max())
+        distances, folded = [], []
+        for i in range(self.num_restarts):  # by NumPy: nothing to compile
+            tree = self._tree(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], self.params))
+            distances.append(float(distance_from_identity(self.bijection, tree)))
+            folded.append(fold(self.bijection, tree))
+        self.params = jax.tree.map(lambda *leaves: np.stack(leaves), *folded)
+        return max(distances)
+
+    def log_weights(self):
+        def draw(num):
+            noise = self._noise(num)
+            return self._weigh(self.params, (noise, seeds(self.rng, self.num_restarts)))
+
+        return in_time(draw, NUM_CHECKS, 8 * BLOCK)
+
+    def _trained(self, params, affine):
+        return {key: tree for key, tree in params.items() if key != self._fixed_key and not (affine and key == "0")}
+
+    def _length(self, num_blocks):
+        size = self.num_restarts * num_blocks * self.block * self.bijection.x_shape[0]
+        return max(each for each in range(1, CHUNK + 1) if CHUNK % each == 0 and (each == 1 or each * size <= MANY))
+
+    def _noise(self, *shape):
+        return self.rng.standard_normal((self.num_restarts, *shape, *self.bijection.x_shape), dtype=default_dtype())
+
+    def _draws(self, num_steps, num_blocks, stretches):
+        noise = self._noise(num_steps, num_blocks, self.block)
+        if practises(self.trained) and (stretches != 1).any():
+            directions = self._noise(num_steps, num_blocks, self.block // 2)
+            noise = stretched(noise, directions, stretches[:, None, None, None].astype(noise.dtype))
+        return noise, seeds(self.rng, self.num_restarts, num_steps, num_blocks)
 
     def _tree(self, params):
         return merge(params, _constants(self.bijection))
 
-    def _loss(self, params, key, power, stretch, affine):
-        noise_key, direction_key, model_key = jax.random.split(key, 3)
-        shape = self.bijection.x_shape
-        noise = jax.random.normal(noise_key, (self.block, *shape))
-        directions = jax.random.normal(direction_key, (self.block // 2, *shape))
-        log_density = jax.vmap(jax.value_and_grad(partial(self.target.log_prob, key=model_key)))
-        bijection, tree = stage(self.bijection, self._affine, self._tree(params), affine)
-        return guide_loss(bijection, tree, noise, directions, log_density, power, stretch)
+    def _density(self, tree, seed):
+        """The log density at the scale of the start."""
+        key = as_key(seed)
 
-    def _log_weights(self, params, key):
-        def draw(key):
-            noise_key, model_key = jax.random.split(key)
-            noise = jax.random.normal(noise_key, (8 * BLOCK, *self.bijection.x_shape))
-            z, log_det = self.bijection.forward(self._tree(params), noise)
-            return jax.vmap(partial(self.target.log_prob, key=model_key))(z) - standard_log_prob(noise) + log_det
+        def log_prob(x):
+            z, log_det = self.fixed.forward(tree[self._fixed_key], x)
+            return self.target.log_prob(z, key) + log_det
 
-        return jax.lax.map(draw, jax.random.split(key, NUM_CHECKS // (8 * BLOCK))).ravel()
+        return log_prob
 
-    def _folded(self, params):
-        tree = self._tree(params)
-        return fold(self.bijection, tree), distance_from_identity(self.bijection, tree)
+    def _loss(self, params, draws, power, affine):
+        tree, (noise, seed) = self._tree(params), draws
+        log_density = jax.vmap(jax.value_and_grad(self._density(tree, seed)))
+        bijection, trained = stage(self.trained, self._affine, tree, affine)
+        return guide_loss(bijection, trained, noise, self.block // 2, log_density, power)
+
+    def _log_weights(self, params, draws):
+        tree, (noise, seed) = self._tree(params), draws
+        x, log_det = self.trained.forward(tree, noise)
+        return jax.vmap(self._density(tree, seed))(x) - standard_log_prob(noise) + log_det
 
 
 class ElboTrainer(_Trainer):
@@ -570,15 +651,34 @@ class ElboTrainer(_Trainer):
     def constrained(self, params):
         return self.svi.constrain_fn(params)
 
-    def _loss(self, params, key, power, stretch, affine):
+    def log_weights(self):
+        def draw(num):
+            return self._weigh(self.params, seeds(self.rng, self.num_restarts))
+
+        return in_time(draw, NUM_CHECKS // 4, 8 * BLOCK)
+
+    def _draws(self, num_steps, num_blocks, stretches):
+        return seeds(self.rng, self.num_restarts, num_steps, num_blocks)
+
+    def _loss(self, params, seed, power, affine):
         svi = self.svi
-        loss = svi.loss.loss(key, svi.constrain_fn(params), svi.model, svi.guide, *self.args, **self.kwargs)
+        known = (svi.constrain_fn(params), svi.model, svi.guide)
+        loss = svi.loss.loss(as_key(seed), *known, *self.args, **self.kwargs)
         return loss, jax.lax.stop_gradient(loss)
 
-    def _log_weights(self, params, key):
+    def _log_weights(self, params, seed):
         svi = self.svi
-        known = (key, svi.model, svi.guide, svi.constrain_fn(params), self.args, self.kwargs)
-        return _draw(*known, NUM_CHECKS // 4, 8 * BLOCK, keep=False)[0]
+        known = (as_key(seed), svi.model, svi.guide, svi.constrain_fn(params), self.args, self.kwargs)
+        return _draw(*known, 8 * BLOCK, 8 * BLOCK, keep=False)[0]
+
+
+def in_time(draw, num_draws, batch_size) -> np.ndarray:
+    """What ``draw`` gives, in batches: ``num_draws`` of them, or as many as a judgement has time for."""
+    batches = [np.asarray(draw(batch_size))]
+    begin = time.monotonic()  # the time of the first is the compiler's
+    while len(batches) * batch_size < num_draws and time.monotonic() - begin <= JUDGE_SECONDS:
+        batches.append(np.asarray(draw(batch_size)))
+    return np.concatenate(batches, axis=-1)
 
 
 def _over_restarts(function, num_mapped):

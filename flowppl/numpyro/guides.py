@@ -44,11 +44,19 @@ from flowppl.inference.guides import (
     start_at,
 )
 from flowppl.inference.starts import Gaussian
-from flowppl.numpyro._host import Tracer, helpful_support_errors, sum_rightmost
+from flowppl.numpyro._host import Tracer, _is_under_jax_transform, helpful_support_errors, sum_rightmost
 from flowppl.numpyro.enumeration import enumerated, is_summed_out
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
 from flowppl.numpyro.target import Target
-from flowppl.numpyro.transforms import FlowTransform, check_key, init_params
+from flowppl.numpyro.transforms import (
+    FlowTransform,
+    check_key,
+    default_dtype,
+    first_params,
+    init_params,
+    numpy_rng,
+    split_key,
+)
 from flowppl.serialization import absent_model
 
 
@@ -274,14 +282,18 @@ class AutoFlow(AutoContinuous):
         """The first parameters: a pure function of the key and the model's arguments."""
         if self._saved_params is not None:
             return self._saved_params
-        start_key, flow_key = jax.random.split(rng_key)
-        params = init_params(self.bijection, flow_key)
+        if _is_traced(rng_key):
+            start_key, flow_key = jax.random.split(rng_key)
+            params = init_params(self.bijection, flow_key)
+        else:  # in NumPy, as what is done with a searched start: nothing to compile
+            start_key, flow_key = split_key(rng_key, 2)
+            params = first_params(self.bijection, numpy_rng(flow_key))
         start = self._search(start_key, args, kwargs)
         if start is not None:
-            placed = start_at(
-                self.bijection, params, start.loc, start.scale, fixed=True
-            )  # in NumPy: nothing to compile
-            return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float), placed)
+            placed = start_at(self.bijection, params, start.loc, start.scale, fixed=True)
+            if _is_traced(rng_key):
+                return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float), placed)
+            return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype=default_dtype())), placed)
         loc, is_valid = self._start_point(start_key, args, kwargs)
         if not _is_traced(is_valid) and not is_valid:
             raise no_start(Target(self, args, kwargs).observed_sites())
@@ -301,12 +313,12 @@ class AutoFlow(AutoContinuous):
                 'or take init="point"'
             )
         # The search runs outside of whatever transformation this runs in; under one the key has no value to use.
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval() if _is_under_jax_transform() else contextlib.nullcontext():
             target = Target(self, args, kwargs)
             if self.init == "auto" and target.is_random():
                 return None
             key = jax.random.key(0) if _is_traced(key) else key
-            rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+            rng = numpy_rng(key)
             points = [np.asarray(self._start_point(key, args, kwargs)[0])] if self._has_init_loc else []
             start = search_start(init, target, self.latent_dim, points, rng)
             if start is None:
@@ -541,6 +553,19 @@ def outline_model(model, args, kwargs, names: Collection[str] | None = None) -> 
     The model is traced, not run, with abstract latents: so a support that depends on one of them can be told. If
     ``names`` are given, other latents are of no concern.
     """
+    if not _is_under_jax_transform():
+        # Each operation on constants would be a program of its own, and few supports and masks need any.
+        try:
+            outlines = _outline(model, args, kwargs, names, contextlib.nullcontext)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # the model looks at a value
+            pass
+        else:
+            if not any(_is_traced((site["fn"].support, site["mask"])) for site in outlines.values() if "fn" in site):
+                return outlines
+    return _outline(model, args, kwargs, names, jax.ensure_compile_time_eval)
+
+
+def _outline(model, args, kwargs, names, on_constants) -> dict[str, dict]:
     outlines = {}
 
     def concerns(site):
@@ -554,8 +579,8 @@ def outline_model(model, args, kwargs, names: Collection[str] | None = None) -> 
             shape = transform.inverse_shape(site["fn"].shape(site["kwargs"]["sample_shape"]))
             return transform(jnp.zeros(shape) + probe)
 
-        # What depends on neither latents nor traced data, as most supports, becomes a value even here.
-        with jax.ensure_compile_time_eval(), handlers.block():
+        # Under compile-time evaluation what depends on neither latents nor traced data becomes a value even here.
+        with on_constants(), handlers.block():
             outlined = handlers.substitute(handlers.seed(model, 0), substitute_fn=abstract_value)
             trace = handlers.trace(outlined).get_trace(*args, **kwargs)
             check_real((name, getattr(s["value"], "dtype", "")) for name, s in trace.items() if s["type"] == "sample")

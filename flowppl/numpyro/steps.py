@@ -84,7 +84,8 @@ def make_optimizer(
         >>> carry[0].tolist()
         [-1.5, -1.5]
     """
-    clip = optax.clip_by_global_norm(clip_norm)  # type: ignore[arg-type]
+    is_endless = isinstance(clip_norm, float) and math.isinf(clip_norm)
+    clip = optax.identity() if is_endless else optax.clip_by_global_norm(clip_norm)  # type: ignore[arg-type]
     if isinstance(optimizer, str):
         return optax.chain(clip, _NAMED[optimizer](**options))
     host = _of_numpyro(optimizer) if isinstance(optimizer, _NumPyroOptim) else optimizer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,30 @@ from numpyro import handlers
 
 from flowppl.inference.starts import NUM_TRIALS
 from flowppl.numpyro.enumeration import log_joint, nesting_of_sums
+from flowppl.numpyro.transforms import as_key, default_dtype
+
+# XLA's thorough ways take two to three times as long to compile, for steps that are hardly faster.
+FAST = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+
+
+def jit(function: Callable[..., Any], **options: Any) -> Any:
+    """``jax.jit`` for a program that runs a few thousand times at most: compiled soon rather than well."""
+    return jax.jit(function, compiler_options=_known_options(jax.default_backend()), **options)
+
+
+@cache
+def _known_options(backend: str) -> dict[str, Any] | None:
+    """Those of the options that this version of XLA has."""
+    if backend != "cpu":
+        return None
+    known = {}
+    for name, value in FAST.items():
+        try:
+            jax.jit(lambda x: x, compiler_options={name: value}).lower(np.zeros(1)).compile()
+        except Exception:  # of a kind that depends on the version
+            continue
+        known[name] = value
+    return known
 
 
 class Target:
@@ -29,7 +55,7 @@ class Target:
     def __init__(self, guide, args, kwargs, model=None):
         self._guide, self._args, self._kwargs = guide, args, kwargs
         self._model = guide.model if model is None else model
-        self.eps = float(jnp.finfo(jnp.zeros(0).dtype).eps)
+        self.eps = float(np.finfo(default_dtype()).eps)
 
     def log_prob(self, z, key):
         """The log density at one point; the key draws what is random in the model, such as a subsample."""
@@ -41,9 +67,11 @@ class Target:
 
     @cached_property
     def _nesting(self) -> int | None:
-        values = self._guide._constrain(self._guide._unpack_latent(jnp.zeros(self._guide.latent_dim)))
-        model = handlers.substitute(handlers.seed(self._model, 0), data=values)
-        return nesting_of_sums(model, self._args, self._kwargs)
+        def at_origin(*args, **kwargs):
+            values = self._guide._constrain(self._guide._unpack_latent(jnp.zeros(self._guide.latent_dim)))
+            return handlers.substitute(handlers.seed(self._model, 0), data=values)(*args, **kwargs)
+
+        return nesting_of_sums(at_origin, self._args, self._kwargs)
 
     def is_random(self) -> bool:
         """Whether the log density is random: the model draws a subsample, or latents that the guide does not see."""
@@ -69,7 +97,7 @@ class Target:
 
     def log_probs(self, points: np.ndarray, seed: int = 0) -> np.ndarray:
         """The log densities of several points."""
-        return np.asarray(self._log_probs(points, jax.random.key(seed)), dtype=np.float64)
+        return np.asarray(self._log_probs(points, np.array([0, seed], dtype=np.uint32)), dtype=np.float64)
 
     def derivatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The gradient and the Hessian."""
@@ -85,25 +113,25 @@ class Target:
 
     @cached_property
     def _log_probs(self):
-        return jax.jit(jax.vmap(self.log_prob, (0, None)))
+        return jit(jax.vmap(lambda z, seed: self.log_prob(z, as_key(seed)), (0, None)))
 
     @cached_property
     def _derivatives(self):
-        return jax.jit(lambda z: (jax.grad(self._at_rest)(z), jax.hessian(self._at_rest)(z)))
+        return jit(lambda z: (jax.grad(self._at_rest)(z), jax.hessian(self._at_rest)(z)))
 
     @cached_property
     def _value_and_gradient(self):
-        return jax.jit(jax.value_and_grad(self._at_rest))
+        return jit(jax.value_and_grad(self._at_rest))
 
     @cached_property
     def _hessian_products(self):
         def products(z, vectors):
             return jax.vmap(lambda vector: jax.jvp(jax.grad(self._at_rest), (z,), (vector,))[1])(vectors)
 
-        return jax.jit(products)
+        return jit(products)
 
     def _at_rest(self, z):
-        return self.log_prob(z, jax.random.key(0))
+        return self.log_prob(z, as_key(np.zeros(2, dtype=np.uint32)))
 
 
 def _to_numpy(tree):

@@ -82,6 +82,48 @@ def _init_params(bijection, key):
     return initialize(bijection, _Draws(long_arrays))
 
 
+# Outside of ``jax.jit`` each operation on arrays of each shape is a program of its own, which takes some 20 ms to
+# compile, whatever its size. So keys and first weights that have a value are made by NumPy.
+
+
+def numpy_rng(key: jax.Array) -> np.random.Generator:
+    """NumPy's random numbers for a key, which must have a value."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def split_key(key: jax.Array, num: int) -> list[jax.Array]:
+    """So many keys made of one, as ``jax.random.split`` does it, but without a program."""
+    return [as_key(seed) for seed in seeds(numpy_rng(key), num)]
+
+
+def seeds(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """The data of keys for :func:`as_key`, in an array of the given shape with one more axis."""
+    return rng.integers(2**32, size=(*shape, 2), dtype=np.uint32)
+
+
+def as_key(seed: Any) -> jax.Array:
+    """The key of one of :func:`seeds`."""
+    return jax.random.wrap_key_data(seed, impl="threefry2x32")
+
+
+def default_dtype() -> np.dtype:
+    """That of floats: the one of two that JAX is set to."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(float))
+
+
+class _NumPyDraws:
+    def __init__(self, rng: np.random.Generator):
+        dtype = default_dtype()
+        self.full = functools.partial(np.full, dtype=dtype)
+        self.normal = functools.partial(rng.standard_normal, dtype=dtype)
+        self.uniform = functools.partial(rng.random, dtype=dtype)
+
+
+def first_params(bijection: Bijection, rng: np.random.Generator) -> Tree:
+    """First weights of a bijection, drawn by NumPy, in the default float dtype."""
+    return initialize(bijection, _NumPyDraws(rng))
+
+
 @functools.lru_cache(maxsize=256)
 def _constants(bijection: Bijection) -> Tree:
     return bijection.constants()

@@ -41,7 +41,7 @@ from flowppl.inference.fitting import (
 )
 from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.inference.inference_data import convert
-from flowppl.inference.losses import guide_loss, standard_log_prob
+from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.starts import search_until
 from flowppl.pyro._host import _create_function_from_graph, _create_graph_by_tracing, make_fx, one_at_a_time
 from flowppl.pyro.diagnostics import (
@@ -323,7 +323,7 @@ def fit(
         flow: the flow of that :class:`AutoFlow`, such as ``"iaf"`` or ``fp.nsf``: whatever :class:`AutoFlow` takes. Not
             beside ``guide``.
         loss: an objective of Pyro for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
-        num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 1,000 to 12,000,
+        num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 500 to 12,000,
             as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
             this and the next three options have no effect.
         num_particles: draws for each step; ``None`` means 64 (16 for guides trained by Pyro's means).
@@ -524,8 +524,9 @@ class PathTrainer(_Trainer):
             places = dict(zip(map(id, self.flows[0].parameters()), leaves, strict=True))
             tree = map_tree(lambda leaf: places.get(id(leaf), leaf), self.flows[0].transform.weights.tree())
             bijection, params = stage(self.bijection, self._affine, tree, affine)
-            settings = (self.target.values_and_slopes, power, stretch)
-            loss, minus_elbo = guide_loss(bijection, params, noise, directions, *settings)
+            noise = stretched(noise, directions, stretch) if practises(bijection) else noise
+            target = self.target.values_and_slopes
+            loss, minus_elbo = guide_loss(bijection, params, noise, len(directions), target, power)
             gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
         return minus_elbo.detach(), *gradients
 
