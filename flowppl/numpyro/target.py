@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Any
@@ -55,6 +56,7 @@ class Target:
     def __init__(self, guide, args, kwargs, model=None):
         self._guide, self._args, self._kwargs = guide, args, kwargs
         self._model = guide.model if model is None else model
+        self._is_checked = False  # by the host, in a first run
         self.eps = float(np.finfo(default_dtype()).eps)
 
     def log_prob(self, z, key):
@@ -62,8 +64,11 @@ class Target:
         # Not the host's potential energy, which scales and masks the log determinant too, as no ELBO does.
         values, log_det = self._guide._constrain_with_log_det(self._guide._unpack_latent(z))
         model = handlers.seed(self._model, key, hide_types=["sample"])
-        with handlers.block():
-            return log_joint(model, self._args, self._kwargs, values, self._nesting)[0] + log_det
+        nesting = self._nesting
+        # The host checks each constant by programs of their own: once is enough.
+        with handlers.block(), numpyro.validation_enabled(False) if self._is_checked else contextlib.nullcontext():
+            self._is_checked = True
+            return log_joint(model, self._args, self._kwargs, values, nesting)[0] + log_det
 
     @cached_property
     def _nesting(self) -> int | None:
