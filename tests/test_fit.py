@@ -443,3 +443,47 @@ def test_what_cannot_be_recorded_stays_as_it_is():
     counts.calls = 0
     for function in (branches, counts):
         assert record(function, (torch.tensor(1.0),)) is function
+
+
+def test_a_fit_in_numpyro_compiles_few_programs():
+    compiled = []
+
+    def listen(event, seconds, **_):
+        compiled.extend([seconds] if event.endswith("backend_compile_duration") else [])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        fit_bent("numpyro", num_steps=100)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    # Those of the search, the weights and the two kinds of rounds, and some small ones.
+    assert 4 <= len(compiled) <= 25
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+def test_a_slow_model_stops_within_a_hundred_steps(language):
+    """Each gradient takes a tenth of a second, and a hundred of them ten."""
+    if language == "numpyro":
+
+        def wait(z):
+            time.sleep(0.1)
+            return np.zeros(np.shape(z)[:-1], z.dtype)
+
+        def model():
+            z = numpyro.sample("z", ndist.Normal(3.0, 1.0).expand([2]).to_event(1))
+            shape = jax.ShapeDtypeStruct((), z.dtype)
+            slow = jax.pure_callback(wait, shape, jax.lax.stop_gradient(z), vmap_method="broadcast_all")
+            numpyro.factor("slow", jax.lax.stop_gradient(slow))
+
+        fit, guide = functools.partial(fnp.fit, jax.random.key(0)), fnp.AutoFlow(model, small_flow, init="point")
+    else:
+
+        def model():
+            z = pyro.sample("z", pdist.Normal(torch.full((2,), 3.0), 1.0).to_event(1))
+            time.sleep(0.1)
+            pyro.factor("slow", 0 * z.detach().sum(-1))
+
+        fit, guide = fpp.fit, fpp.AutoFlow(model, small_flow, init="point")
+    result = fit(model, guide=guide, num_steps=1000, max_seconds=3.0, progress=False)
+    assert result.stopped == "max_seconds"
+    assert len(result.losses) < 100
