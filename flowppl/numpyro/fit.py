@@ -29,7 +29,6 @@ from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
     FLOW_ROUNDS,
-    JUDGE_SECONDS,
     NUM_CHECKS,
     OTHER_ROUNDS,
     Chunk,
@@ -56,6 +55,7 @@ from flowppl.numpyro.transforms import _constants, as_key, check_key, default_dt
 from flowppl.serialization import absent_model, save
 
 MANY = 2**24  # numbers drawn at a time
+JUDGE_SECONDS = 5.0  # after which no more draws are judged: so many that they hardly count on a busy machine
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -350,9 +350,10 @@ def fit(
         clip_norm: the largest norm of a gradient, before any optimiser sees it; ``None`` for no limit.
         num_restarts: so many guides, each with first weights and a searched start of its own, are trained in the first
             round, all at once; the one of the highest ELBO goes on.
-        max_seconds: the time that all of it may take, with the search of the start. The learning rate comes down in
-            time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
-            short, ``.stopped == "max_seconds"``, depends on the machine.
+        max_seconds: the time that all of it may take, with the search of the start and the compiler's work; what is
+            begun then, a step, a judgement or a compilation, is finished. The learning rate comes down in time.
+            ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut short,
+            ``.stopped == "max_seconds"``, depends on the machine.
         callback: called as ``callback(step, loss)`` after every hundred steps, those of the affine layers too, with the
             number of steps so far and the mean loss of the last hundred (of the best of the restarts; NaN if all were
             skipped). If it returns True the training ends, and ``.stopped == "callback"``.

@@ -338,9 +338,10 @@ def fit(
         clip_norm: the largest norm of a gradient, before any optimiser sees it; ``None`` for no limit.
         num_restarts: so many guides, each with first weights and a searched start of its own, are trained in the first
             round, one after the other (of an ``AutoFlow`` only); the one of the highest ELBO goes on.
-        max_seconds: the time that all of it may take, with the search of the start. The learning rate comes down in
-            time. ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut
-            short, ``.stopped == "max_seconds"``, depends on the machine.
+        max_seconds: the time that all of it may take, with the search of the start; what is begun then, a step or a
+            judgement, is finished. The learning rate comes down in time. ``None`` means 240, but no limit if
+            ``num_steps`` is given; ``math.inf`` is none. What is cut short, ``.stopped == "max_seconds"``, depends on
+            the machine.
         callback: called as ``callback(step, loss)`` after every hundred steps, those of the affine layers too, with the
             number of steps so far and the mean loss of the last hundred (of the best of the restarts; NaN if all were
             skipped). If it returns True the training ends, and ``.stopped == "callback"``.
