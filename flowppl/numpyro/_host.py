@@ -6,6 +6,7 @@ A new version of a host may change it without a word: tests/test_host.py holds a
 from __future__ import annotations
 
 import numpyro.distributions as dist
+from jax._src.core import trace_state_clean as trace_state_clean
 from jax.core import Tracer as Tracer
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.transforms import _InverseTransform as _InverseTransform
@@ -19,7 +20,6 @@ from numpyro.infer.util import helpful_support_errors as helpful_support_errors
 from numpyro.optim import _NumPyroOptim as _NumPyroOptim
 from numpyro.primitives import CondIndepStackFrame as CondIndepStackFrame
 from numpyro.primitives import Messenger as Messenger
-from numpyro.util import _is_under_jax_transform as _is_under_jax_transform
 from numpyro.util import check_model_guide_match as check_model_guide_match
 
 # Functions and classes.
@@ -28,13 +28,13 @@ NAMES = {
     "Messenger": "the base of effect handlers",
     "Tracer": "tells values under a transformation of JAX, which cannot be looked at, from others",
     "_NumPyroOptim": "the base of the optimisers of `numpyro.optim`",
-    "_is_under_jax_transform": "whether what is computed now becomes part of a program, constants too",
     "_InverseTransform": "in the message about a transform without an inverse, to name the one inside",
     "check_model_guide_match": "the host's warnings about sites that only one of model and guide has",
     "compute_log_probs": "the log densities of a model at given values, site by site",
     "get_importance_trace": "the traces of guide and model with their log densities, as the host's ELBOs take them",
     "helpful_support_errors": "the host's message about a support to which it does not map",
     "sum_rightmost": "the sum of a log density over the axes of an event",
+    "trace_state_clean": "whether what is computed now is computed at once, and becomes no part of a program",
     "validate_sample": "the host's check of a value, around `log_prob`",
 }
 

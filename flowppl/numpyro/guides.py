@@ -44,7 +44,7 @@ from flowppl.inference.guides import (
     start_at,
 )
 from flowppl.inference.starts import Gaussian
-from flowppl.numpyro._host import Tracer, _is_under_jax_transform, helpful_support_errors, sum_rightmost
+from flowppl.numpyro._host import Tracer, helpful_support_errors, sum_rightmost, trace_state_clean
 from flowppl.numpyro.enumeration import enumerated, is_summed_out
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
 from flowppl.numpyro.target import Target
@@ -313,7 +313,7 @@ class AutoFlow(AutoContinuous):
                 'or take init="point"'
             )
         # The search runs outside of whatever transformation this runs in; under one the key has no value to use.
-        with jax.ensure_compile_time_eval() if _is_under_jax_transform() else contextlib.nullcontext():
+        with contextlib.nullcontext() if trace_state_clean() else jax.ensure_compile_time_eval():
             target = Target(self, args, kwargs)
             if self.init == "auto" and target.is_random():
                 return None
@@ -553,7 +553,7 @@ def outline_model(model, args, kwargs, names: Collection[str] | None = None) -> 
     The model is traced, not run, with abstract latents: so a support that depends on one of them can be told. If
     ``names`` are given, other latents are of no concern.
     """
-    if not _is_under_jax_transform():
+    if trace_state_clean():
         # Each operation on constants would be a program of its own, and few supports and masks need any.
         try:
             outlines = _outline(model, args, kwargs, names, contextlib.nullcontext)
