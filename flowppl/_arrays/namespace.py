@@ -18,6 +18,7 @@ What is added to the standard:
 ``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
 ``vjp(function, *primals)``            its values, a tuple, and a function of their cotangents to those of the primals,
                                        which are constants; torch and JAX only
+``vmap(function, *trees)``             ``function`` of each part along the first axis of all leaves, stacked
 ``fori_loop(n, body, carry)``          ``carry = body(i, carry)`` for i = 0 .. n-1; ``n`` is static
 ``scan(body, carry, layers, n, ...)``  ``carry = body(carry, layer)`` over a leading axis, or from its end
 ``collect(n, body, carry, *items)``     ``carry, outs = body(i, carry, *item)``; the last carry and each out, stacked
@@ -32,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from flowppl._arrays.tree import map_tree
+from flowppl._arrays.tree import leaves, map_tree
 
 Array = Any  # an array of whichever library the caller uses
 
@@ -92,6 +93,10 @@ def _shared(xp):
             carry = body(i, carry)
         return carry
 
+    def vmap(function, *trees):
+        num = len(next(leaf for _, leaf in leaves(trees[0])))
+        return xp.stack([function(*(map_tree(lambda leaf, i=i: leaf[i], tree) for tree in trees)) for i in range(num)])
+
     def split(x, sizes):
         ends = np.cumsum(sizes).tolist()
         return [x[end - size : end, ...] for size, end in zip(sizes, ends, strict=True)]
@@ -116,6 +121,7 @@ def _shared(xp):
         "linear": linear,
         "matmul_add": lambda x, weight, added: xp.matmul(weight, x) + added,
         "fori_loop": fori_loop,
+        "vmap": vmap,
         "split": split,
         "scan": scan,
         "collect": collect,
@@ -198,6 +204,9 @@ def _torch_namespace():
             return solve(matrix, x.reshape(-1, x.shape[-1]).mT).mT.reshape(x.shape)
         return solve(matrix, x[..., None])[..., 0]
 
+    def vmap(function, *trees):
+        return torch.func.vmap(function)(*trees)
+
     def vjp(function, *primals):
         with torch.enable_grad():
             primals = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in primals)
@@ -215,7 +224,7 @@ def _torch_namespace():
 
     return _extended(
         xp,
-        **(shared | {"linear": linear, "matmul_add": matmul_add, "split": split}),
+        **(shared | {"linear": linear, "matmul_add": matmul_add, "split": split, "vmap": vmap}),
         # At its default threshold torch's softplus becomes the identity and loses 1e-9 in float64.
         softplus=lambda x: F.softplus(x, threshold=40.0),
         sigmoid=torch.sigmoid,
@@ -262,6 +271,9 @@ def _jax_namespace():
         values, pull = jax.vjp(function, *primals)
         return values, lambda *cotangents: jax.lax.stop_gradient(pull(cotangents))
 
+    def vmap(function, *trees):
+        return jax.vmap(function)(*trees)
+
     def segment(x, bounds, i, axis):
         # i may be traced, so all segments have the same length: entries of a neighbour become zeros.
         lengths = np.diff(bounds)
@@ -277,7 +289,7 @@ def _jax_namespace():
 
     return _extended(
         xp,
-        **(_shared(xp) | {"fori_loop": fori_loop, "scan": scan, "collect": collect, "segment": segment}),
+        **(_shared(xp) | {"fori_loop": fori_loop, "vmap": vmap, "scan": scan, "collect": collect, "segment": segment}),
         softplus=jax.nn.softplus,
         sigmoid=jax.nn.sigmoid,
         silu=jax.nn.silu,

@@ -33,13 +33,14 @@ def check_instance(owner: str, guide: Any) -> None:
         raise TypeError(f"{owner}: guide is the class {guide.__name__}; pass {guide.__name__}(model)")
 
 
-def check_fit(guide: Any, flow: Any, args: tuple, is_guide: Callable[[Any], bool]) -> None:
-    """Raise TypeError for what ``fit`` cannot mean by a guide and a flow."""
-    if guide is not None and flow is not None:
-        raise TypeError(
-            f"fit: flow={describe(flow)} beside guide=; flow is that of the AutoFlow which fit makes where there is no "
-            "guide: leave one of the two out"
-        )
+def check_fit(guide: Any, flow: Any, num_modes: Any, args: tuple, is_guide: Callable[[Any], bool]) -> None:
+    """Raise TypeError for what ``fit`` cannot mean by a guide, a flow and a number of modes."""
+    for name, value in (("flow", flow), ("num_modes", num_modes)):
+        if guide is not None and value is not None:
+            raise TypeError(
+                f"fit: {name}={describe(value)} beside guide=; {name} is that of the AutoFlow which fit makes where "
+                "there is no guide: leave one of the two out"
+            )
     if guide is not None and not callable(guide):
         choice = repr(guide) if isinstance(guide, str) else "..."
         raise TypeError(f"fit: guide must be a guide, got {describe(guide)}; for a flow pass flow={choice}")

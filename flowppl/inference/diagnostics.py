@@ -25,6 +25,8 @@ MAX_MISSED = 0.08
 MAX_NONFINITE = 0.1
 MAX_ROUND_TRIP = 0.01
 MIN_ESS = 100
+MAX_MISSING = 0.05  # of the posterior's mass, in modes that are not in the guide
+MAX_UNSEEN = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,32 @@ def _errors(draws, reference) -> tuple[float, float, float]:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a search for modes that the guide did not draw says of it: see :mod:`flowppl.inference.modes`.
+
+    Args:
+        num_searches: the number of points from which was searched.
+        num_modes: the number of modes found that hold a thousandth of the mass or more.
+        num_held: the number of modes that the guide was made for.
+        missing: the share of the posterior's mass, near those modes, that is not in the guide.
+        unseen: the share of searches that a further one has, by an estimate, of meeting a mode not seen so far.
+    """
+
+    num_searches: int
+    num_modes: int
+    num_held: int
+    missing: float
+    unseen: float
+
+    def __str__(self):
+        modes = "one mode" if self.num_modes == 1 else f"{self.num_modes} modes"
+        if self.unseen > MAX_UNSEEN:
+            return f"{modes} so far: {self.num_searches} searches kept finding others"
+        found = "met no other" if self.num_modes == 1 else "met no others"
+        return f"{modes}; {self.num_searches} searches {found}"
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What :func:`diagnose` found; ``print`` shows it as a table, with the verdict and what to do.
@@ -152,6 +180,7 @@ class Diagnosis:
             in all else these draws weigh nothing.
         round_trip_error: how badly the flow is inverted numerically, in units of its base; ``None`` if not known.
         comparison: with the reference draws; ``None`` without.
+        search: for modes that the guide does not have; ``None`` if there was none.
     """
 
     k_hat: float
@@ -165,6 +194,7 @@ class Diagnosis:
     nonfinite: float
     round_trip_error: float | None = None
     comparison: Comparison | None = None
+    search: Search | None = None
 
     @property
     def ess_fraction(self) -> float:
@@ -205,6 +235,19 @@ class Diagnosis:
                 f"The flow is inverted with an error of {self.round_trip_error:.1g}, so its densities are not exact: "
                 "use float64 or fewer layers, or bring data and latents to scales near 1."
             )
+        modes = self.search
+        if modes is not None and modes.unseen > MAX_UNSEEN:
+            return "do not trust", (
+                f"There are more modes than could be found: {modes.num_modes} are known, and about {modes.unseen:.0%} "
+                "of further searches would meet another. Break what makes them alike, such as by an order on the means "
+                "of a mixture, or run a sampler that is made for many modes."
+            )
+        if modes is not None and modes.missing > MAX_MISSING:
+            return "do not trust", (
+                f"Another mode, or more, with about {modes.missing:.0%} of the mass, is not in the guide: the search "
+                f'found {modes.num_modes}, and the guide was made for {modes.num_held}. Fit with num_modes="auto", or '
+                "a larger number."
+            )
         if seen is not None and seen.missed > MAX_MISSED:
             return "do not trust", (
                 f"The guide misses {seen.missed:.0%} of the reference draws, worst in {seen.worst}: it has lost a mode "
@@ -227,7 +270,11 @@ class Diagnosis:
                 "a richer flow or a better start, or run NUTS."
             )
         if close and not self.nonfinite:
-            unseen = "" if seen else " A mode that the guide never visits would not show; reference draws tell."
+            unseen = ""
+            if modes is not None:
+                unseen = f" {str(modes).capitalize()}."
+            elif not seen:
+                unseen = " A mode that the guide never visits would not show; reference draws tell."
             return "good", f"The draws can be used as they are.{unseen}"
         if self.ess < MIN_ESS:
             return "do not trust", (
@@ -255,6 +302,8 @@ class Diagnosis:
         }
         if self.round_trip_error is not None:
             rows["round trip"] = f"{self.round_trip_error:.1g}"
+        if self.search is not None:
+            rows["modes"] = str(self.search)
         if self.comparison is not None:
             seen = self.comparison
             rows["reference"] = (

@@ -16,7 +16,8 @@ from flowppl.bijections.contract import REAL_LINE, Bijection, check_standard_bas
 from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.linear import ElementwiseAffine, TriangularAffine, diagonal
 from flowppl.bijections.subspace import Subspace
-from flowppl.checks import check_positive, did_you_mean
+from flowppl.checks import check_positive, check_sizes, did_you_mean
+from flowppl.inference.modes import Modes, find_modes
 from flowppl.inference.starts import newton_start, quasi_newton_start
 from flowppl.recipes import make_flow, nsf, realnvp
 
@@ -346,6 +347,12 @@ def search_start(init: str, target: Any, dim: int, points: list[np.ndarray], rng
     return search(points, target, rng)
 
 
+def search_modes(target: Any, dim: int, rng: np.random.Generator) -> Modes | None:
+    """The modes that a search from a start of its own finds; ``None`` if there is no start."""
+    start = search_start(choose_init("auto", dim, None), target, dim, [], rng)
+    return None if start is None else find_modes(target, start, rng)
+
+
 def no_start(sites: Iterable[tuple[str, np.ndarray, float]]) -> RuntimeError:
     """What to raise where the density is finite nowhere.
 
@@ -371,6 +378,23 @@ def choose_init(init: str, dim: int, init_scale: float | None) -> str:
     if init != "auto":
         return init
     return "point" if init_scale is not None else "newton" if dim <= MAX_TRIANGULAR else "diagonal"
+
+
+def check_num_modes(owner: str, num_modes: Any) -> None:
+    """Raise ValueError, or TypeError, unless this is a number of modes or "auto"."""
+    if isinstance(num_modes, str) and num_modes != "auto":
+        raise ValueError(f'{owner}: num_modes must be a positive integer or "auto", got {num_modes!r}')
+    if not isinstance(num_modes, str):
+        check_sizes(owner, num_modes=num_modes)
+
+
+def no_transform_of_parts(num: int) -> NotImplementedError:
+    """What to raise where one transform is asked of a guide of several modes."""
+    return NotImplementedError(
+        f"this guide holds {num} modes, each by a flow of its own, so there is no one transform from a standard "
+        "normal, as get_transform and NeuTra need it. Use get_posterior, which scores and draws; or make the guide "
+        "with num_modes=1, which has a transform and one mode"
+    )
 
 
 def check_init(init: str, init_scale: float | None) -> None:

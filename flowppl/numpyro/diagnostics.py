@@ -16,10 +16,13 @@ from numpyro.infer.util import log_density
 from flowppl.checks import check_sizes, describe
 from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles
+from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
+from flowppl.inference.modes import look_outside
 from flowppl.numpyro.enumeration import is_summed_out, log_joint, nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.predictive import with_deterministic
+from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import check_key
 
 
@@ -74,6 +77,7 @@ def diagnose(
     num_batches: int = 10,
     chunk_size: int = 1000,
     reference: Mapping[str, Any] | None = None,
+    search: bool = True,
     **kwargs: Any,
 ) -> diagnostics.Diagnosis:
     """Say whether a guide can be trusted: :func:`flowppl.diagnostics.diagnose` of draws from it.
@@ -90,6 +94,8 @@ def diagnose(
         num_batches: the number of batches over which to take the median of k-hat.
         chunk_size: how many draws are computed at a time.
         reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
+        search: whether to search for modes that an :class:`AutoFlow` does not have, see
+            :mod:`flowppl.inference.modes`; it takes some seconds.
 
     Returns:
         A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
@@ -113,13 +119,16 @@ def diagnose(
     keep = reference is not None
     diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
     weights, draws = _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=keep)
-    return diagnostics.diagnose(
+    check = diagnostics.diagnose(
         np.asarray(weights),
         num_batches=num_batches,
         round_trip_error=_round_trip_error(rng_key, guide, params) if isinstance(guide, AutoFlow) else None,
         draws=draws if keep else None,
         reference=reference,
     )
+    if search and isinstance(guide, AutoFlow):
+        check = _look_outside(check, rng_key, model, guide, params, args, kwargs)
+    return check
 
 
 def resample(
@@ -260,10 +269,22 @@ def _check_params(params, *traces):
 
 
 def _round_trip_error(rng_key, guide, params):
+    transforms = guide._transforms(params)
+
     @jax.jit
-    def largest(key, params):
+    def largest(key, transform):
         x = guide.get_base_dist().sample(key, (1000,))
-        transform = guide.get_transform(params)
         return jnp.max(jnp.abs(transform.inv(transform(x)) - x) / (1 + jnp.abs(x)))
 
-    return float(largest(rng_key, params))
+    return max(float(largest(rng_key, transform)) for transform in transforms)
+
+
+def _look_outside(check, rng_key, model, guide, params, args, kwargs):
+    """The judgement with what a search for modes says of it, unless the density is random."""
+    target = Target(guide, args, kwargs, model)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)))
+    modes = None if target.is_random() else search_modes(target, guide.latent_dim, rng)
+    if modes is None:
+        return check
+    posterior = guide.get_posterior(params)
+    return look_outside(check, modes, len(guide._transforms(params)), posterior.log_prob, target)

@@ -9,7 +9,7 @@ import numbers
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from numpyro.infer import SVI, TraceEnum_ELBO
 from flowppl._arrays.tree import merge
 from flowppl.bijections.combine import Chain
 from flowppl.checks import check_sizes, describe
+from flowppl.inference import mixture
 from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
@@ -41,12 +42,15 @@ from flowppl.inference.fitting import (
 from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
+from flowppl.inference.mixture import BATCH, is_mixture, mixture_loss, particles_of_part, stacked_part, weigh_parts
+from flowppl.inference.modes import Modes, look_outside
 from flowppl.inference.starts import search_until
 from flowppl.numpyro.diagnostics import _draw, diagnose, is_guide, model_plates, resample
 from flowppl.numpyro.enumeration import nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.local import AutoLocalFlow
+from flowppl.numpyro.mixture import staged
 from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.predictive import predict, with_deterministic
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
@@ -206,7 +210,10 @@ class Fit(FitBase):
         """
         args, kwargs = self.arguments
         known: Any = partial(diagnose, self._key(2, rng_key), self.model, self.guide, self.params, *args, **kwargs)
-        return known(num_samples=num_samples, num_batches=num_batches, chunk_size=chunk_size, reference=reference)
+        options: dict[str, Any] = {"num_batches": num_batches, "chunk_size": chunk_size, "reference": reference}
+        search = self.history.check.search  # what is known of other modes
+        check = known(num_samples=num_samples, search=search is None, **options)
+        return check if search is None else dataclasses.replace(check, search=search)
 
     def to_arviz(
         self,
@@ -304,6 +311,7 @@ def fit(
     *args: Any,
     guide: Callable[..., Any] | None = None,
     flow: FlowChoice | None = None,
+    num_modes: int | str | None = None,
     loss: Any = None,
     num_steps: int | None = None,
     num_particles: int | None = None,
@@ -335,6 +343,9 @@ def fit(
             all latents of the model, so discrete ones have to be summed out.
         flow: the flow of that :class:`AutoFlow`, such as ``"iaf"`` or ``fp.nsf``: whatever :class:`AutoFlow` takes. Not
             beside ``guide``.
+        num_modes: how many modes that :class:`AutoFlow` holds: ``None`` and ``"auto"`` mean all that a search finds, a
+            number so many at the most. Whatever it holds, the verdict speaks of all that were found. Not beside
+            ``guide``.
         loss: an objective of NumPyro for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
         num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 500 to 12,000,
             as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
@@ -385,24 +396,29 @@ def fit(
     order = "call fit(rng_key, model, *args)"
     check_key("fit", rng_key, advice=order)
     check_roles("fit", order, is_guide, model=model)
-    check_fit(guide, flow, args, is_guide)
+    check_fit(guide, flow, num_modes, args, is_guide)
     check_arguments("fit", model, args, kwargs, fit)
     check_loss(loss, "loss")
     check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds, callback)
     end = time.monotonic() + time_limit(max_seconds, num_steps)
     optimizer = "adam" if optimizer is None else optimizer
     check_optimizer("fit", optimizer, learning_rate)
-    guide = AutoFlow(model, path_flow if flow is None else flow) if guide is None else guide
+    if guide is None:
+        choice = path_flow if flow is None else flow
+        guide = AutoFlow(model, choice, num_modes="auto" if num_modes is None else num_modes)
     start_key, train_key, fit_key = split_key(rng_key, 3)
     start_keys = split_key(start_key, num_restarts)
     if isinstance(guide, AutoFlow) and guide.prototype_trace is None:
         guide._setup_prototype(*args, **kwargs)
-    trainer: _Trainer
+    trainer: Any
+    modes: Modes | None = None
     shared = (train_key, optimizer, math.inf if clip_norm is None else float(clip_norm))
     with search_until(end):
         if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(model, guide, args, kwargs):
-            starts = [guide._start_params(key, args, kwargs) for key in start_keys]
-            trainer = PathTrainer(guide, Target(guide, args, kwargs, model), starts, *shared)
+            target = Target(guide, args, kwargs, model)
+            modes, starts = guide._starts(start_keys, target, args, kwargs)
+            kind = MixtureTrainer if is_mixture(starts[0]) else PathTrainer
+            trainer = kind(guide, target, starts, *shared)
             default = FLOW_ROUNDS
         else:
             trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, *shared)
@@ -410,6 +426,9 @@ def fit(
     trainer.is_subsampled = is_subsampled(model_plates(model, guide, trainer.first(), args, kwargs))
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
     history = train(trainer, rounds, end - time.monotonic(), progress, callback)
+    if modes is not None:
+        check = look_outside(history.check, modes, trainer.num_parts, trainer.log_prob, target)
+        history = dataclasses.replace(history, check=check)
     return Fit(guide, trainer.first(), history, model, (args, kwargs), fit_key)
 
 
@@ -564,6 +583,7 @@ class PathTrainer(_Trainer):
 
     has_affine = True
     block = BLOCK
+    num_parts = 1
 
     def __init__(self, guide, target, starts, key, optimizer, clip_norm):
         self.guide, self.bijection, self.target = guide, guide.bijection, target
@@ -611,6 +631,11 @@ class PathTrainer(_Trainer):
     def _tree(self, params):
         return merge(params, _constants(self.bijection))
 
+    def log_prob(self, points):
+        """The log densities of the guide at points, of NumPy."""
+        own = self.first()[f"{self.guide.prefix}_flow"]
+        return np.asarray(self.guide._posterior(own).log_prob(jnp.asarray(points)), dtype=np.float64)
+
     def _density(self, tree, seed):
         """The log density at the scale of the start."""
         key = as_key(seed)
@@ -631,6 +656,96 @@ class PathTrainer(_Trainer):
         tree, (noise, seed) = self._tree(params), draws
         x, log_det = self.trained.forward(tree, noise)
         return jax.vmap(self._density(tree, seed))(x) - standard_log_prob(noise) + log_det
+
+
+class MixtureTrainer(PathTrainer):
+    """Trains an ``AutoFlow`` of several modes: all its flows at once, by draws of each."""
+
+    def __init__(self, guide, target, starts, key, optimizer, clip_norm):
+        self._staged, self._near = staged(guide.bijection), np.zeros(0)
+        self.num_parts = len(starts[0]["log_weights"])
+        self._shape = self.num_parts, particles_of_part(self.num_parts)
+        super().__init__(guide, target, starts, key, optimizer, clip_norm)
+        self._affine = affine_part(self.bijection, self._tree(jax.tree.map(np.asarray, starts[0])))
+
+    def _tree(self, params):
+        """The weights of the first part; all have flows alike."""
+        return self._staged(jax.tree.map(lambda leaf: leaf[0], stacked_part(params)))[1]
+
+    def fold(self):
+        distances = []
+
+        def folded(part):
+            tree = self._staged(part)[1]
+            distances.append(float(distance_from_identity(self.bijection, tree)))
+            return fold(self.bijection, tree)
+
+        params = jax.tree.map(np.asarray, self.params)
+        parts = stacked_part(params)
+        new = [
+            [folded(jax.tree.map(lambda leaf, i=i, k=k: leaf[i, k], parts)) for k in range(self.num_parts)]
+            for i in range(self.num_restarts)
+        ]
+        stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *each) for each in new]
+        self.params = params | jax.tree.map(lambda *leaves: np.stack(leaves), *stacked)
+        return max(distances)
+
+    def log_weights(self):
+        rows, fitted = [], []
+        for i in range(self.num_restarts):
+            params = jax.tree.map(lambda leaf, i=i: leaf[i], self.params)
+            before = np.asarray(params["log_weights"], dtype=np.float64)
+            log_weights, row, near = weigh_parts(before, partial(self._draw_parts, params))
+            self._near = self._near if self._near.size else near  # before the first step, which is compiled with it
+            fitted.append(log_weights.astype(default_dtype()))
+            rows.append(row)
+        self.params = self.params | {"log_weights": np.stack(fitted)}
+        return rows
+
+    def _draw_parts(self, params, batches):
+        shape = (len(batches), BATCH, *self.bijection.x_shape)
+        noise = self.rng.standard_normal(shape, dtype=default_dtype())
+        drawn = self._drawn(params, batches, noise, seeds(self.rng, len(batches)))
+        return jax.tree.map(partial(np.asarray, dtype=np.float64), drawn)
+
+    @cached_property
+    def _drawn(self):
+        """The log densities of draws of each part that is named, under the model and under all parts."""
+
+        def draw(params, now):
+            part, noise, seed = now
+            stacked = stacked_part(params)
+            bijection, tree = self._staged(jax.tree.map(lambda leaf: leaf[part], stacked))
+            z, _ = bijection.forward(tree, noise)
+            log_p = jax.vmap(partial(self.target.log_prob, key=as_key(seed)))(z)
+            return log_p, mixture.log_probs(self._staged, stacked, z)
+
+        return jit(lambda params, *inputs: jax.lax.map(partial(draw, params), inputs))
+
+    def _trained(self, params, affine):
+        return super()._trained(stacked_part(params), affine)
+
+    def _length(self, num_blocks):
+        return super()._length(num_blocks * math.ceil(math.prod(self._shape) / self.block))
+
+    def _draws(self, num_steps, num_blocks, stretches):
+        num, each = self._shape
+        noise = self._noise(num_steps, num_blocks, num, each)
+        if (stretches != 1).any():
+            directions = self._noise(num_steps, num_blocks, num, each // 2)
+            noise = stretched(noise, directions, stretches[:, None, None, None, None].astype(noise.dtype))
+        return noise, seeds(self.rng, self.num_restarts, num_steps, num_blocks)
+
+    def _loss(self, params, draws, power, affine):
+        noise, seed = draws
+        log_density = jax.vmap(jax.value_and_grad(partial(self.target.log_prob, key=as_key(seed))))
+
+        def to_train(part):
+            return stage(self.bijection, self._affine, self._staged(part)[1], affine)
+
+        log_weights = jax.lax.stop_gradient(params["log_weights"])
+        settings = (self._shape[1] // 2, self._near, log_density, power)
+        return mixture_loss(to_train, stacked_part(params), log_weights, noise, *settings)
 
 
 class ElboTrainer(_Trainer):

@@ -32,6 +32,7 @@ from flowppl.inference.guides import (
     check_levels,
     check_masks,
     check_model,
+    check_num_modes,
     check_real,
     check_shapes,
     check_supports,
@@ -39,14 +40,18 @@ from flowppl.inference.guides import (
     guide_bijection,
     no_start,
     no_transform,
+    no_transform_of_parts,
     over_events,
     search_start,
     start_at,
 )
+from flowppl.inference.mixture import is_mixture, stack_parts, stacked_part
+from flowppl.inference.modes import Modes, find_modes, single
 from flowppl.inference.starts import Gaussian
 from flowppl.numpyro._host import Tracer, helpful_support_errors, sum_rightmost, trace_state_clean
 from flowppl.numpyro.enumeration import enumerated, is_summed_out
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
+from flowppl.numpyro.mixture import FlowMixture
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import (
     FlowTransform,
@@ -98,6 +103,11 @@ class AutoFlow(AutoContinuous):
             ``numpyro.infer.init_to_median`` unless given. If given, the searches start from it too, beside
             random points.
         init_scale: the standard deviation at a point, in unconstrained space; 0.1 unless given.
+        num_modes: how many modes of the posterior the guide holds: 1 for the one that the search of the start ends in;
+            ``"auto"`` for all that a wider search finds, see :mod:`flowppl.inference.modes`; a number for so many of
+            them, the heaviest, at the most. For K of them, each in a Gaussian of its own at first, the guide is a
+            mixture of K flows, and has no :meth:`get_transform`. A search needs ``init="newton"`` or ``"diagonal"``,
+            or an ``"auto"`` that means one of them; from a point there is one mode.
         create_plates: as for other guides of NumPyro.
         prefix: the guide's parameters are the site ``{prefix}_flow``.
 
@@ -131,15 +141,18 @@ class AutoFlow(AutoContinuous):
         init: str = "auto",
         init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
+        num_modes: int | str = 1,
         create_plates: Callable[..., Any] | None = None,
         prefix: str = "auto",
     ) -> None:
         check_model("AutoFlow", model)
         check_init(init, init_scale)
+        check_num_modes("AutoFlow", num_modes)
         super().__init__(model, init_loc_fn=init_loc_fn or init_to_median, create_plates=create_plates, prefix=prefix)
         self.flow_choice = flow
         self.init = init
         self.init_scale = init_scale
+        self.num_modes = num_modes
         self._has_init_loc = init_loc_fn is not None
         self._known_shapes: list = []
         self._saved_params: Tree | None = None  # of a guide that was loaded from a file
@@ -282,22 +295,51 @@ class AutoFlow(AutoContinuous):
         """The first parameters: a pure function of the key and the model's arguments."""
         if self._saved_params is not None:
             return self._saved_params
-        if _is_traced(rng_key):
-            start_key, flow_key = jax.random.split(rng_key)
-            params = init_params(self.bijection, flow_key)
-        else:  # in NumPy, as what is done with a searched start: nothing to compile
-            start_key, flow_key = split_key(rng_key, 2)
-            params = first_params(self.bijection, numpy_rng(flow_key))
+        start_key, flow_key = _split(rng_key)
         start = self._search(start_key, args, kwargs)
-        if start is not None:
-            placed = start_at(self.bijection, params, start.loc, start.scale, fixed=True)
-            if _is_traced(rng_key):
-                return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float), placed)
-            return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype=default_dtype())), placed)
+        if start is None:
+            return self._params_at_point(start_key, flow_key, args, kwargs)
+        if self.num_modes == 1:
+            return self._params_at(flow_key, single(start))
+        modes = self._modes(start, start_key, Target(self, args, kwargs))
+        return self._params_at(flow_key, modes.at_most(self.num_modes))
+
+    def _starts(self, keys, target, args, kwargs) -> tuple[Modes | None, list[Tree]]:
+        """The modes of the target, whether the guide holds them all or not, and first parameters for several keys."""
+        start_key, flow_key = _split(keys[0])
+        start = self._search(start_key, args, kwargs)
+        modes = None if start is None else self._modes(start, start_key, target)
+        if modes is None or self._saved_params is not None:
+            return modes, [self._start_params(key, args, kwargs) for key in keys]
+        held = modes.at_most(self.num_modes)
+        # Guides of one mode search a start each.
+        rest = partial(self._start_params, args=args, kwargs=kwargs)
+        rest = partial(self._params_at, modes=held) if len(held.gaussians) > 1 else rest
+        return modes, [self._params_at(flow_key, held), *map(rest, keys[1:])]
+
+    def _modes(self, start, key, target) -> Modes:
+        """What a search from the start finds, outside of whatever transformation this runs in."""
+        with contextlib.nullcontext() if trace_state_clean() else jax.ensure_compile_time_eval():
+            return find_modes(target, start, numpy_rng(jax.random.key(0) if _is_traced(key) else key))
+
+    def _params_at_point(self, start_key, flow_key, args, kwargs) -> Tree:
+        params = self._first_params(flow_key)
         loc, is_valid = self._start_point(start_key, args, kwargs)
         if not _is_traced(is_valid) and not is_valid:
             raise no_start(Target(self, args, kwargs).observed_sites())
         return _start_at(self.bijection, params, loc, (self.init_scale or 0.1) * jnp.ones_like(loc))
+
+    def _params_at(self, flow_key, modes: Modes) -> Tree:
+        """First parameters with a part at each mode, in NumPy unless they are traced: nothing to compile."""
+        first = self._first_params(flow_key)
+        parts = [start_at(self.bijection, first, each.loc, each.scale, fixed=True) for each in modes.gaussians]
+        params = parts[0] if len(parts) == 1 else stack_parts(parts, modes.log_weights)
+        if _is_traced(first):
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=float), params)
+        return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype=default_dtype())), params)
+
+    def _first_params(self, key) -> Tree:
+        return init_params(self.bijection, key) if _is_traced(key) else first_params(self.bijection, numpy_rng(key))
 
     def _search(self, key, args, kwargs) -> Gaussian | None:
         """The best Gaussian of a search from several points; ``None`` if the guide starts at a point."""
@@ -347,8 +389,12 @@ class AutoFlow(AutoContinuous):
 
         return find(rng_key)
 
-    def _get_posterior(self, *args, **kwargs) -> FlowDistribution:
-        params = numpyro.param(f"{self.prefix}_flow", lambda key: self._start_params(key, args, kwargs))
+    def _get_posterior(self, *args, **kwargs) -> FlowDistribution | FlowMixture:
+        return self._posterior(numpyro.param(f"{self.prefix}_flow", lambda key: self._start_params(key, args, kwargs)))
+
+    def _posterior(self, params) -> FlowDistribution | FlowMixture:
+        if is_mixture(params):
+            return FlowMixture(self.bijection, stacked_part(params), params["log_weights"])
         return FlowDistribution(self.get_base_dist(), FlowTransform(self.bijection, params))
 
     def _sample_latent(self, *args, sample_shape=(), **kwargs):
@@ -388,7 +434,25 @@ class AutoFlow(AutoContinuous):
 
         Returns:
             A transform of vectors of shape ``(D,)``.
+
+        Raises:
+            NotImplementedError: for a guide of several modes, which has a transform for each.
         """
+        own = self._own_params(params)
+        if is_mixture(own):
+            raise no_transform_of_parts(len(own["log_weights"]))
+        return FlowTransform(self.bijection, own)
+
+    def _transforms(self, params) -> list[FlowTransform]:
+        """The transform of each mode."""
+        own = self._own_params(params)
+        if not is_mixture(own):
+            return [FlowTransform(self.bijection, own)]
+        stacked, num = stacked_part(own), len(own["log_weights"])
+        parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(num)]
+        return [FlowTransform(self.bijection, part) for part in parts]
+
+    def _own_params(self, params) -> Tree:
         self._check_setup()
         check_params("AutoFlow", params)
         name = f"{self.prefix}_flow"
@@ -396,9 +460,9 @@ class AutoFlow(AutoContinuous):
             raise KeyError(
                 f"params has no {name!r}, the parameters of this guide; it has {', '.join(params) or 'nothing'}"
             )
-        return FlowTransform(self.bijection, params[name])
+        return params[name]
 
-    def get_posterior(self, params: dict[str, Any]) -> FlowDistribution:
+    def get_posterior(self, params: dict[str, Any]) -> FlowDistribution | FlowMixture:
         """The distribution of the unconstrained latents, one vector for all sites.
 
         Args:
@@ -407,7 +471,7 @@ class AutoFlow(AutoContinuous):
         Returns:
             A distribution with events of shape ``(D,)``.
         """
-        return FlowDistribution(self.get_base_dist(), self.get_transform(params))
+        return self._posterior(self._own_params(params))
 
     def sample_posterior(
         self, rng_key: jax.Array, params: dict[str, Any], *args: Any, sample_shape: Sequence[int] = (), **kwargs: Any
@@ -631,6 +695,11 @@ def check_fixed_supports(trace, args, kwargs) -> None:
 def _shapes(args, kwargs):
     """What of a model's arguments may decide how many latents it has: shapes, and numbers such as a size."""
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | str) else np.shape(leaf), (args, kwargs))
+
+
+def _split(key):
+    """Two keys made of one."""
+    return jax.random.split(key) if _is_traced(key) else split_key(key, 2)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from flowppl._arrays.tree import Tree, map_tree
+from flowppl._arrays.tree import Tree, map_tree, merge
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
 from flowppl.inference.fitting import History
+from flowppl.inference.mixture import is_mixture, stacked_part
 from flowppl.numpyro._host import CondIndepStackFrame
 from flowppl.numpyro.fit import Fit
 from flowppl.numpyro.flow import Flow
@@ -61,11 +62,13 @@ def make_base(tree: Tree):
     return CONSTRUCTORS[tree["type"]](*(_make_argument(tree[name]) for name in BASES[tree["type"]]))
 
 
-def read_guide(guide: AutoFlow, params: Tree | None) -> tuple[FlowTransform, Tree]:
-    """The transform of a guide, and the rest of it as a tree."""
+def read_guide(guide: AutoFlow, params: Tree | None) -> tuple[Chain, Tree, Tree]:
+    """The bijection of a guide, its weights and constants as NumPy arrays, and the rest of it as a tree."""
     if params is None:
         raise ValueError("save: in NumPyro a guide is saved with its parameters: save(path, guide, params)")
-    transform = guide.get_transform(params)
+    own = guide._own_params(params)
+    mixed = is_mixture(own)
+    weights = merge(stacked_part(own), guide.bijection.constants())
     sites = guide.prototype_trace
     latents = {
         str(i): {
@@ -80,17 +83,16 @@ def read_guide(guide: AutoFlow, params: Tree | None) -> tuple[FlowTransform, Tre
     }
     kinds = ("deterministic", "param", "mutable")
     others = {name: site["type"] for name, site in sites.items() if site["type"] in kinds}
-    return transform, {
-        "latents": latents,
-        "other_sites": others,
-        "needs_args": guide._needs_args,
-        "prefix": guide.prefix,
-    }
+    rest = {"other_sites": others, "needs_args": guide._needs_args, "prefix": guide.prefix}
+    if mixed:
+        rest["log_weights"] = np.asarray(own["log_weights"])
+    return guide.bijection, map_tree(np.asarray, weights), {"latents": latents} | rest
 
 
 def make_guide(bijection: Chain, params: Tree, tree: Tree, model) -> AutoFlow:
     """A guide that starts from these weights, as if it had seen a model with these latents."""
-    guide = AutoFlow(model, bijection.bijections[0], prefix=tree["prefix"])
+    num_modes = len(params["log_weights"]) if is_mixture(params) else 1
+    guide = AutoFlow(model, bijection.bijections[0], num_modes=num_modes, prefix=tree["prefix"])
     trace: dict[str, dict] = {}
     for latent in tree["latents"].values():
         name = latent["name"]

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from numpyro import handlers
+from numpyro.distributions import biject_to
 
 from flowppl.inference.starts import NUM_TRIALS
 from flowppl.numpyro.enumeration import log_joint, nesting_of_sums
-from flowppl.numpyro.transforms import as_key, default_dtype
+from flowppl.numpyro.transforms import as_key, default_dtype, seeds
 
 # XLA's thorough ways take two to three times as long to compile, for steps that are hardly faster.
 FAST = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
@@ -112,6 +113,34 @@ class Target:
         """The log density and its gradient."""
         return _to_numpy(self._value_and_gradient(point))
 
+    def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log densities of several points, and their gradients."""
+        return _to_numpy(self._values_and_gradients(points))
+
+    def prior_draws(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws of the prior in unconstrained space; where it is improper they are not numbers."""
+        supports = {name: site["fn"].support for name, site in self._guide.prototype_trace.items() if "fn" in site}
+
+        def draw(key):
+            def undrawable(site):
+                if site["type"] != "sample" or site["name"] not in supports:
+                    return None
+                try:
+                    jax.eval_shape(site["fn"].sample, key)
+                except NotImplementedError:
+                    shape = site["fn"].shape(site["kwargs"]["sample_shape"])
+                    return jnp.full(shape, jnp.nan)
+                return None
+
+            model = handlers.substitute(handlers.seed(self._model, key), substitute_fn=undrawable)
+            with handlers.block(), numpyro.validation_enabled(False):
+                trace = handlers.trace(model).get_trace(*self._args, **self._kwargs)
+            return self._guide._pack(
+                {name: biject_to(support).inv(trace[name]["value"]) for name, support in supports.items()}
+            )
+
+        return _to_numpy(jit(jax.vmap(lambda seed: draw(as_key(seed))))(seeds(rng, num)))
+
     def hessian_products(self, point: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """The products of the Hessian and each row of ``vectors``."""
         return _to_numpy(self._hessian_products(point, vectors))
@@ -127,6 +156,10 @@ class Target:
     @cached_property
     def _value_and_gradient(self):
         return jit(jax.value_and_grad(self._at_rest))
+
+    @cached_property
+    def _values_and_gradients(self):
+        return jit(jax.vmap(jax.value_and_grad(self._at_rest)))
 
     @cached_property
     def _hessian_products(self):

@@ -17,7 +17,9 @@ from pyro.poutine.util import site_is_subsample
 from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles
+from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
+from flowppl.inference.modes import look_outside
 from flowppl.pyro._host import one_at_a_time
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
 from flowppl.pyro.guides import AutoFlow
@@ -72,6 +74,7 @@ def diagnose(
     num_batches: int = 10,
     chunk_size: int = 1000,
     reference: Mapping[str, Any] | None = None,
+    search: bool = True,
     **kwargs: Any,
 ) -> diagnostics.Diagnosis:
     """Say whether a guide can be trusted: :func:`flowppl.diagnostics.diagnose` of draws from it.
@@ -86,6 +89,8 @@ def diagnose(
         num_batches: the number of batches over which to take the median of k-hat.
         chunk_size: how many draws are computed at a time.
         reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
+        search: whether to search for modes that an :class:`AutoFlow` does not have, see
+            :mod:`flowppl.inference.modes`; it takes some seconds.
 
     Returns:
         A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
@@ -108,13 +113,14 @@ def diagnose(
     _check("diagnose", model, guide, args, kwargs, diagnose)
     diagnostics.check_whole(model_plates(model, guide, args, kwargs))
     weights, draws = _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=reference is not None)
-    return diagnostics.diagnose(
+    check = diagnostics.diagnose(
         _numpy(weights),
         num_batches=num_batches,
         round_trip_error=_round_trip_error(guide, args, kwargs) if isinstance(guide, AutoFlow) else None,
         draws=None if reference is None else {name: _numpy(value) for name, value in draws.items()},
         reference=None if reference is None else {name: _numpy(value) for name, value in reference.items()},
     )
+    return _look_outside(check, model, guide, args, kwargs) if search and isinstance(guide, AutoFlow) else check
 
 
 @one_at_a_time
@@ -312,8 +318,29 @@ def _draw_one_by_one(model, guide, args, kwargs, num_samples, names):
 @torch.no_grad()
 def _round_trip_error(guide, args, kwargs) -> float:
     x = guide.get_base_dist().sample((1000,))
-    transform = guide.get_transform(*args, **kwargs)
-    return float(torch.max((transform.inv(transform(x)) - x).abs() / (1 + x.abs())))
+    errors = []
+    for bijection, params in guide._parts_of_flow(*args, **kwargs):
+        again = bijection.inverse(params, bijection.forward(params, x)[0])[0]
+        errors.append(float(torch.max((again - x).abs() / (1 + x.abs()))))
+    return max(errors)
+
+
+def _look_outside(check, model, guide, args, kwargs):
+    """The judgement with what a search for modes says of it, unless the density is random."""
+    like = guide.get_posterior(*args, **kwargs).sample()
+    target = Target(guide, args, kwargs, like, model)
+    if target.is_random():
+        return check
+    rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+    modes = search_modes(target, len(like), rng)
+    if modes is None:
+        return check
+
+    @torch.no_grad()
+    def log_prob(points):
+        return _numpy(guide.get_posterior(*args, **kwargs).log_prob(torch.as_tensor(points).to(like))).astype(float)
+
+    return look_outside(check, modes, len(guide._parts_of_flow(*args, **kwargs)), log_prob, target)
 
 
 def _numpy(value) -> np.ndarray:

@@ -20,6 +20,7 @@ from pyro.infer import TraceEnum_ELBO
 
 from flowppl._arrays.tree import map_tree
 from flowppl.checks import check_sizes
+from flowppl.inference import mixture
 from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
@@ -42,6 +43,8 @@ from flowppl.inference.fitting import (
 from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
+from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, weigh_parts
+from flowppl.inference.modes import Modes, look_outside
 from flowppl.inference.starts import search_until
 from flowppl.pyro._host import _create_function_from_graph, _create_graph_by_tracing, make_fx, one_at_a_time
 from flowppl.pyro.diagnostics import (
@@ -56,9 +59,11 @@ from flowppl.pyro.diagnostics import (
     resample,
 )
 from flowppl.pyro.enumeration import is_summed_out
+from flowppl.pyro.flow import Flow
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.inference_data import make_groups
 from flowppl.pyro.local import AutoLocalFlow
+from flowppl.pyro.mixture import MixtureOfFlows
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.predictive import predict, uncondition, with_deterministic
 from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
@@ -195,7 +200,10 @@ class Fit(FitBase):
         """
         args, kwargs = self.arguments
         known: Any = partial(diagnose, self._own_model, self.guide, *args, **kwargs)
-        return known(num_samples=num_samples, num_batches=num_batches, chunk_size=chunk_size, reference=reference)
+        options: dict[str, Any] = {"num_batches": num_batches, "chunk_size": chunk_size, "reference": reference}
+        search = self.history.check.search  # what is known of other modes
+        check = known(num_samples=num_samples, search=search is None, **options)
+        return check if search is None else dataclasses.replace(check, search=search)
 
     def to_arviz(
         self,
@@ -289,6 +297,7 @@ def fit(
     *args: Any,
     guide: Callable[..., Any] | None = None,
     flow: FlowChoice | None = None,
+    num_modes: int | str | None = None,
     loss: Any = None,
     num_steps: int | None = None,
     num_particles: int | None = None,
@@ -322,6 +331,9 @@ def fit(
             there.
         flow: the flow of that :class:`AutoFlow`, such as ``"iaf"`` or ``fp.nsf``: whatever :class:`AutoFlow` takes. Not
             beside ``guide``.
+        num_modes: how many modes that :class:`AutoFlow` holds: ``None`` and ``"auto"`` mean all that a search finds, a
+            number so many at the most. Whatever it holds, the verdict speaks of all that were found. Not beside
+            ``guide``.
         loss: an objective of Pyro for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
         num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 500 to 12,000,
             as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
@@ -371,7 +383,7 @@ def fit(
         (torch.Size([100]), True)
     """
     check_roles("fit", "call fit(model, *args); Pyro takes no key, but pyro.set_rng_seed(0)", is_guide, model=model)
-    check_fit(guide, flow, args, is_guide)
+    check_fit(guide, flow, num_modes, args, is_guide)
     check_arguments("fit", model, args, kwargs, fit)
     check_loss(loss, "loss", "loss_and_grads")
     check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds, callback)
@@ -379,15 +391,20 @@ def fit(
     end = time.monotonic() + time_limit(max_seconds, num_steps)
     optimizer = "adam" if optimizer is None else optimizer
     check_optimizer("fit", optimizer, learning_rate)
-    guide = AutoFlow(model, path_flow if flow is None else flow) if guide is None else guide
+    if guide is None:
+        choice = path_flow if flow is None else flow
+        guide = AutoFlow(model, choice, num_modes="auto" if num_modes is None else num_modes)
     trainer: Any
+    modes: Modes | None = None
     shared = (args, kwargs, num_restarts, optimizer, math.inf if clip_norm is None else float(clip_norm))
     with search_until(end):
         if isinstance(guide, AutoFlow):
             guide.setup(*args, **kwargs)
         plates = model_plates(model, guide, args, kwargs)
         if isinstance(guide, AutoFlow) and loss is None and not _parameters_of(model, guide, args, kwargs):
-            trainer = PathTrainer(guide, model, *shared)
+            modes = guide._all_modes(args, kwargs)
+            kind = MixtureTrainer if isinstance(guide.flow, MixtureOfFlows) else PathTrainer
+            trainer = kind(guide, model, *shared)
             default = FLOW_ROUNDS
         else:
             trainer = ElboTrainer(model, guide, loss, num_particles, *shared)
@@ -399,7 +416,11 @@ def fit(
         rounds = tuple(dataclasses.replace(each, num_particles=num_particles or FEW) for each in rounds)
     with torch.enable_grad():
         history = train(trainer, rounds, end - time.monotonic(), progress, callback)
-    return Fit(guide, trainer.parameters(), history, model, (args, kwargs))
+    params = trainer.parameters()
+    if modes is not None:
+        check = look_outside(history.check, modes, trainer.num_parts, trainer.log_prob, trainer.target)
+        history = dataclasses.replace(history, check=check)
+    return Fit(guide, params, history, model, (args, kwargs))
 
 
 def _parameters_of(model, guide, args, kwargs) -> list[str]:
@@ -471,42 +492,58 @@ class _Trainer(abc.ABC):
         return kept[index : index + 1]
 
     def get(self):
-        return [[parameter.detach().clone() for parameter in each.values()] for each in self.named_parameters]
+        return [[tensor.detach().clone() for tensor in self._kept(i)] for i in range(self.num_restarts)]
 
     @torch.no_grad()
     def set(self, params):
-        for mine, values in zip(self.named_parameters, params, strict=True):
-            for parameter, value in zip(mine.values(), values, strict=True):
-                parameter.copy_(value)
+        for i, values in enumerate(params):
+            for tensor, value in zip(self._kept(i), values, strict=True):
+                tensor.copy_(value)
+
+    def _kept(self, index) -> list[torch.Tensor]:
+        """What a training of a restart changes."""
+        return list(self.named_parameters[index].values())
 
 
 class PathTrainer(_Trainer):
     """Trains an ``AutoFlow`` on the log density of the model; nothing else of model and guide is run."""
 
     has_affine = True
+    num_parts = 1
 
     def __init__(self, guide, model, args, kwargs, num_restarts, optimizer, clip_norm):
         self.guide, self.bijection = guide, guide.flow.bijection
         self.like = guide.flow._zeros
         self.target = Target(guide, args, kwargs, self.like, model)
-        others = [guide._started_flow(self.bijection, guide._init_loc(), args, kwargs) for _ in range(num_restarts - 1)]
-        self.flows = [guide.flow, *others]
-        tree = map_tree(lambda leaf: leaf.detach().cpu().numpy(), guide.flow.transform.weights.tree())
-        self._affine = affine_part(self.bijection, tree)
+        self.flows = [guide.flow, *(self._another_flow(args, kwargs) for _ in range(num_restarts - 1))]
+        self._affine = affine_part(
+            self.bijection, map_tree(lambda leaf: leaf.detach().cpu().numpy(), self._first_tree())
+        )
         self._programs: dict[tuple[bool, int], Any] = {}
         self._may_record = self.target.can_be_mapped and not self.target.is_random()
         self.obstacle = self.target.obstacle if self.target.is_slow else ""
         super().__init__([dict(flow.named_parameters()) for flow in self.flows], optimizer, clip_norm)
 
-    def _noise(self, num):
-        return torch.randn((num, len(self.like)), dtype=self.like.dtype, device=self.like.device)
+    def _another_flow(self, args, kwargs):
+        """A flow with first weights and a start of its own."""
+        return self.guide._started_flow(self.bijection, self.guide._init_loc(), args, kwargs)
+
+    def _first_tree(self):
+        return self.flows[0].transform.weights.tree()
+
+    def _noise(self, *shape):
+        return torch.randn((*shape, len(self.like)), dtype=self.like.dtype, device=self.like.device)
+
+    def log_prob(self, points):
+        """The log densities of the guide at points, of NumPy."""
+        with torch.no_grad():
+            return self.flows[0]().log_prob(torch.as_tensor(points).to(self.like)).cpu().double().numpy()
 
     def _take_gradient(self, index, chunk, step):
         parameters = list(self.named_parameters[index].values())
         num = min(chunk.num_particles, FEW) if self.obstacle and chunk.affine else chunk.num_particles
-        noise, directions = self._noise(num), self._noise(num // 2)
         settings = (self.like.new_full((), setting[step]) for setting in (chunk.powers, chunk.stretches))
-        inputs = (*parameters, noise, directions, *settings)
+        inputs = (*parameters, *self._inputs(index, num), *settings)
         key = chunk.affine, num
         with torch.no_grad():
             if key not in self._programs:
@@ -517,19 +554,26 @@ class PathTrainer(_Trainer):
             parameter.grad = gradient
         return minus_elbo
 
+    def _inputs(self, index, num):
+        """What a step draws."""
+        return self._noise(num), self._noise(num // 2)
+
     def _gradient(self, affine, *inputs):
         """The estimate of minus the ELBO, and the gradients of the parameters, which are the first inputs."""
-        *parameters, noise, directions, power, stretch = inputs
+        own = list(self.flows[0].parameters())
         with torch.enable_grad():
-            leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-            places = dict(zip(map(id, self.flows[0].parameters()), leaves, strict=True))
-            tree = map_tree(lambda leaf: places.get(id(leaf), leaf), self.flows[0].transform.weights.tree())
-            bijection, params = stage(self.bijection, self._affine, tree, affine)
-            noise = stretched(noise, directions, stretch) if practises(bijection) else noise
-            target = self.target.values_and_slopes
-            loss, minus_elbo = guide_loss(bijection, params, noise, len(directions), target, power)
+            leaves = [parameter.detach().requires_grad_() for parameter in inputs[: len(own)]]
+            places = dict(zip(map(id, own), leaves, strict=True))
+            loss, minus_elbo = self._loss(affine, lambda leaf: places.get(id(leaf), leaf), *inputs[len(own) :])
             gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
         return minus_elbo.detach(), *gradients
+
+    def _loss(self, affine, place, *inputs):
+        noise, directions, power, stretch = inputs
+        tree = map_tree(place, self._first_tree())
+        bijection, params = stage(self.bijection, self._affine, tree, affine)
+        noise = stretched(noise, directions, stretch) if practises(bijection) else noise
+        return guide_loss(bijection, params, noise, len(directions), self.target.values_and_slopes, power)
 
     @torch.no_grad()
     def fold(self):
@@ -560,6 +604,68 @@ class PathTrainer(_Trainer):
         """Put the flow into the guide; return the guide's parameters by name."""
         self.guide.flow.load_state_dict(self.flows[0].state_dict())
         return {name: parameter.detach().clone() for name, parameter in self.guide.named_parameters()}
+
+
+class MixtureTrainer(PathTrainer):
+    """Trains an ``AutoFlow`` of several modes: all its flows at once, by draws of each."""
+
+    def __init__(self, guide, *rest):
+        self.num_parts, self._near = len(guide.flow.log_weights), np.zeros(0)
+        super().__init__(guide, *rest)
+
+    def _another_flow(self, args, kwargs):
+        modes = self.guide._modes.at_most(self.num_parts)
+        return self.guide._flow_at(modes, Flow(self.bijection).to(self.like))
+
+    def _first_tree(self):
+        return self.flows[0].staged(self.flows[0].part(0))[1]
+
+    def _inputs(self, index, num):
+        each = max(num // BLOCK, 1) * particles_of_part(self.num_parts)
+        noise, directions = self._noise(self.num_parts, each), self._noise(self.num_parts, each // 2)
+        return self.flows[index].log_weights, noise, directions
+
+    def _loss(self, affine, place, *inputs):
+        log_weights, noise, directions, power, stretch = inputs
+
+        def to_train(part):
+            return stage(self.bijection, self._affine, self.flows[0].staged(part)[1], affine)
+
+        parts = map_tree(place, self.flows[0].parts.tree())
+        noise = stretched(noise, directions, stretch)
+        settings = (directions.shape[1], self._near, self.target.values_and_slopes, power)
+        return mixture_loss(to_train, parts, log_weights, noise, *settings)
+
+    @torch.no_grad()
+    def fold(self):
+        distances = []
+        for flow in self.flows:
+            trees = [flow.staged(flow.part(k))[1] for k in range(self.num_parts)]
+            distances += [float(distance_from_identity(self.bijection, tree)) for tree in trees]
+            flow.parts.assign(
+                map_tree(lambda *leaves: torch.stack(leaves), *(fold(self.bijection, tree) for tree in trees))
+            )
+        return max(distances)
+
+    def _log_weights(self, flow):
+        def draw(batches):
+            log_p, log_parts = [], []
+            for k, num in zip(*np.unique(batches, return_counts=True), strict=True):
+                for _ in range(num):
+                    bijection, tree = flow.staged(flow.part(int(k)))
+                    z, _ = bijection.forward(tree, self._noise(BATCH))
+                    log_p.append(self.target.batched(z))
+                    log_parts.append(mixture.log_probs(flow.staged, flow.parts.tree(), z))
+            return (torch.stack(rows).cpu().double().numpy() for rows in (log_p, log_parts))
+
+        before = flow.log_weights.cpu().double().numpy()
+        log_weights, row, near = weigh_parts(before, draw, MIN_CHECKS if self.obstacle else NUM_CHECKS)
+        self._near = self._near if self._near.size else near  # before the first step, which is recorded with it
+        flow.log_weights.copy_(torch.as_tensor(log_weights))
+        return row
+
+    def _kept(self, index):
+        return [*super()._kept(index), self.flows[index].log_weights]
 
 
 def in_time(draw, num_draws, batch_size) -> np.ndarray:

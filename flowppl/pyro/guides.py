@@ -17,6 +17,9 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
+from flowppl._arrays.tree import Tree, map_tree, select
+from flowppl.bijections.combine import Chain
+from flowppl.bijections.contract import Bijection
 from flowppl.inference.guides import (
     NUM_DRAWS,
     FlowChoice,
@@ -26,6 +29,7 @@ from flowppl.inference.guides import (
     check_levels,
     check_masks,
     check_model,
+    check_num_modes,
     check_real,
     check_shapes,
     check_supports,
@@ -33,14 +37,18 @@ from flowppl.inference.guides import (
     guide_bijection,
     no_start,
     no_transform,
+    no_transform_of_parts,
     over_events,
     search_start,
     start_at,
 )
+from flowppl.inference.mixture import stack_parts
+from flowppl.inference.modes import Modes, find_modes, single
 from flowppl.inference.starts import Gaussian
 from flowppl.pyro._host import helpful_support_errors, param_with_module_name, sum_rightmost, tree_map
 from flowppl.pyro.enumeration import is_summed_out
 from flowppl.pyro.flow import Flow, FlowDistribution, standard_normal
+from flowppl.pyro.mixture import FlowMixture, MixtureOfFlows
 from flowppl.pyro.target import Target
 from flowppl.pyro.transforms import FlowTransform
 from flowppl.serialization import absent_model
@@ -84,6 +92,11 @@ class AutoFlow(AutoContinuous):
             ``pyro.infer.autoguide.init_to_median`` unless given. If given, the searches start from it too, beside
             random points.
         init_scale: the standard deviation at a point, in unconstrained space; 0.1 unless given.
+        num_modes: how many modes of the posterior the guide holds: 1 for the one that the search of the start ends in;
+            ``"auto"`` for all that a wider search finds, see :mod:`flowppl.inference.modes`; a number for so many of
+            them, the heaviest, at the most. For K of them, each in a Gaussian of its own at first, the guide is a
+            mixture of K flows, and has no :meth:`get_transform`. A search needs ``init="newton"`` or ``"diagonal"``,
+            or an ``"auto"`` that means one of them; from a point there is one mode.
         create_plates: as for other guides of Pyro.
 
     Raises:
@@ -116,16 +129,20 @@ class AutoFlow(AutoContinuous):
         init: str = "auto",
         init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
+        num_modes: int | str = 1,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
         check_model("AutoFlow", model)
         check_init(init, init_scale)
+        check_num_modes("AutoFlow", num_modes)
         super().__init__(model, init_loc_fn=_or_origin(init_loc_fn or init_to_median))
         self._model: Any = (self.model, model)  # the second is the user's own, without the host's draws of a start
         self.create_plates = create_plates
         self.flow_choice = flow
         self.init = init
         self.init_scale = init_scale
+        self.num_modes = num_modes
+        self._modes: Modes | None = None  # of which the guide holds the heaviest
         self._has_init_loc = init_loc_fn is not None
         self._known_shapes: list = []
         self._masks: dict[str, torch.Tensor] = {}  # which members of a latent the guide has, where it lacks some
@@ -178,17 +195,41 @@ class AutoFlow(AutoContinuous):
             self.prototype_trace = None  # the guide stays as it was before
             raise
 
-    def _started_flow(self, bijection, loc, args, kwargs) -> Flow:
-        """A flow with first weights, at its start."""
+    def _started_flow(self, bijection, loc, args, kwargs) -> Flow | MixtureOfFlows:
+        """A flow with first weights at its start, or one at each mode."""
         start = self._search(loc, args, kwargs)
-        if start is None:
-            start_loc, scale = loc, torch.full_like(loc, self.init_scale or 0.1)
-        else:
-            start_loc, scale = (torch.as_tensor(array).to(loc) for array in (start.loc, start.scale))
         flow = Flow(bijection).to(loc)
         weights = flow.transform.weights
-        weights.assign(start_at(bijection, weights.tree(), start_loc, scale, fixed=start is not None))
-        return flow
+        if start is None:
+            start_loc, scale = loc, torch.full_like(loc, self.init_scale or 0.1)
+            weights.assign(start_at(bijection, weights.tree(), start_loc, scale, fixed=False))
+            return flow
+        self._modes = single(start) if self.num_modes == 1 else self._find_modes(start, loc, args, kwargs)
+        return self._flow_at(self._modes.at_most(self.num_modes), flow)
+
+    def _flow_at(self, modes: Modes, flow: Flow) -> Flow | MixtureOfFlows:
+        """A flow with a part at each mode; ``flow`` has the first weights."""
+        bijection, weights, like = cast(Chain, flow.bijection), flow.transform.weights, flow._zeros
+        if len(modes.gaussians) == 1:
+            (start,) = modes.gaussians
+            loc, scale = (torch.as_tensor(array).to(like) for array in (start.loc, start.scale))
+            weights.assign(start_at(bijection, weights.tree(), loc, scale, fixed=True))
+            return flow
+        first = map_tree(lambda leaf: leaf.detach().cpu().numpy(), select(bijection.parameters(), weights.tree()))
+        parts = [start_at(bijection, first, each.loc, each.scale, fixed=True) for each in modes.gaussians]
+        return MixtureOfFlows(bijection, stack_parts(parts, modes.log_weights), like)
+
+    def _all_modes(self, args, kwargs) -> Modes | None:
+        """All modes that a search finds, whether the guide holds them or not; ``None`` if it starts at a point."""
+        if self._modes is not None and self._modes.num_searches:
+            return self._modes
+        loc = self._init_loc()
+        start = self._search(loc, args, kwargs) if self._modes is None else self._modes.gaussians[0]
+        return None if start is None else self._find_modes(start, loc, args, kwargs)
+
+    def _find_modes(self, start, loc, args, kwargs) -> Modes:
+        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        return find_modes(Target(self, args, kwargs, loc), start, rng)
 
     def _search(self, loc, args, kwargs) -> Gaussian | None:
         """The best Gaussian of a search from several points; ``None`` if the guide starts at a point."""
@@ -263,12 +304,19 @@ class AutoFlow(AutoContinuous):
             check_masks(name for name, mask in masks.items() if mask is None or not mask.equal(self._masks[name]))
             self._known_shapes.append(shapes)
 
-    def _trained_flow(self, *args, **kwargs) -> Flow:
+    def _trained_flow(self, *args, **kwargs) -> Flow | MixtureOfFlows:
         if self.prototype_trace is None:
             if not args and not kwargs:
                 raise RuntimeError("this AutoFlow has not seen its model yet: call guide.setup(*args) first")
             self.setup(*args, **kwargs)
         return self.flow
+
+    def _parts_of_flow(self, *args, **kwargs) -> list[tuple[Bijection, Tree]]:
+        """For each mode its bijection, and the weights of that with its constants."""
+        flow = self._trained_flow(*args, **kwargs)
+        if isinstance(flow, MixtureOfFlows):
+            return [flow.staged(flow.part(k)) for k in range(len(flow.log_weights))]
+        return [(flow.bijection, flow.transform.weights.tree())]
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The standard normal that the flow starts from.
@@ -287,10 +335,16 @@ class AutoFlow(AutoContinuous):
 
         Returns:
             A transform of vectors of shape ``(D,)``.
-        """
-        return self._trained_flow(*args, **kwargs).transform
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+        Raises:
+            NotImplementedError: for a guide of several modes, which has a transform for each.
+        """
+        flow = self._trained_flow(*args, **kwargs)
+        if isinstance(flow, MixtureOfFlows):
+            raise no_transform_of_parts(len(flow.log_weights))
+        return flow.transform
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution | FlowMixture:
         """The distribution of the unconstrained latents, one vector for all sites.
 
         Args:

@@ -11,14 +11,16 @@ import torch
 from pyro import poutine
 from torch.distributions import biject_to
 
-from flowppl._arrays.tree import Tree, leaves, map_tree
+from flowppl._arrays.tree import Tree, leaves, map_tree, merge
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
 from flowppl.inference.fitting import History
+from flowppl.inference.mixture import is_mixture
 from flowppl.pyro._host import CondIndepStackFrame
 from flowppl.pyro.fit import Fit
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.mixture import MixtureOfFlows
 from flowppl.pyro.transforms import FlowTransform, Weights
 from flowppl.serialization import BASES, BFLOAT16, SUPPORTS, check_base, check_support
 
@@ -67,9 +69,15 @@ def make_base(tree: Tree):
     return CONSTRUCTORS[tree["type"]](*(_make_argument(tree[name]) for name in BASES[tree["type"]]))
 
 
-def read_guide(guide: AutoFlow, params: None) -> tuple[FlowTransform, Tree]:
-    """The transform of a guide, and the rest of it as a tree."""
-    transform = guide.get_transform()
+def read_guide(guide: AutoFlow, params: None) -> tuple[Chain, Tree, Tree]:
+    """The bijection of a guide, its weights and constants as NumPy arrays, and the rest of it as a tree."""
+    flow = guide._trained_flow()
+    rest: Tree = {"other_sites": {}, "needs_args": True, "prefix": "auto"}
+    if isinstance(flow, MixtureOfFlows):
+        weights = merge(map_tree(_to_numpy, flow.parts.tree()), flow.bijection.constants())
+        rest["log_weights"] = _to_numpy(flow.log_weights)
+    else:
+        weights = read_weights(flow.transform)
     sites = cast(Any, guide.prototype_trace).nodes
     latents = {
         str(i): {
@@ -82,14 +90,20 @@ def read_guide(guide: AutoFlow, params: None) -> tuple[FlowTransform, Tree]:
         | ({"mask": guide._masks[name].tolist()} if name in guide._masks else {})
         for i, (name, shape) in enumerate(guide._unconstrained_shapes.items())
     }
-    return transform, {"latents": latents, "other_sites": {}, "needs_args": True, "prefix": "auto"}
+    return cast(Chain, flow.bijection), weights, {"latents": latents} | rest
 
 
 def make_guide(bijection: Chain, params: Tree, tree: Tree, model) -> AutoFlow:
     """A guide with these weights, as if it had seen a model with these latents."""
-    flow = make_flow(bijection, params, None)
+    num_modes, flow = 1, cast(Any, None)
+    if is_mixture(params):
+        num_modes = len(params["log_weights"])
+        params = map_tree(_to_torch, params)
+        flow = MixtureOfFlows(bijection, params, params["log_weights"])
+    else:
+        flow = make_flow(bijection, params, None)
     weight = next(flow.parameters())
-    guide = AutoFlow(model, bijection.bijections[0])
+    guide = AutoFlow(model, bijection.bijections[0], num_modes=num_modes)
     guide.prototype_trace = poutine.Trace()
     guide._unconstrained_shapes, guide._cond_indep_stacks = {}, {}
     for latent in tree["latents"].values():

@@ -6,12 +6,15 @@ import contextlib
 import os
 import traceback
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.util import site_is_subsample
+from torch.distributions import biject_to
 
 from flowppl.pyro._host import TorchFunctionMode, tree_leaves
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
@@ -114,6 +117,28 @@ class Target:
         with self._seeded(0):
             values, slopes = self.values_and_slopes(self._tensor(point)[None])
         return _to_numpy(values[0]), _to_numpy(slopes[0])
+
+    def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log densities of several points, and their gradients."""
+        with self._seeded(0):
+            values, slopes = self.values_and_slopes(self._tensor(points))
+        return _to_numpy(values), _to_numpy(slopes)
+
+    @torch.no_grad()
+    def prior_draws(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws of the prior in unconstrained space; where it is improper they are not numbers."""
+        guide, rows = self._guide, []
+        model = InitMessenger(_drawn_or_nan)(self._model)
+        with pyro.poutine.block(), self._seeded(int(rng.integers(2**31))):
+            for _ in range(num):
+                trace = poutine.trace(model).get_trace(*self._args, **self._kwargs)
+                parts = []
+                for name in guide._names:
+                    site: Any = trace.nodes[name]
+                    part = biject_to(site["fn"].support).inv(site["value"]).reshape(-1)
+                    parts.append(part[guide._kept(name)].to(self._like))
+                rows.append(torch.cat(parts))
+        return _to_numpy(torch.stack(rows))
 
     def hessian_products(self, point: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """The products of the Hessian and each row of ``vectors``."""
@@ -237,6 +262,13 @@ class _Filled(TorchFunctionMode):
         if getattr(func, "__name__", "") in self.MAKERS and made.is_floating_point():
             return made + self.zero.to(made)
         return made
+
+
+def _drawn_or_nan(site):
+    try:
+        return site["fn"]()
+    except NotImplementedError:  # an improper prior
+        return torch.full(site["fn"].shape(), torch.nan)
 
 
 def check_trainable(arguments) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from flowppl._arrays.tree import Tree, leaves, map_tree, merge, select
 from flowppl.bijections.contract import check_bijection
-from flowppl.inference.diagnostics import Diagnosis
+from flowppl.inference.diagnostics import Diagnosis, Search
 from flowppl.serialization.file import BFLOAT16, Entries, check_entries, read_file, write_file
 from flowppl.serialization.names import BASES, SUPPORTS, check_described, decode, encode
 from flowppl.version import __version__
@@ -48,6 +48,7 @@ LATENT: Entries = {
     "plates": (list,),
 }
 MASK: Entries = {"mask": (list,)}  # of a latent with masked members
+MODES: Entries = {"log_weights": (type(None),)}  # of a guide of several
 FIT: Entries = {
     "losses": (type(None),),
     "checks": (list,),
@@ -105,15 +106,15 @@ def save(path: str | os.PathLike[str], trained: Any, params: Tree | None = None)
         parts["fit"] = _read_fit(trained, adapter)
         trained, params = trained.guide, trained.params
     if kind in ("fit", "guide"):
-        transform, parts["guide"] = adapter.read_guide(trained, params)
-        bijection = transform.bijection.bijections[0]
+        chain, weights, parts["guide"] = adapter.read_guide(trained, params)
+        bijection = chain.bijections[0]
     else:
         transform = trained.transform if kind == "flow" else trained
-        bijection = transform.bijection
-    if transform.context is not None:
-        raise ValueError(
-            "cannot save a transform at a context: save the one without, and call condition(context) later"
-        )
+        if transform.context is not None:
+            raise ValueError(
+                "cannot save a transform at a context: save the one without, and call condition(context) later"
+            )
+        weights, bijection = adapter.read_weights(transform), transform.bijection
     if kind == "flow" and trained.base is not None:
         parts["base"] = adapter.read_base(trained.base)
     config = {
@@ -122,9 +123,7 @@ def save(path: str | os.PathLike[str], trained: Any, params: Tree | None = None)
         "bijection": encode(bijection, "bijection"),
     } | map_tree(lambda leaf: None if isinstance(leaf, np.ndarray) else leaf, parts)
     arrays = {
-        ".".join(path): leaf
-        for path, leaf in leaves({"weights": adapter.read_weights(transform)} | parts)
-        if isinstance(leaf, np.ndarray)
+        ".".join(path): leaf for path, leaf in leaves({"weights": weights} | parts) if isinstance(leaf, np.ndarray)
     }
     write_file(path, config, arrays)
 
@@ -222,18 +221,20 @@ def _make(config, arrays, adapter, classes, model, arguments):
         return adapter.make_transform(bijection, params)
     if kind == "flow":
         return adapter.make_flow(bijection, params, adapter.make_base(tree["base"]) if tree["base"] else None)
+    if "log_weights" in tree["guide"]:
+        params = _as_mixture(params, tree["guide"]["log_weights"])
     guide = adapter.make_guide(bijection, params, tree["guide"], absent_model if model is None else model)
     if kind == "guide":
         return guide
     fit = tree["fit"]
-    check, *checks = (Diagnosis(**check) for check in fit["checks"])
+    check, *checks = (Diagnosis(**check) for check in map(_with_search, fit["checks"]))
     history = (fit["losses"], tuple(checks), check, fit["stopped"])
     return adapter.make_fit(guide, history, arguments, fit)
 
 
 def _check_guide(guide, bijection):
     """Raise ValueError unless a guide and its latents have all their properties, and the size of the flow."""
-    check_entries("its guide", guide, GUIDE)
+    check_entries("its guide", guide, {**GUIDE, **MODES} if "log_weights" in guide else GUIDE)
     size = 0
     for latent in guide["latents"].values():
         has_mask = isinstance(latent, dict) and "mask" in latent
@@ -245,6 +246,17 @@ def _check_guide(guide, bijection):
         size += _count_coordinates(latent)
     if bijection.x_shape != (size,):
         raise ValueError(f"its latents have {size} coordinates, but its flow maps events of shape {bijection.x_shape}")
+
+
+def _as_mixture(params, log_weights):
+    """The parameters of a guide of several modes; raise ValueError unless each has its weights."""
+    num = log_weights.size
+    for path, leaf in leaves(params):
+        if log_weights.ndim != 1 or leaf.shape[:1] != (num,):
+            raise ValueError(f"{'.'.join(path)} must have weights for {num} modes, got the shape {leaf.shape}")
+    if not np.isclose(np.exp(np.asarray(log_weights, dtype=float)).sum(), 1.0, atol=1e-2):
+        raise ValueError("the weights of the modes do not sum to one")
+    return params | {"log_weights": log_weights}
 
 
 def _count_coordinates(latent):
@@ -272,6 +284,11 @@ def _read_fit(fit, adapter):
     history = fit.history
     checks = [dataclasses.asdict(check) for check in (history.check, *history.checks)]
     return {"losses": history.losses, "checks": checks, "stopped": history.stopped} | adapter.read_fit(fit)
+
+
+def _with_search(check):
+    search = check.get("search")
+    return check if search is None else {**check, "search": Search(**search)}
 
 
 def _kind_of(trained):

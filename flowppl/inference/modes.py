@@ -1,0 +1,383 @@
+r"""Which modes a posterior has: searches from many points, which tell when there is little left to find.
+
+A guide that starts in one mode never sees another, and neither do its importance weights. So ``fit`` looks for others
+first, by descents of minus the log density from many points at once: draws of the prior, points at all distances
+around the start, and, once there are several modes, points of a box around them. Each end is compared with the modes
+that are known, in the metric of their own Gaussians; a new one is given a Gaussian like that of a start, and a mass
+:math:`m_k = \mathrm{mean}(p(z) / g_k(z))` over draws z of that Gaussian :math:`g_k`, p being the density of the model.
+A mode of less than a thousandth of the largest mass is left out of all that follows.
+
+The searches go on in batches until the modes that were met *once only* are fewer than 1% of all searches: by Good and
+Turing that is the chance that a further search meets a mode not seen so far. At last the Gaussians are weighted
+together, which corrects for their overlap, by
+
+.. math::
+    w_k \leftarrow w_k\; \mathrm{mean}\Big(\frac{p(z)}{\sum_j w_j\, g_j(z)}\Big), \qquad z \sim g_k .
+
+References:
+    Good: The Population Frequencies of Species and the Estimation of Population Parameters, 1953. Nocedal, Wright:
+    Numerical Optimization, 2006, chapter 7 (the descents are limited-memory quasi-Newton paths). Yao, Vehtari, Gelman:
+    Stacking for Non-mixing Bayesian Computations, 2022, arXiv 2006.12335.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import scipy.linalg
+from scipy.special import logsumexp
+
+from flowppl.inference import starts
+from flowppl.inference.diagnostics import Diagnosis, Search
+from flowppl.inference.mixture import fit_weights
+from flowppl.inference.starts import NUM_TRIALS, Gaussian
+
+NUM_SEARCHES = 64  # in each batch
+MAX_SEARCHES = 512
+MAX_UNSEEN = 0.01
+MIN_SEVERAL = 256  # searches, where there are several modes: there may be more of them
+MIN_MANY, MANY = 128, 0.2  # after so many searches, and with a larger share of modes met once, the search is given up
+MAX_MODES = 64  # that a guide holds,
+MAX_OF_MANY = 16  # and where there are more than can be found, so that it cannot be right
+ABSENT = 20.0  # times denser than in the guide is the posterior where it counts as missing
+LIGHT = math.log(1e-3)  # of a mode that does not count, beside the largest
+NUM_DRAWS = 256  # by which a mode is weighed
+MAX_STEPS = 200  # of a descent
+MEMORY = 10
+DONE = 1e-3  # nats that a descent would still gain
+MAX_DISTANCE = 4.0  # squared, in sds of a mode, of what ends in it
+MAX_VALLEY = 0.5  # nats between two ends of the same mode
+
+
+class Target(starts.Target, Protocol):
+    """The log density of a model, as an adapter makes it."""
+
+    def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log densities of ``NUM_SEARCHES`` points, and their gradients."""
+
+    def prior_draws(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws of the prior in unconstrained space; rows of what has none are not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Modes:
+    """The modes that were found, the heaviest first.
+
+    Args:
+        gaussians: a Gaussian at each.
+        log_weights: the logarithms of their shares of the mass, which sum to one.
+        num_found: how many were found; there may be too many to list.
+        num_searches: how many searches there were.
+        unseen: the share of searches that a further one, by an estimate, has of meeting a mode not seen so far.
+    """
+
+    gaussians: tuple[Gaussian, ...]
+    log_weights: np.ndarray
+    num_found: int
+    num_searches: int
+    unseen: float
+
+    def at_most(self, num: int | str) -> Modes:
+        """The ``num`` heaviest alone; all if it is "auto"."""
+        if isinstance(num, str):
+            return self
+        kept = self.log_weights[:num]
+        return dataclasses.replace(self, gaussians=self.gaussians[:num], log_weights=kept - logsumexp(kept))
+
+
+def single(start: Gaussian) -> Modes:
+    """The mode of a start alone, with no search for others."""
+    return Modes((start,), np.zeros(1), 1, 0, 1.0)
+
+
+@dataclasses.dataclass
+class _Mode:
+    """A mode while the search goes on: where descents end, the Gaussian there, the one to use, and its mass."""
+
+    centre: np.ndarray
+    local: Gaussian
+    gaussian: Gaussian
+    log_mass: float
+    hits: int = 0
+
+
+def find_modes(target: Target, start: Gaussian, rng: np.random.Generator, end: float = math.inf) -> Modes:
+    """The modes of a density.
+
+    Args:
+        target: the density.
+        start: the Gaussian of a start, see :func:`flowppl.inference.starts.newton_start`. It stands for the mode that
+            it leads to.
+        rng: draws the points to search from.
+        end: when to stop, on the monotonic clock.
+    """
+    found = [_Mode(start.loc, start, start, _log_mass(start, target, rng))]
+    prior = target.prior_draws(MAX_SEARCHES // 2, rng)
+    num_searches, unseen = 0, 1.0
+    while num_searches < MAX_SEARCHES:
+        if unseen < MAX_UNSEEN and (len(_heavy(found)) == 1 or num_searches >= MIN_SEVERAL):
+            break
+        if num_searches >= MIN_MANY and unseen > MANY:
+            break
+        points = _points(prior[num_searches // 2 :], start, _heavy(found), rng)
+        if not num_searches:
+            points[0] = start.loc
+        ends, converged = descend(target, points, start)
+        if not num_searches:
+            _adopt(found[0], ends[0], converged[0], target, rng)
+        for point, has_end in zip(ends, converged, strict=True):
+            mode = _mode_of(point, found, target)
+            if mode is None and has_end:
+                mode = _new_mode(point, found, target, rng)
+            if mode is not None:
+                mode.hits += 1
+                found += [] if any(mode is each for each in found) else [mode]
+            if time.monotonic() >= end:
+                break
+        num_searches += len(points)
+        unseen = sum(mode.hits == 1 for mode in _heavy(found)) / num_searches
+        if time.monotonic() >= end:
+            break
+    heavy = _heavy(found)
+    gaussians = [mode.gaussian for mode in heavy][: MAX_MODES if unseen < MAX_UNSEEN else MAX_OF_MANY]
+    if len(gaussians) == 1:
+        return Modes(tuple(gaussians), np.zeros(1), 1, num_searches, unseen)
+    log_weights = weigh(gaussians, target, rng)
+    kept = [k for k in np.argsort(-log_weights) if log_weights[k] > LIGHT]
+    log_weights = log_weights[kept] - logsumexp(log_weights[kept])
+    num_found = len(heavy) if len(heavy) > len(gaussians) else len(kept)
+    return Modes(tuple(gaussians[k] for k in kept), log_weights, num_found, num_searches, unseen)
+
+
+def _heavy(found):
+    """The modes that count, the heaviest first."""
+    top = max(mode.log_mass for mode in found)
+    return sorted((mode for mode in found if mode.log_mass >= top + LIGHT), key=lambda mode: -mode.log_mass)
+
+
+def _points(prior, start, modes, rng):
+    """Where a batch of searches begins."""
+    dim = len(start.loc)
+    # At all distances, by the scale of unconstrained space and by that of the start.
+    unit = rng.uniform(-1, 1, (NUM_SEARCHES, dim))
+    radius = np.exp(rng.uniform(0, math.log(20), (NUM_SEARCHES, 1)))
+    points = unit * radius
+    points[::2] = start.loc + _scaled(start.scale, 3 * points[::2])
+    half = prior[: NUM_SEARCHES // 2]
+    usable = np.isfinite(half).all(axis=1)
+    points[: NUM_SEARCHES // 2][usable] = half[usable]
+    if len(modes) > 1:
+        locs, widths = np.stack([m.gaussian.loc for m in modes]), np.stack([_widths(m.gaussian) for m in modes])
+        low, high = (locs - 3 * widths).min(axis=0), (locs + 3 * widths).max(axis=0)
+        box = (low + high) / 2 + 1.5 * (high - low) / 2 * unit
+        points[NUM_SEARCHES // 4 : 3 * NUM_SEARCHES // 4] = box[: NUM_SEARCHES // 2]
+    return points
+
+
+@np.errstate(over="ignore", invalid="ignore")  # far out, where a step is not taken
+def descend(target: Target, points: np.ndarray, metric: Gaussian) -> tuple[np.ndarray, np.ndarray]:
+    """Where minus the log density leads from each of the points, and whether that is an end.
+
+    All descents go side by side, each with its own limited-memory quasi-Newton steps in the coordinates of ``metric``.
+    In each round every one has one point evaluated: it is taken if the density has risen enough, else the step is cut.
+    """
+
+    def evaluate(u):
+        values, slopes = target.values_and_gradients(metric.loc + _scaled(metric.scale, u))
+        finite = np.isfinite(values) & np.isfinite(slopes).all(axis=1)
+        slopes = np.where(finite[:, None], slopes, 0.0)
+        slopes = slopes @ metric.scale if metric.scale.ndim == 2 else slopes * metric.scale
+        return np.where(finite, -values, np.inf), -slopes
+
+    u = _whitened(metric, points)
+    value, slope = evaluate(u)
+    num, dim = u.shape
+    steps, changes = np.zeros((MEMORY, num, dim)), np.zeros((MEMORY, num, dim))
+    inverses = np.zeros((MEMORY, num))  # 1 / (step . change), 0 where there is none
+    active, converged = np.isfinite(value), np.zeros(num, dtype=bool)
+    length, cuts = np.ones(num), np.zeros(num)
+    direction = _direction(slope, steps, changes, inverses)
+    for _ in range(MAX_STEPS):
+        if not active.any():
+            break
+        descent = np.sum(direction * slope, axis=1)
+        trial = u + np.where(active, length, 0.0)[:, None] * direction
+        trial_value, trial_slope = evaluate(trial)
+        taken = active & (trial_value <= value + 1e-4 * length * descent)
+        step, change = trial - u, trial_slope - slope
+        product = np.sum(step * change, axis=1)
+        useful = taken & (product > 1e-12 * np.sum(change**2, axis=1))
+        steps, changes, inverses = (np.roll(a, 1, axis=0) for a in (steps, changes, inverses))
+        # Rows that have nothing new keep their memory in order: their entries are rolled back.
+        for array in (steps, changes, inverses):
+            array[:, ~useful] = np.roll(array[:, ~useful], -1, axis=0)
+        steps[0, useful], changes[0, useful] = step[useful], change[useful]
+        inverses[0, useful] = 1 / product[useful]
+        u, slope = np.where(taken[:, None], trial, u), np.where(taken[:, None], trial_slope, slope)
+        value = np.where(taken, trial_value, value)
+        cuts = np.where(taken, 0, cuts + 1)
+        length = np.where(taken, 1.0, 0.3 * length)
+        direction = np.where(taken[:, None], _direction(slope, steps, changes, inverses), direction)
+        now = active & taken & useful & (-np.sum(direction * slope, axis=1) / 2 < DONE)
+        converged |= now | (active & (cuts > 20) & (-descent / 2 < 10 * DONE))
+        active &= ~converged & (cuts <= 20)
+    return metric.loc + _scaled(metric.scale, u), converged
+
+
+def _direction(slope, steps, changes, inverses):
+    """The quasi-Newton directions of all rows, by the two-loop recursion; a short step down where nothing is known."""
+    q, alphas = slope.copy(), []
+    for step, change, inverse in zip(steps, changes, inverses, strict=True):
+        alphas.append(inverse * np.sum(step * q, axis=1))
+        q -= alphas[-1][:, None] * change
+    known = inverses[0] > 0
+    curvature = np.where(known, inverses[0] * np.sum(changes[0] ** 2, axis=1), np.linalg.norm(slope, axis=1) + 1e-300)
+    q /= curvature[:, None]
+    for step, change, inverse, alpha in zip(steps[::-1], changes[::-1], inverses[::-1], alphas[::-1], strict=True):
+        q += (alpha - inverse * np.sum(change * q, axis=1))[:, None] * step
+    return -q
+
+
+def _adopt(first, point, has_end, target, rng):
+    """Let the mode of the start be known by the end of the descent from there."""
+    local = _gaussian_at(point, first.gaussian.scale.ndim == 2, target, rng) if has_end else None
+    if local is not None:
+        first.centre, first.local = point, local
+        if local.elbo > first.gaussian.elbo:
+            first.gaussian, first.log_mass = local, _log_mass(local, target, rng)
+
+
+def _new_mode(point, found, target, rng):
+    """The mode at the end of a descent; one of those known if it is that after all; ``None`` if it is none."""
+    gaussian = _gaussian_at(point, found[0].gaussian.scale.ndim == 2, target, rng)
+    if gaussian is None:
+        return None
+    known = _mode_of(gaussian.loc, found, target)
+    if known is not None:
+        return known
+    return _Mode(gaussian.loc, gaussian, gaussian, _log_mass(gaussian, target, rng))
+
+
+def _gaussian_at(point, dense, target, rng):
+    """The best Gaussian on a path from the end of a descent; ``None`` if there is none of a width."""
+    search = starts.newton_start if dense else starts.quasi_newton_start
+    try:
+        return search([point], target, rng)
+    except RuntimeError:  # narrower than neighbouring numbers
+        return None
+
+
+def _mode_of(point, found, target):
+    """The known mode that a point belongs to: near it in the metric of the mode, or with no valley in between."""
+    distances = [np.sum(_whitened(mode.local, point[None] - mode.centre + mode.local.loc) ** 2) for mode in found]
+    nearest = found[int(np.argmin(distances))]
+    if min(distances) < MAX_DISTANCE:
+        return nearest
+    way = np.linspace(0, 1, NUM_TRIALS)[:, None]
+    values = target.log_probs(point + way * (nearest.centre - point))
+    return nearest if values.min() >= min(values[0], values[-1]) - MAX_VALLEY else None
+
+
+def _log_mass(gaussian, target, rng):
+    noise = rng.standard_normal((NUM_DRAWS, len(gaussian.loc)))
+    log_p = _log_probs(target, gaussian.loc + _scaled(gaussian.scale, noise))
+    return float(logsumexp(log_p - _log_normal(noise) + _log_det(gaussian)) - math.log(NUM_DRAWS))
+
+
+def weigh(gaussians: Sequence[Gaussian], target: Target, rng: np.random.Generator) -> np.ndarray:
+    """The logarithms of the weights with which Gaussians fit the density together."""
+    _, log_p, log_parts = _drawn(gaussians, target, rng)
+    first = np.full(len(gaussians), -math.log(len(gaussians)))
+    return fit_weights(first, log_p, log_parts, np.repeat(np.arange(len(gaussians)), NUM_DRAWS))
+
+
+def _drawn(gaussians, target, rng):
+    """Draws of each Gaussian, their log densities under the target, and under all Gaussians."""
+    noise = rng.standard_normal((len(gaussians), NUM_DRAWS, len(gaussians[0].loc)))
+    draws = np.concatenate([g.loc + _scaled(g.scale, e) for g, e in zip(gaussians, noise, strict=True)])
+    return draws, _log_probs(target, draws), np.stack([log_density(g, draws) for g in gaussians])
+
+
+def log_density(gaussian: Gaussian, points: np.ndarray) -> np.ndarray:
+    """The log density of a Gaussian at points."""
+    return _log_normal(_whitened(gaussian, points)) - _log_det(gaussian)
+
+
+def _log_probs(target, points):
+    """The log densities of many points, by the program for ``NUM_TRIALS``; minus infinity for what is not a number."""
+    padded = np.concatenate([points, np.tile(points[-1:], (-len(points) % NUM_TRIALS, 1))])
+    values = [target.log_probs(rows) for rows in padded.reshape(-1, NUM_TRIALS, points.shape[1])]
+    return np.nan_to_num(np.concatenate(values)[: len(points)], nan=-np.inf, posinf=-np.inf, neginf=-np.inf)
+
+
+def _log_normal(noise):
+    return -0.5 * np.sum(noise**2, axis=1) - 0.5 * noise.shape[1] * math.log(2 * math.pi)
+
+
+def _log_det(gaussian):
+    return float(np.sum(np.log(gaussian.scale if gaussian.scale.ndim == 1 else gaussian.scale.diagonal())))
+
+
+def _scaled(scale, noise):
+    return noise * scale if scale.ndim == 1 else noise @ scale.T
+
+
+def _whitened(gaussian, points):
+    """Points in the coordinates in which a Gaussian is a standard normal."""
+    centred = points - gaussian.loc
+    if gaussian.scale.ndim == 1:
+        return centred / gaussian.scale
+    return scipy.linalg.solve_triangular(gaussian.scale, centred.T, lower=True).T
+
+
+def _widths(gaussian):
+    return gaussian.scale if gaussian.scale.ndim == 1 else np.sqrt(np.sum(gaussian.scale**2, axis=1))
+
+
+def look_outside(
+    check: Diagnosis, modes: Modes, num_held: int, log_prob: Callable[[np.ndarray], np.ndarray], target: Target
+) -> Diagnosis:
+    """A judgement of a guide with what the search for modes says of it.
+
+    Args:
+        check: what its own draws say.
+        modes: the modes that were found.
+        num_held: the number of modes that the guide was made for.
+        log_prob: the log density of the guide at points.
+        target: the density.
+    """
+    missing = 0.0
+    if len(modes.gaussians) > 1:
+        missing = missing_share(modes, log_prob, check.log_evidence, target)
+    search = Search(modes.num_searches, modes.num_found, num_held, missing, modes.unseen)
+    return dataclasses.replace(check, search=search)
+
+
+def missing_share(
+    modes: Modes, log_prob: Callable[[np.ndarray], np.ndarray], log_evidence: float, target: Target
+) -> float:
+    """The share of the posterior in places where a guide has less than a twentieth of its density.
+
+    It is estimated from draws of the Gaussians at the modes, which are not the guide's own.
+
+    Args:
+        modes: the modes.
+        log_prob: the log density of the guide at points.
+        log_evidence: the guide's estimate of the log evidence.
+        target: the density.
+    """
+    rng = np.random.default_rng(0)
+    draws, log_p, parts = _drawn(modes.gaussians, target, rng)
+    log_q = log_prob(draws)
+    weights = log_p - logsumexp(parts + modes.log_weights[:, None], axis=0)
+    weights += np.repeat(modes.log_weights, NUM_DRAWS) - math.log(NUM_DRAWS)  # they sum to the evidence
+    outside = log_p - log_q > log_evidence + math.log(ABSENT)
+    if not outside.any():
+        return 0.0
+    missing = logsumexp(weights[outside])
+    return float(np.exp(missing - np.logaddexp(missing, log_evidence)))
