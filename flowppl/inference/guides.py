@@ -388,9 +388,9 @@ def check_num_modes(owner: str, num_modes: Any) -> None:
         check_sizes(owner, num_modes=num_modes)
 
 
-def no_transform_of_parts(num: int) -> NotImplementedError:
+def no_transform_of_parts(num: int) -> ValueError:
     """What to raise where one transform is asked of a guide of several modes."""
-    return NotImplementedError(
+    return ValueError(
         f"this guide holds {num} modes, each by a flow of its own, so there is no one transform from a standard "
         "normal, as get_transform and NeuTra need it. Use get_posterior, which scores and draws; or make the guide "
         "with num_modes=1, which has a transform and one mode"

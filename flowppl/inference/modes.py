@@ -200,7 +200,7 @@ def descend(target: Target, points: np.ndarray, metric: Gaussian) -> tuple[np.nd
     steps, changes = np.zeros((MEMORY, num, dim)), np.zeros((MEMORY, num, dim))
     inverses = np.zeros((MEMORY, num))  # 1 / (step . change), 0 where there is none
     active, converged = np.isfinite(value), np.zeros(num, dtype=bool)
-    length, cuts = np.ones(num), np.zeros(num)
+    length, cuts, calm = np.ones(num), np.zeros(num), np.zeros(num)
     direction = _direction(slope, steps, changes, inverses)
     for _ in range(MAX_STEPS):
         if not active.any():
@@ -219,12 +219,14 @@ def descend(target: Target, points: np.ndarray, metric: Gaussian) -> tuple[np.nd
         steps[0, useful], changes[0, useful] = step[useful], change[useful]
         inverses[0, useful] = 1 / product[useful]
         u, slope = np.where(taken[:, None], trial, u), np.where(taken[:, None], trial_slope, slope)
-        value = np.where(taken, trial_value, value)
+        gained, value = value - np.where(taken, trial_value, value), np.where(taken, trial_value, value)
         cuts = np.where(taken, 0, cuts + 1)
         length = np.where(taken, 1.0, 0.3 * length)
         direction = np.where(taken[:, None], _direction(slope, steps, changes, inverses), direction)
-        now = active & taken & useful & (-np.sum(direction * slope, axis=1) / 2 < DONE)
-        converged |= now | (active & (cuts > 20) & (-descent / 2 < 10 * DONE))
+        # One small gain may be that of a bend in a valley.
+        is_small = taken & (gained < DONE) & (-np.sum(direction * slope, axis=1) / 2 < DONE)
+        calm = np.where(taken, np.where(is_small, calm + 1, 0), calm)
+        converged |= (active & (calm == 3)) | (active & (cuts > 20) & (-descent / 2 < 10 * DONE))
         active &= ~converged & (cuts <= 20)
     return metric.loc + _scaled(metric.scale, u), converged
 

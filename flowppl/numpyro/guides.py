@@ -436,7 +436,7 @@ class AutoFlow(AutoContinuous):
             A transform of vectors of shape ``(D,)``.
 
         Raises:
-            NotImplementedError: for a guide of several modes, which has a transform for each.
+            ValueError: for a guide of several modes, which has a transform for each.
         """
         own = self._own_params(params)
         if is_mixture(own):

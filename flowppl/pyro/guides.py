@@ -337,7 +337,7 @@ class AutoFlow(AutoContinuous):
             A transform of vectors of shape ``(D,)``.
 
         Raises:
-            NotImplementedError: for a guide of several modes, which has a transform for each.
+            ValueError: for a guide of several modes, which has a transform for each.
         """
         flow = self._trained_flow(*args, **kwargs)
         if isinstance(flow, MixtureOfFlows):
