@@ -1,7 +1,13 @@
 """Whether a guide can be trusted: checks of any log weights and draws, whatever made them."""
 
 from flowppl.inference.diagnostics import Comparison, Diagnosis, compare, diagnose
-from flowppl.inference.importance import effective_sample_size, k_hat, k_hat_threshold, resample_indices
+from flowppl.inference.importance import (
+    effective_sample_size,
+    k_hat,
+    k_hat_threshold,
+    marginal_k_hat,
+    resample_indices,
+)
 
 __all__ = [
     "Comparison",
@@ -11,5 +17,6 @@ __all__ = [
     "effective_sample_size",
     "k_hat",
     "k_hat_threshold",
+    "marginal_k_hat",
     "resample_indices",
 ]

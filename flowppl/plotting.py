@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowppl.checks import did_you_mean
-from flowppl.inference.diagnostics import coordinates
 from flowppl.inference.epochs import Epochs
 from flowppl.inference.fitting import FitBase
-from flowppl.inference.importance import k_hat_threshold, smooth, tail_length
+from flowppl.inference.importance import coordinates, k_hat_threshold, smooth, tail_length
 from flowppl.inference.smoothing import Scale, density, joint_density, middles
 
 __all__ = ["k_hat_tail", "losses", "pairs"]

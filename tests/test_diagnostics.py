@@ -22,8 +22,10 @@ from flowppl.diagnostics import (
     diagnose,
     k_hat,
     k_hat_threshold,
+    marginal_k_hat,
     resample_indices,
 )
+from flowppl.inference.fitting import NUM_CHECKS
 from flowppl.inference.importance import smooth
 
 
@@ -39,6 +41,17 @@ def test_threshold():
     assert k_hat_threshold(10**6) == 0.7
     with pytest.raises(ValueError, match="at least 2 draws"):
         k_hat_threshold(1)
+
+
+def test_one_limit_for_all_the_draws(rng):
+    """Whatever the number of batches, and wherever a k-hat is judged."""
+    weights = normal_weights(rng, 0.0, 1.3)[1]
+    for size, num_batches in [(NUM_CHECKS, 4), (10_000, 10), (10_000, 1), (1000, 10)]:
+        found = diagnose(np.resize(weights, size), num_batches=num_batches)
+        assert found.k_hat_threshold == k_hat_threshold(size)
+        assert f"(limit {k_hat_threshold(size):.2f})" in str(found)
+    with pytest.warns(RuntimeWarning, match=r"above 0\.67; see diagnose"):
+        resample_indices(np.r_[np.zeros(990), 3.0 * np.arange(10)], 10, rng)
 
 
 @pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.3), (0.4, 1.1), (0.0, 2.0)])
@@ -120,11 +133,69 @@ def test_says_what_it_needs(rng):
     with pytest.raises(ValueError, match="at least 25 draws"):
         diagnose(np.zeros(100))
     with pytest.raises(ValueError, match="both draws and reference"):
+        diagnose(np.zeros(1000), reference={"z": np.zeros(10)})
+    with pytest.raises(ValueError, match=r"site 'z' must be \(1000, ...\), .* got \(10,\)"):
         diagnose(np.zeros(1000), draws={"z": np.zeros(10)})
+    with pytest.raises(ValueError, match="at least 100 draws, got 99 log weights"):
+        marginal_k_hat(np.zeros(99), {"z": np.zeros(99)})
+    assert diagnose(np.zeros(99), num_batches=1, draws={"z": np.zeros(99)}).marginal_k_hat is None
     with pytest.raises(ValueError, match="no site in common"):
         compare({"a": np.zeros(10)}, {"b": np.zeros(10)})
     with pytest.raises(ValueError, match=r"site 'a' .*\(10, 2\) in draws, \(10, 3\)"):
         compare({"a": np.zeros((10, 2))}, {"a": np.zeros((10, 3))})
+
+
+def ratios(z, scales, locs=0.0):
+    """Of each coordinate the log ratio of N(loc, scale) and N(0, 1)."""
+    return norm.logpdf(z, locs, scales) - norm.logpdf(z)
+
+
+def test_marginals_are_fine_where_many_small_errors_add_up(rng):
+    z = rng.normal(size=(10_000, 80))
+    log_ratios = ratios(z, 1.2)
+    found = diagnose(log_ratios.sum(axis=1), draws={"z": z})
+    assert found.k_hat > 0.7
+    assert max(found.marginal_k_hat.values()) < 0.7
+    assert np.quantile(list(found.marginal_k_hat.values()), 0.8) < 0.15
+    assert all(k_hat(column) < 0.55 for column in log_ratios.T[:10])  # the ratios of the marginals themselves
+
+
+@pytest.mark.parametrize(("size", "margin"), [(10_000, 0.25), (2000, 0.4)])
+@pytest.mark.parametrize(("scale", "loc"), [(3.5, 0.0), (1.0, 3.0)])
+def test_marginals_name_the_wrong_coordinate(rng, size, margin, scale, loc):
+    """One is too narrow or shifted, one too wide; the others are right, and the weights of all are spoilt."""
+    z = rng.normal(size=(size, 8))
+    log_ratios = ratios(z, np.r_[scale, 0.7, np.full(6, 1.03)], np.r_[loc, np.zeros(7)])
+    found = marginal_k_hat(log_ratios.sum(axis=1), {"a": z[:, 0], "b": z[:, 1:4].reshape(-1, 3, 1), "c": z[:, 4:]})
+    assert list(found) == ["a", "b[0,0]", "b[1,0]", "b[2,0]", *(f"c[{i}]" for i in range(4))]
+    shapes = np.array(list(found.values()))
+    assert max(found, key=found.get) == "a"
+    assert abs(shapes[0] - min(k_hat(log_ratios[:, 0]), 1.0)) < margin  # that of the ratio of the marginals
+    assert np.median(shapes[1:]) < 0.15
+
+
+def test_marginals_see_what_is_missing_between_two_modes(rng):
+    x = rng.normal(size=10_000) + 4 * rng.choice([-1, 1], size=10_000)
+    other = rng.normal(size=(10_000, 5))
+    guide = np.logaddexp(norm.logpdf(x, -4), norm.logpdf(x, 4)) - np.log(2)
+    log_weights = norm.logpdf(x, 0, 2.5) - guide + ratios(other, 1.05).sum(axis=1)
+    found = diagnose(log_weights, draws={"x": x, "other": other})
+    assert found.marginal_k_hat["x"] > 0.7
+    assert max(shape for name, shape in found.marginal_k_hat.items() if name != "x") < 0.5
+    assert f"k-hat up to {found.marginal_k_hat['x']:.2f}, in x, above the limit in 1 of 6" in str(found)
+
+
+def test_marginals_of_odd_values(rng):
+    z = rng.normal(size=1000)
+    z[:20] = np.nan
+    found = diagnose(np.zeros(1000), draws={"z": z, "fixed": np.ones(1000), "none": np.zeros((1000, 0))})
+    assert found.marginal_k_hat.keys() == {"z", "fixed"}
+    assert max(found.marginal_k_hat.values()) < 0.1
+    assert found.nonfinite == 0.02
+    nothing = diagnose(np.full(1000, -np.inf), draws={"z": z})
+    assert nothing.marginal_k_hat == {"z": np.inf}
+    assert "nan" not in str(nothing)
+    assert diagnose(np.zeros(1000), draws={"z": rng.normal(size=300)}, reference={"z": z}).marginal_k_hat is None
 
 
 def test_resampling_keeps_each_draw_its_share_of_times(rng):
@@ -233,8 +304,22 @@ def test_conjugate_posterior_is_good_and_wrong_data_are_not(lang, rng):
     assert good.verdict == "good", good
     assert abs(good.elbo - good.log_evidence) < 1e-6
     assert good.round_trip_error is None
+    assert good.marginal_k_hat.keys() == {"z"}
+    assert good.marginal_k_hat["z"] < 0.1
     wrong = lang.call(lang.adapter.diagnose, model, guide, lang.array(Y + 4))
     assert wrong.verdict == "do not trust", wrong
+    assert wrong.marginal_k_hat["z"] > wrong.k_hat_threshold
+
+
+def test_marginals_of_few_coordinates_only(lang, monkeypatch):
+    def model():
+        with lang.ppl.plate("all", 4):
+            lang.ppl.sample("z", lang.dist.Normal(0.0, 1.0))
+
+    for most, expected in ((4, [f"z[{i}]" for i in range(4)]), (3, None)):
+        monkeypatch.setattr("flowppl.inference.diagnostics.MAX_MARGINALS", most)
+        found = lang.call(lang.adapter.diagnose, model, model, num_samples=300)
+        assert found.marginal_k_hat == (expected and dict.fromkeys(expected, pytest.approx(0, abs=1e-6)))
 
 
 def test_a_lost_mode_shows_only_beside_a_reference(lang, rng):

@@ -1,6 +1,7 @@
 """Guides and fits as files: they draw and score as before, in either language, without model, data or training."""
 
 import copy
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -31,7 +32,8 @@ from flowppl.pyro.target import Target
 
 Y = np.array([1.0, -2.0, 0.5, 3.0])
 CHECK = Diagnosis(0.3, 0.67, 900.0, 1000, -4.2, 0.01, -4.1, 0.02, 0.0)
-HISTORY = History(np.array([3.0, np.nan, 2.0]), (CHECK, CHECK), CHECK, "rounds")
+MARGINALS = dataclasses.replace(CHECK, marginal_k_hat={"theta[0,1]": 0.4, "x": 0.1})
+HISTORY = History(np.array([3.0, np.nan, 2.0]), (MARGINALS, CHECK), CHECK, "rounds")
 
 
 def pyro_model(y):

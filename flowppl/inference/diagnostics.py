@@ -10,11 +10,14 @@ import numpy as np
 
 from flowppl.inference.importance import (
     MIN_BATCH,
+    MIN_DRAWS,
     as_weights,
     batch_size,
+    coordinates,
     effective,
     k_hat,
     k_hat_threshold,
+    marginal_k_hat,
     weigh,
 )
 
@@ -27,6 +30,7 @@ MAX_ROUND_TRIP = 0.01
 MIN_ESS = 100
 MAX_MISSING = 0.05  # of the posterior's mass, in modes that are not in the guide
 MAX_UNSEEN = 0.05
+MAX_MARGINALS = 2000  # coordinates; the adapters keep the draws of no more than these, unless there is a reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +94,6 @@ def compare(draws: Mapping, reference: Mapping) -> Comparison:
         worst=list(known)[int(np.argmax(scores.max(axis=1)))],
         nonfinite=max(float(np.mean(~np.isfinite(values))) for values in known.values()),
     )
-
-
-def coordinates(draws: Mapping) -> dict[str, np.ndarray]:
-    """The coordinates of all sites, as vectors over the draws, under names such as ``z`` and ``z[0,1]``."""
-    result = {}
-    for name, value in draws.items():
-        value = np.asarray(value, dtype=np.float64)
-        for index in np.ndindex(value.shape[1:]):
-            label = f"{name}[{','.join(map(str, index))}]" if index else name
-            result[label] = value[(slice(None), *index)]
-    return result
 
 
 def _errors(draws, reference) -> tuple[float, float, float]:
@@ -169,7 +162,7 @@ class Diagnosis:
 
     Args:
         k_hat: the shape of the tail of the weights, the median over batches.
-        k_hat_threshold: what it may be at most, for the size of the batches.
+        k_hat_threshold: what it may be at most, for the number of draws.
         ess: the effective sample size.
         num_draws: the number of draws.
         elbo: the mean log weight.
@@ -181,6 +174,8 @@ class Diagnosis:
         round_trip_error: how badly the flow is inverted numerically, in units of its base; ``None`` if not known.
         comparison: with the reference draws; ``None`` without.
         search: for modes that the guide does not have; ``None`` if there was none.
+        marginal_k_hat: for each coordinate :func:`flowppl.diagnostics.marginal_k_hat`, which tells where the guide is
+            wrong; ``None`` if the draws are not known, or there are too few or more than 2,000 coordinates.
     """
 
     k_hat: float
@@ -195,6 +190,7 @@ class Diagnosis:
     round_trip_error: float | None = None
     comparison: Comparison | None = None
     search: Search | None = None
+    marginal_k_hat: dict[str, float] | None = None
 
     @property
     def ess_fraction(self) -> float:
@@ -312,6 +308,12 @@ class Diagnosis:
             )
             if seen.nonfinite:
                 rows["reference"] += f"; {seen.nonfinite:.2%} of it is not finite"
+        if self.marginal_k_hat:
+            shapes = self.marginal_k_hat
+            num_above = sum(shape > self.k_hat_threshold for shape in shapes.values())
+            above = f", above the limit in {num_above} of {len(shapes)}" if num_above else ""
+            worst = max(shapes, key=shapes.__getitem__)
+            rows["marginals"] = f"k-hat up to {shapes[worst]:.2f}, in {worst}{above}"
         table = "\n".join(f"  {name:<16} {value}" for name, value in rows.items())
         return f"{self.verdict}\n{table}\n{self.advice}"
 
@@ -329,15 +331,16 @@ def diagnose(
         log_weights: an array of log weights, log p(x, z) - log q(z), one for each draw.
         num_batches: the number of batches over which to take the median of k-hat.
         round_trip_error: :math:`\max |f^{-1}(f(x)) - x| / (1 + |x|)` over draws of the base, for a flow.
-        draws: draws of the guide, to compare with ``reference``: for each site an array ``(n, ...)``.
-        reference: reference draws of the same sites, such as those of NUTS.
+        draws: draws of the guide: for each site an array ``(n, ...)``. If they are those that the weights belong to,
+            there is a k-hat for each marginal.
+        reference: reference draws of the same sites, such as those of NUTS, to compare ``draws`` with.
 
     Returns:
         A :class:`Diagnosis`.
 
     Raises:
-        ValueError: if a batch has fewer than 25 draws, only one of ``draws`` and ``reference`` is given, or they do not
-            fit together.
+        ValueError: if a batch has fewer than 25 draws, ``reference`` is given without ``draws``, or ``draws`` fit
+            neither the weights nor a reference.
 
     References:
         Yao, Vehtari, Simpson, Gelman: Yes, but Did It Work?, 2018, arXiv 1802.02538. Huggins, Kasprzak, Campbell,
@@ -351,21 +354,26 @@ def diagnose(
         ('use with correction', 'do not trust')
     """
     log_weights = as_weights(log_weights)
-    size = batch_size("diagnose", log_weights, num_batches)
-    if (draws is None) != (reference is None):
-        raise ValueError("diagnose needs both draws and reference for a comparison, or neither")
+    batch_size("diagnose", log_weights, num_batches)
+    if draws is None and reference is not None:
+        raise ValueError("diagnose needs both draws and reference for a comparison; draws are missing")
     finite = log_weights[np.isfinite(log_weights)]
     nonfinite = 1 - len(finite) / len(log_weights)
-    comparison = None
+    comparison = marginals = None
     if draws is not None:
-        comparison = compare(draws, reference)
-        nonfinite = max(nonfinite, *(float(np.mean(~np.isfinite(values))) for values in coordinates(draws).values()))
+        own = all(np.shape(value)[:1] == log_weights.shape for value in draws.values())
+        if reference is not None:
+            comparison = compare(draws, reference)
+        if len(log_weights) >= MIN_DRAWS and (own or reference is None):
+            marginals = marginal_k_hat(log_weights, draws)
+        shares = [float(np.mean(~np.isfinite(values))) for values in coordinates(draws).values()]
+        nonfinite = max([nonfinite, *shares])
     weights, _, log_evidence = weigh(log_weights)
     ess = effective(weights)
     known = len(finite) >= 2
     return Diagnosis(
         k_hat=k_hat(finite, num_batches) if len(finite) >= MIN_BATCH * num_batches else math.inf,
-        k_hat_threshold=k_hat_threshold(size),
+        k_hat_threshold=k_hat_threshold(len(log_weights)),
         ess=ess,
         num_draws=len(log_weights),
         elbo=float(finite.mean()) if known else -math.inf,
@@ -376,6 +384,7 @@ def diagnose(
         nonfinite=nonfinite,
         round_trip_error=None if round_trip_error is None else float(np.nan_to_num(round_trip_error, nan=np.inf)),
         comparison=comparison,
+        marginal_k_hat=marginals,
     )
 
 

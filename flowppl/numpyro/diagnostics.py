@@ -82,7 +82,7 @@ def diagnose(
 ) -> diagnostics.Diagnosis:
     """Say whether a guide can be trusted: :func:`flowppl.diagnostics.diagnose` of draws from it.
 
-    For an :class:`AutoFlow` that includes how badly the flow is inverted numerically.
+    That includes a k-hat for each marginal, and for an :class:`AutoFlow` how badly the flow is inverted numerically.
 
     Args:
         rng_key: the key of the draws.
@@ -116,14 +116,14 @@ def diagnose(
         'good'
     """
     _check("diagnose", rng_key, model, guide, params, args, kwargs, diagnose)
-    keep = reference is not None
+    keep = None if reference is None else True
     diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
     weights, draws = _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=keep)
     check = diagnostics.diagnose(
         np.asarray(weights),
         num_batches=num_batches,
         round_trip_error=_round_trip_error(rng_key, guide, params) if isinstance(guide, AutoFlow) else None,
-        draws=draws if keep else None,
+        draws=draws or None,
         reference=reference,
     )
     if search and isinstance(guide, AutoFlow):
@@ -229,7 +229,10 @@ def _latents(trace):
 
 
 def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, *, keep):
-    """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites."""
+    """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites.
+
+    ``keep=None`` is to keep them if there are not too many coordinates for the checks of each.
+    """
     check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
 
     nesting: list[int | None] = []
@@ -244,7 +247,8 @@ def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, 
         _check_params(params, guide_trace, trace)
         latents = _latents(trace)
         diagnostics.check_covered(set(latents) - set(guide_trace))
-        return log_p - log_q, latents if keep else {}
+        is_kept = sum(map(jnp.size, latents.values())) <= diagnostics.MAX_MARGINALS if keep is None else keep
+        return log_p - log_q, latents if is_kept else {}
 
     # Batches of one size, so that one program serves them all.
     num_batches = math.ceil(num_samples / chunk_size)

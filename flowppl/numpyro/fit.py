@@ -79,8 +79,9 @@ class Fit(FitBase):
     ``elbo``, ``elbo_se``
         the ELBO of the guide, from fresh draws, and its standard error.
     ``k_hat``
-        the shape of the tail of the importance weights, see :func:`flowppl.diagnostics.k_hat`: below 0.5 they are in
-        order, above 0.7 the guide misses a part of the posterior. NaN after a fit to batches of the data.
+        the shape of the tail of the importance weights, see :func:`flowppl.diagnostics.k_hat`: above 0.7, the limit for
+        as many draws as it is judged by, the guide misses a part of the posterior. NaN after a fit to batches of the
+        data.
     ``checks``
         a :class:`flowppl.diagnostics.Diagnosis` at the start and after each round.
     ``stopped``

@@ -79,7 +79,7 @@ def diagnose(
 ) -> diagnostics.Diagnosis:
     """Say whether a guide can be trusted: :func:`flowppl.diagnostics.diagnose` of draws from it.
 
-    For an :class:`AutoFlow` that includes how badly the flow is inverted numerically.
+    That includes a k-hat for each marginal, and for an :class:`AutoFlow` how badly the flow is inverted numerically.
 
     Args:
         model: the model; its plates must allow an outer one, over the draws.
@@ -112,12 +112,13 @@ def diagnose(
     """
     _check("diagnose", model, guide, args, kwargs, diagnose)
     diagnostics.check_whole(model_plates(model, guide, args, kwargs))
-    weights, draws = _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=reference is not None)
+    keep = None if reference is None else True
+    weights, draws = _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=keep)
     check = diagnostics.diagnose(
         _numpy(weights),
         num_batches=num_batches,
         round_trip_error=_round_trip_error(guide, args, kwargs) if isinstance(guide, AutoFlow) else None,
-        draws=None if reference is None else {name: _numpy(value) for name, value in draws.items()},
+        draws={name: _numpy(value) for name, value in draws.items()} or None,
         reference=None if reference is None else {name: _numpy(value) for name, value in reference.items()},
     )
     return _look_outside(check, model, guide, args, kwargs) if search and isinstance(guide, AutoFlow) else check
@@ -222,12 +223,16 @@ def _latents(trace):
 def _draw(model, guide, args, kwargs, num_samples, chunk_size, *, keep, alone=None):
     """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites.
 
+    ``keep=None`` is to keep them if there are not too many coordinates for the checks of each.
+
     Each draw is computed alone where the model allows nothing else; ``None`` is to find out.
     """
     check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
     trace, guide_trace = _traces(model, guide, args, kwargs)
     sites = _latents(trace)
     diagnostics.check_covered(set(sites) - set(guide_trace.nodes))
+    if keep is None:
+        keep = sum(site["value"].numel() for site in sites.values()) <= diagnostics.MAX_MARGINALS
     if isinstance(guide, AutoFlow):
         like = guide.get_base_dist().mean
         target = Target(guide, args, kwargs, like, model)
