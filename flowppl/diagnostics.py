@@ -1,5 +1,6 @@
 """Whether a guide can be trusted: checks of any log weights and draws, whatever made them."""
 
+from flowppl.inference.calibration import Calibration
 from flowppl.inference.diagnostics import Comparison, Diagnosis, compare, diagnose
 from flowppl.inference.importance import (
     effective_sample_size,
@@ -10,6 +11,7 @@ from flowppl.inference.importance import (
 )
 
 __all__ = [
+    "Calibration",
     "Comparison",
     "Diagnosis",
     "compare",

@@ -1,4 +1,4 @@
-"""Pictures of a fit: its posterior, its losses and the tail of its weights. They need ``flowppl[plot]``."""
+"""Pictures of a fit: its posterior, losses, weights and calibration. They need ``flowppl[plot]``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowppl.checks import did_you_mean
+from flowppl.checks import describe, did_you_mean
+from flowppl.inference.calibration import Calibration, binomial_band
 from flowppl.inference.epochs import Epochs
 from flowppl.inference.fitting import FitBase
 from flowppl.inference.importance import coordinates, k_hat_threshold, smooth, tail_length
 from flowppl.inference.smoothing import Scale, density, joint_density, middles
 
-__all__ = ["k_hat_tail", "losses", "pairs"]
+__all__ = ["k_hat_tail", "losses", "pairs", "ranks"]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,7 @@ STYLES: dict[str, dict[str, Any]] = {
 MAX_SHOWN = 6  # coordinates, unless they are named
 MAX_NAMED = 16
 NUM_DRAWS = 4000  # of a fit
+RANK_BINS = 20  # at most, with five ranks expected in each
 BINS = (400, 120)  # along an axis, for densities of one coordinate and of two
 
 
@@ -85,7 +87,7 @@ def pairs(
     pyplot = _pyplot()
     given = {"reference": reference, "guide": draws, "resampled": resampled}
     groups = {label: coordinates(_draws(each, label)) for label, each in given.items() if each is not None}
-    shown = _select(list(groups["guide"]), var_names, filter_vars)
+    shown = _select("pairs", list(groups["guide"]), var_names, filter_vars)
     size = len(shown)
     if axes is None:
         side = max(1.8 * size + 0.8, 4.0)
@@ -279,6 +281,81 @@ def k_hat_tail(log_weights: Any, axes: Axes | None = None) -> Axes:
     return ax
 
 
+def ranks(
+    calibration: Calibration,
+    var_names: str | Sequence[str] | None = None,
+    *,
+    filter_vars: str | None = None,
+    axes: Any = None,
+) -> Figure:
+    """Histograms of the ranks that ``sbc`` found, with the band in which those of calibrated guides stay.
+
+    All bars of a calibrated coordinate are in its band with a probability of 95%, and near the line. Large ranks say
+    that the guide is too low; many at both ends that it is too narrow, few there that it is too wide. Coordinates that
+    are miscalibrated have another colour, and what is wrong with them in their title.
+
+    Args:
+        calibration: what ``sbc`` found.
+        var_names: sites or coordinates to show, such as ``["tau", "theta[0]"]``; with ``~`` before the names, what not
+            to show. ``None`` shows the first six coordinates.
+        filter_vars: ``None`` takes the names as they are, ``"like"`` as parts of names, ``"regex"`` as patterns.
+        axes: matplotlib axes, one for each coordinate; ``None`` makes a figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        TypeError: for what is no :class:`flowppl.diagnostics.Calibration`.
+        ValueError: if ``var_names`` mean nothing or too many coordinates, or ``axes`` do not fit.
+        ImportError: without matplotlib; install ``flowppl[plot]``.
+
+    Warns:
+        UserWarning: if only the first coordinates are shown.
+
+    Example:
+        >>> import matplotlib, numpy as np
+        >>> matplotlib.use("Agg")
+        >>> from flowppl.diagnostics import Calibration
+        >>> from flowppl.plotting import ranks
+        >>> drawn = np.random.default_rng(0).integers(0, 100, size=(2, 200))
+        >>> len(ranks(Calibration({"mu": drawn[0], "tau": drawn[1]}, num_draws=99)).axes)
+        2
+    """
+    pyplot = _pyplot()
+    if not isinstance(calibration, Calibration):
+        raise TypeError(f"ranks takes what sbc found, a Calibration, got {describe(calibration)}")
+    shown = _select("ranks", list(calibration.ranks), var_names, filter_vars)
+    if axes is None:
+        columns = min(len(shown), 3)
+        rows = -(-len(shown) // columns)
+        inches = (2.8 * columns + 0.6, 2.2 * rows + 0.6)
+        _, grid = pyplot.subplots(rows, columns, figsize=inches, squeeze=False, sharex=True, layout="constrained")
+        axes = grid.ravel()
+        for ax in axes[len(shown) :]:
+            ax.remove()
+        axes = axes[: len(shown)]
+    axes = np.ravel(np.asarray(axes, dtype=object))
+    if axes.size != len(shown):
+        raise ValueError(f"ranks shows {len(shown)} coordinates and needs as many axes, got {axes.size}")
+    size, number = calibration.num_draws + 1, calibration.num_simulations
+    num_bins = min(max(number // 5, 2), RANK_BINS, size)
+    edges = np.round(np.linspace(0, size, num_bins + 1)).astype(int)
+    lower, upper = binomial_band(number, np.diff(edges) / size)
+    faults = calibration.faults
+    for ax, name in zip(axes, shown, strict=True):
+        counts = np.histogram(calibration.ranks[name], edges)[0]
+        ax.stairs(counts, edges, fill=True, color=ORANGE if name in faults else BLUE, alpha=0.7)
+        ax.stairs(upper, edges, baseline=lower, fill=True, color=GREY, alpha=0.35)
+        ax.stairs(number * np.diff(edges) / size, edges, baseline=None, color="black", linewidth=1)
+        ax.set_title(f"{name}\n{faults[name]}" if name in faults else name)
+        ax.set(xlim=(0, size), ylim=(0, None), xlabel=f"rank among {size - 1} draws", ylabel="simulations")
+        ax.xaxis.set_major_locator(pyplot.MaxNLocator(4, integer=True))
+        ax.yaxis.set_major_locator(pyplot.MaxNLocator(4, integer=True))
+        ax.label_outer()
+        _finish(ax)
+    return axes[0].figure
+
+
 def _pyplot() -> Any:
     try:
         from matplotlib import pyplot
@@ -316,30 +393,30 @@ def _draws(given: Any, label: str) -> dict[str, np.ndarray]:
     return {name: np.asarray(value.detach().cpu() if hasattr(value, "cpu") else value) for name, value in found.items()}
 
 
-def _select(known: list[str], var_names: str | Sequence[str] | None, filter_vars: str | None) -> list[str]:
+def _select(owner: str, known: list[str], var_names: str | Sequence[str] | None, filter_vars: str | None) -> list[str]:
     """The coordinates that are meant by names of sites or coordinates."""
     if filter_vars not in (None, "like", "regex"):
-        raise ValueError(f"pairs: filter_vars must be None, 'like' or 'regex', got {filter_vars!r}")
+        raise ValueError(f"{owner}: filter_vars must be None, 'like' or 'regex', got {filter_vars!r}")
     wanted = [var_names] if isinstance(var_names, str) else var_names
-    chosen = known if wanted is None else _named(known, list(wanted), filter_vars)
+    chosen = known if wanted is None else _named(owner, known, list(wanted), filter_vars)
     if wanted is None and len(chosen) > MAX_SHOWN:
         warnings.warn(
-            f"pairs shows the first {MAX_SHOWN} of {len(known)} coordinates; say which by var_names=",
+            f"{owner} shows the first {MAX_SHOWN} of {len(known)} coordinates; say which by var_names=",
             UserWarning,
             stacklevel=3,
         )
         return chosen[:MAX_SHOWN]
     if not chosen:
-        raise ValueError("pairs: there is nothing to show; var_names leave out all coordinates")
+        raise ValueError(f"{owner}: there is nothing to show; var_names leave out all coordinates")
     if len(chosen) > MAX_NAMED:
         raise ValueError(
-            f"pairs shows up to {MAX_NAMED} coordinates, and var_names mean {len(chosen)}; name some of them, such as "
-            f"var_names={chosen[:2]}"
+            f"{owner} shows up to {MAX_NAMED} coordinates, and var_names mean {len(chosen)}; name some of them, such "
+            f"as var_names={chosen[:2]}"
         )
     return chosen
 
 
-def _named(known: list[str], wanted: list[str], filter_vars: str | None) -> list[str]:
+def _named(owner: str, known: list[str], wanted: list[str], filter_vars: str | None) -> list[str]:
     sites = list(dict.fromkeys(name.partition("[")[0] for name in known))
     groups = []
     for each in wanted:
@@ -353,7 +430,7 @@ def _named(known: list[str], wanted: list[str], filter_vars: str | None) -> list
         if not group:
             near = did_you_mean(name, [*sites, *known])
             raise ValueError(
-                f"pairs: var_names must be among the sites {sites} or coordinates of them, got {each!r}{near}"
+                f"{owner}: var_names must be among the sites {sites} or coordinates of them, got {each!r}{near}"
             )
         groups.append(group)
     excluded = {one for each, group in zip(wanted, groups, strict=True) if each.startswith("~") for one in group}

@@ -7,6 +7,7 @@ are those that :mod:`flowppl` gives them.
 
 from flowppl.autoencoders.evaluation import Evaluation
 from flowppl.autoencoders.training import VAEFit
+from flowppl.numpyro.calibration import sbc
 from flowppl.numpyro.density import DensityFit, fit_density
 from flowppl.numpyro.diagnostics import diagnose, log_weights, resample
 from flowppl.numpyro.fit import Fit, fit
@@ -101,6 +102,7 @@ __all__ = [
     "radial",
     "realnvp",
     "resample",
+    "sbc",
     "sylvester",
     "triangular_sylvester",
 ]

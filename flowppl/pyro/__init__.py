@@ -6,6 +6,7 @@ Each layer is here as a transform (``Planar``, ``Coupling``, ...), and each reci
 
 from flowppl.autoencoders.evaluation import Evaluation
 from flowppl.autoencoders.training import VAEFit
+from flowppl.pyro.calibration import sbc
 from flowppl.pyro.density import DensityFit, fit_density
 from flowppl.pyro.diagnostics import diagnose, log_weights, resample
 from flowppl.pyro.fit import Fit, fit
@@ -99,6 +100,7 @@ __all__ = [
     "radial",
     "realnvp",
     "resample",
+    "sbc",
     "sylvester",
     "triangular_sylvester",
 ]

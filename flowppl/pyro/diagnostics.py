@@ -195,6 +195,11 @@ def model_plates(model, guide, args, kwargs) -> list[tuple[str, int, int]]:
     """
     trace, guide_trace = _traces(model, guide, args, kwargs)
     diagnostics.check_covered(set(_latents(trace)) - set(guide_trace.nodes))
+    return plates_of(trace)
+
+
+def plates_of(trace) -> list[tuple[str, int, int]]:
+    """The name, the number of members in the batch, and of all members, of each plate in a trace."""
     frames = {frame.name: frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())}
     return [(name, frame.size, frame.full_size or frame.size) for name, frame in frames.items()]
 

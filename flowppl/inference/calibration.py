@@ -1,0 +1,400 @@
+"""Simulation-based calibration: whether fits to data that a model made find the parameters that made them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from flowppl.checks import check_sizes, describe, did_you_mean
+from flowppl.inference.importance import coordinates
+from flowppl.progress import progress_bar
+
+LEVEL = 0.05  # of all tests together
+MIN_SIMULATIONS = 20
+MIN_DRAWS = 19  # ranks take so many values and one
+MAX_FAILED = 0.1
+NUM_FAILED = 5  # if all of the first fits fail, the others would
+MAX_NAMED = 6
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Calibration:
+    r"""What simulation-based calibration found; ``print`` shows it, with the verdict and what is wrong.
+
+    For each of n simulations parameters :math:`\theta^*` were drawn from the prior and data from the model, a guide was
+    fitted to the data, and the rank of :math:`\theta^*` among L draws of the guide was taken: how many are smaller,
+    from 0 to L. If the guides are the posteriors, every rank is equally probable.
+
+    ===================== ============================================================================================
+    ``verdict``           when
+    ===================== ============================================================================================
+    ``"calibrated"``      the ranks of no coordinate show anything else
+    ``"miscalibrated"``   those of one coordinate or more do
+    ``"not judged"``      they do not, but there are fewer than 20 of them, or more than a tenth of the fits failed
+    ===================== ============================================================================================
+
+    All tests together have a level of 5%: their p-values are corrected by Holm's method, for two tests of each
+    coordinate. Calibration says that guides are right on average over the data that the prior makes, not that the one
+    of your data is; and it sees each coordinate alone.
+
+    Args:
+        ranks: for each coordinate, such as ``tau`` and ``theta[0]``, an array of the n ranks. Where draws are equal to
+            the parameter, one of the ranks that they leave open was drawn.
+        num_draws: the number L of draws of each guide.
+        failures: the reason for each simulation of which there are no ranks, by its number.
+
+    References:
+        Talts, Betancourt, Simpson, Vehtari, Gelman: Validating Bayesian Inference Algorithms with Simulation-Based
+        Calibration, 2018, arXiv 1804.06788. Yao, Vehtari, Simpson, Gelman: Yes, but Did It Work?, 2018, arXiv
+        1802.02538 (VSBC). Holm: A Simple Sequentially Rejective Multiple Test Procedure, 1979.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowppl.diagnostics import Calibration
+        >>> ranks = np.random.default_rng(0).integers(0, 100, size=(2, 200))
+        >>> found = Calibration({"mu": ranks[0], "tau": ranks[1] // 2}, num_draws=99)
+        >>> found.verdict, found.faults
+        ('miscalibrated', {'tau': 'too high'})
+    """
+
+    ranks: dict[str, np.ndarray]
+    num_draws: int
+    failures: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_simulations(self) -> int:
+        """The number n of simulations with ranks."""
+        return len(next(iter(self.ranks.values())))
+
+    @property
+    def probabilities(self) -> dict[str, np.ndarray]:
+        r"""For each coordinate the shares :math:`P(\theta < \theta^*)` of the guides, in the middle of their rank."""
+        return {name: (ranks + 0.5) / (self.num_draws + 1) for name, ranks in self.ranks.items()}
+
+    @property
+    def p_values(self) -> dict[str, float]:
+        r"""For each coordinate the p-value of Neyman's smooth test of uniform ranks.
+
+        With :math:`\varphi_1, \dots, \varphi_4` the polynomials of these degrees that are orthonormal over the ranks,
+        :math:`c_j = n^{-1/2} \sum_i \varphi_j(r_i)` of uniform ranks are nearly independent standard normals, and their
+        squares sum to a :math:`\chi^2_4`. The first shows a shift, the second a wrong width. Against these it needs
+        fewer simulations than a :math:`\chi^2` test of binned ranks.
+
+        References:
+            Neyman: Smooth Test for Goodness of Fit, 1937. Rayner, Best: Smooth Tests of Goodness of Fit, 1989.
+        """
+        squares = {name: float(np.sum(self._components(name) ** 2)) / 2 for name in self.ranks}
+        return {name: math.exp(-half) * (1 + half) for name, half in squares.items()}
+
+    @property
+    def symmetry_p_values(self) -> dict[str, float]:
+        r"""For each coordinate the p-value of the test of VSBC, that the histogram of the ranks is symmetric.
+
+        It is asymmetric if the guides lie, on average, to one side of the parameters. The statistic is that of Yao et
+        al. 2018, the largest distance between the distribution functions of :math:`p = P(\theta < \theta^*)` and
+        :math:`1 - p`. Since these are no independent samples, the p-value is not that of two samples, which is too
+        small, but exact: under symmetry, the distance is that of a random walk, whose steps are the sides of the p from
+        the outermost one to the innermost.
+
+        References:
+            Butler: A Test for Symmetry Using the Sample Distribution Function, 1969.
+        """
+        return {name: _symmetry(2 * ranks - self.num_draws) for name, ranks in self.ranks.items()}
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """What is wrong with each miscalibrated coordinate: "too low", "too high", "too narrow", "too wide", or two.
+
+        "Too low" is a guide that lies, on average, below the parameters; its ranks are too large. One that is too
+        narrow has too many ranks at both ends (the shape of a U), one that is too wide too few.
+        """
+        tests = [(name, p) for found in (self.p_values, self.symmetry_p_values) for name, p in found.items()]
+        tests.sort(key=lambda test: test[1])
+        wrong = set()
+        for done, (name, p) in enumerate(tests):
+            if p * (len(tests) - done) > LEVEL:
+                break
+            wrong.add(name)
+        return {name: self._fault(name) for name in self.ranks if name in wrong}
+
+    @property
+    def verdict(self) -> str:
+        """``"calibrated"``, ``"miscalibrated"`` or ``"not judged"``."""
+        return self._judge()[0]
+
+    @property
+    def advice(self) -> str:
+        """What is wrong, and what to do next."""
+        return self._judge()[1]
+
+    def _judge(self) -> tuple[str, str]:
+        n, faults = self.num_simulations, self.faults
+        if faults:
+            named = [f"{name} ({fault})" for name, fault in list(faults.items())[:MAX_NAMED]]
+            more = f" and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
+            return "miscalibrated", (
+                f"The guides are wrong about {', '.join(named)}{more}: train longer, use a richer flow or other "
+                "parameters, or correct the draws (resample=True)."
+            )
+        if n < MIN_SIMULATIONS:
+            return "not judged", f"{n} simulations tell too little: {MIN_SIMULATIONS} or more are needed, better 100."
+        if len(self.failures) > MAX_FAILED * (n + len(self.failures)):
+            return "not judged", (
+                f"{len(self.failures)} of {n + len(self.failures)} fits failed, and the others may be the easy ones. "
+                f"The first: {next(iter(self.failures.values()))}"
+            )
+        return "calibrated", f"{n} simulations show nothing wrong with the guides, on average over data of the model."
+
+    def _components(self, name: str) -> np.ndarray:
+        table = _polynomials(self.num_draws)
+        return table[self.ranks[name]].sum(axis=0) / math.sqrt(self.num_simulations)
+
+    def _fault(self, name: str) -> str:
+        shift, width, *_ = self._components(name)
+        p = self.probabilities[name]
+        ends = [float(np.mean(end < 0.2)) for end in (p, 1 - p)]
+        found = []
+        if width > 2 and min(ends) > 0.1:  # a shift alone puts ranks at one end, and few at the other
+            found.append("too narrow")
+        if width < -2:
+            found.append("too wide")
+        # Ranks at the ends make the mean of ranks uncertain, but not the test of symmetry.
+        if _symmetry(2 * self.ranks[name] - self.num_draws) < 0.01 or (not found and abs(shift) > 2):
+            found.insert(0, "too low" if shift > 0 else "too high")
+        return " and ".join(found) or "of another shape"
+
+    def __repr__(self):
+        return f"Calibration({self.verdict!r}, {self.num_simulations} simulations, {len(self.ranks)} coordinates)"
+
+    def __str__(self):
+        total = self.num_simulations + len(self.failures)
+        rows = {"simulations": f"{self.num_simulations} of {total}, with {self.num_draws} draws each"}
+        if self.failures:
+            first = next(iter(self.failures))
+            rows["failed"] = f"{len(self.failures)} of {total}, the first number {first}: {self.failures[first]}"
+        uniform, symmetric, faults = self.p_values, self.symmetry_p_values, self.faults
+        for label, found in (("uniform ranks", uniform), ("symmetric ranks", symmetric)):
+            worst = min(found, key=found.__getitem__)
+            rows[label] = f"smallest p-value of {len(found)} coordinates {found[worst]:.2g}, of {worst}"
+        for name in list(faults)[:MAX_NAMED]:
+            rows[name] = f"{faults[name]}: p-values {uniform[name]:.2g} (uniform), {symmetric[name]:.2g} (symmetric)"
+        table = "\n".join(f"  {name:<16} {value}" for name, value in rows.items())
+        return f"{self.verdict}\n{table}\n{self.advice}"
+
+
+@functools.lru_cache(maxsize=8)
+def _polynomials(num_draws: int) -> np.ndarray:
+    """The values of four polynomials at each rank: of mean 0, variance 1 and uncorrelated over all ranks."""
+    powers = np.vander(np.linspace(-1, 1, num_draws + 1), 5, increasing=True)
+    basis, triangle = np.linalg.qr(powers)
+    return (basis * np.sign(np.diag(triangle)))[:, 1:] * math.sqrt(num_draws + 1)
+
+
+def _symmetry(positions: np.ndarray) -> float:
+    """The p-value of symmetry about 0 of integers."""
+    positions = positions[positions != 0]
+    if not len(positions):
+        return 1.0
+    sizes, places = np.unique(-np.abs(positions), return_inverse=True)
+    # Numbers of one size have no order: the walk is looked at before and after all of them.
+    walk = np.cumsum(np.bincount(places, weights=np.sign(positions), minlength=len(sizes)))
+    return _reaches(len(positions), round(float(np.abs(walk).max())))
+
+
+@functools.lru_cache(maxsize=4096)
+def _reaches(num_steps: int, height: int) -> float:
+    """The probability that a walk of steps up or down, alike probable, comes so far from its start."""
+    if height <= 1:
+        return 1.0
+    inside = np.zeros(2 * height - 1)
+    inside[height - 1] = 1.0
+    for _ in range(num_steps):
+        inside = np.convolve(inside, [0.5, 0.0, 0.5], "same")
+    return max(1.0 - float(inside.sum()), 0.0)
+
+
+def binomial_band(number: int, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From where to where the numbers of uniform ranks in all bins go, with a probability of 95% or more.
+
+    Args:
+        number: the number n of ranks.
+        shares: the probability of each bin; each leaves its range with at most 5% divided by the number of bins.
+    """
+    tail = LEVEL / len(shares) / 2
+    counts = np.arange(number + 1)
+    log_choose = np.array([math.lgamma(number + 1) - math.lgamma(k + 1) - math.lgamma(number - k + 1) for k in counts])
+    log_mass = log_choose + counts * np.log(shares)[:, None] + (number - counts) * np.log1p(-shares)[:, None]
+    below = np.cumsum(np.exp(log_mass), axis=1)
+    return np.argmax(below > tail, axis=1), np.argmax(below >= 1 - tail, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """A draw of all sites of a model: what a guide has to find, what else it may know, and the data."""
+
+    latents: Mapping[str, Any]
+    deterministic: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sites:
+    """The names of sites of a model, each list in the order of the model."""
+
+    latents: list[str]
+    deterministic: list[str]
+    observed: list[str]
+    params: list[str]
+    factors: list[str]
+
+
+def choose_data(sites: Sites, observed: Iterable[str] | None) -> list[str]:
+    """The names of the sites that are data; raise ValueError if the model cannot make data at them.
+
+    Args:
+        sites: those of the model.
+        observed: the user's choice; ``None`` means those that the model observes.
+    """
+    if sites.params:
+        raise ValueError(
+            f"sbc: the model has parameters of its own, {', '.join(map(repr, sites.params))}, which no prior draws; "
+            "fix them by handlers of the host: block(substitute(model, data=params), hide=list(params))"
+        )
+    if sites.factors:
+        raise ValueError(
+            f"sbc: at {', '.join(map(repr, sites.factors))} the model has factors, from which no data can be drawn; "
+            "write them as distributions"
+        )
+    chosen = sites.observed if observed is None else [observed] if isinstance(observed, str) else list(observed)
+    known = [*sites.observed, *sites.latents]
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"sbc: observed must name sites of the model, got {name!r}{did_you_mean(name, known)}")
+    if missing := [name for name in sites.observed if name not in chosen]:
+        raise ValueError(
+            f"sbc: the model observes {missing} too; all data are drawn anew, so observed= must name them, or leave "
+            "them out of the model's arguments"
+        )
+    if not chosen:
+        raise ValueError("sbc: the model observes nothing with these arguments; pass its data, or observed=[names]")
+    if not set(sites.latents) - set(chosen):
+        raise ValueError("sbc: the model has no latents")
+    return chosen
+
+
+@contextlib.contextmanager
+def draws_or_says_so() -> Iterator[None]:
+    """Raise ValueError where a host says that a distribution has no draws."""
+    try:
+        yield
+    except NotImplementedError as error:
+        what = str(error) or "the prior or the likelihood of one of its sites has no draws, as an improper one"
+        raise ValueError(f"sbc: the model cannot make its parameters and data: {what}") from error
+
+
+def check_options(num_simulations: int, num_draws: int, fit: Any, resample: bool) -> None:
+    """Raise ValueError or TypeError for options of ``sbc`` that cannot be meant."""
+    check_sizes("sbc", num_simulations=num_simulations)
+    check_sizes("sbc", at_least=MIN_DRAWS, num_draws=num_draws)
+    if fit is not None and not callable(fit):
+        raise TypeError(
+            f"sbc: fit must be a function such as functools.partial(fit, num_steps=500), got {describe(fit)}"
+        )
+    if not isinstance(resample, bool):
+        raise TypeError(f"sbc: resample must be True or False, got {resample!r}")
+
+
+def calibrate(
+    simulate: Callable[[int], Simulation],
+    fit: Callable[[int, Simulation], Any],
+    as_numpy: Callable[[Any], np.ndarray],
+    rng: np.random.Generator,
+    *,
+    num_simulations: int,
+    num_draws: int,
+    resample: bool,
+    progress: bool | None,
+) -> Calibration:
+    """Simulate, fit and rank.
+
+    Args:
+        simulate: draws all sites of the model; its argument is the number of the simulation.
+        fit: fits a guide to the data of a simulation. An error counts as a failure, but for a TypeError, which no data
+            cause.
+        as_numpy: makes an array of the host one of NumPy.
+        rng: draws ranks where there is a choice.
+
+    Raises:
+        RuntimeError: if all of the first fits fail.
+    """
+    rows: list[dict[str, int]] = []
+    failures: dict[int, str] = {}
+    with progress_bar("sbc", num_simulations, "fit", progress) as bar:
+        for index in range(num_simulations):
+            true = simulate(index)
+            try:
+                _check_finite("data", {name: as_numpy(value) for name, value in true.data.items()})
+                drawn = take_draws(fit(index, true), num_draws, resample)
+                draws = {name: as_numpy(value) for name, value in drawn.items()}
+                _check_finite("draws of the guide", {name: draws[name] for name in true.latents if name in draws})
+            except KeyboardInterrupt:
+                if not rows:
+                    raise
+                break
+            except TypeError:
+                raise
+            except Exception as error:
+                failures[index] = f"{type(error).__name__}: {error}"
+                if not rows and len(failures) == min(NUM_FAILED, num_simulations):
+                    raise RuntimeError(f"sbc: all of the first {len(failures)} fits failed: {error}") from error
+            else:
+                values = {name: as_numpy(value) for name, value in {**true.latents, **true.deterministic}.items()}
+                rows.append(_ranks(values, draws, list(true.latents), num_draws, rng))
+            bar.update(1)
+    return Calibration({name: np.array([row[name] for row in rows]) for name in rows[0]}, num_draws, failures)
+
+
+def take_draws(found: Any, num_draws: int, resample: bool) -> Mapping[str, Any]:
+    """The draws of what a ``fit`` returned."""
+    if getattr(found, "stopped", None) == "interrupted":
+        raise KeyboardInterrupt
+    if hasattr(found, "resample" if resample else "sample"):
+        return found.resample(num_draws) if resample else found.sample(num_draws)
+    if not isinstance(found, Mapping) or resample:
+        needs = "a resample method" if resample else "a sample method, or be a dict of draws"
+        raise TypeError(f"sbc: what fit returns must have {needs}, got {describe(found)}")
+    return found
+
+
+def _check_finite(what, values):
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise ArithmeticError(f"the {what} are not finite at {name!r}")
+
+
+def _ranks(true, draws, latents, num_draws, rng) -> dict[str, int]:
+    """The rank of each coordinate among the draws."""
+    if missing := [name for name in latents if name not in draws]:
+        raise ValueError(f"sbc: the draws of fit lack the latents {missing}, and have {list(draws)}")
+    names = [name for name in true if name in draws]
+    for name in names:
+        shape, expected = draws[name].shape, true[name].shape
+        if shape[1:] != expected or shape[:1] < (num_draws,):
+            raise ValueError(
+                f"sbc: draws of {name!r} must have the shape ({num_draws} or more, {', '.join(map(str, expected))}), "
+                f"got {shape}"
+            )
+    # Evenly spread, so that draws of a Markov chain become nearly independent.
+    kept = {name: draws[name][np.linspace(0, len(draws[name]) - 1, num_draws).astype(int)] for name in names}
+    values = coordinates({name: true[name][None] for name in names})
+    result = {}
+    for name, drawn in coordinates(kept).items():
+        below, equal = np.sum(drawn < values[name]), np.sum(drawn == values[name])
+        result[name] = int(below + rng.integers(equal + 1))
+    return result
