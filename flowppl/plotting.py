@@ -32,7 +32,7 @@ STYLES: dict[str, dict[str, Any]] = {
 MAX_SHOWN = 6  # coordinates, unless they are named
 MAX_NAMED = 16
 NUM_DRAWS = 4000  # of a fit
-RANK_BINS = 20  # at most, with five ranks expected in each
+RANK_BINS = 20  # at most, with ten ranks or more expected in each
 BINS = (400, 120)  # along an axis, for densities of one coordinate and of two
 
 
@@ -329,7 +329,7 @@ def ranks(
         columns = min(len(shown), 3)
         rows = -(-len(shown) // columns)
         inches = (2.8 * columns + 0.6, 2.2 * rows + 0.6)
-        _, grid = pyplot.subplots(rows, columns, figsize=inches, squeeze=False, sharex=True, layout="constrained")
+        _, grid = pyplot.subplots(rows, columns, figsize=inches, squeeze=False, sharey=True, layout="constrained")
         axes = grid.ravel()
         for ax in axes[len(shown) :]:
             ax.remove()
@@ -338,20 +338,19 @@ def ranks(
     if axes.size != len(shown):
         raise ValueError(f"ranks shows {len(shown)} coordinates and needs as many axes, got {axes.size}")
     size, number = calibration.num_draws + 1, calibration.num_simulations
-    num_bins = min(max(number // 5, 2), RANK_BINS, size)
+    num_bins = min(max(number // 10, 2), RANK_BINS, size)
     edges = np.round(np.linspace(0, size, num_bins + 1)).astype(int)
     lower, upper = binomial_band(number, np.diff(edges) / size)
     faults = calibration.faults
     for ax, name in zip(axes, shown, strict=True):
         counts = np.histogram(calibration.ranks[name], edges)[0]
-        ax.stairs(counts, edges, fill=True, color=ORANGE if name in faults else BLUE, alpha=0.7)
         ax.stairs(upper, edges, baseline=lower, fill=True, color=GREY, alpha=0.35)
+        ax.stairs(counts, edges, fill=True, color=ORANGE if name in faults else BLUE, alpha=0.7)
         ax.stairs(number * np.diff(edges) / size, edges, baseline=None, color="black", linewidth=1)
-        ax.set_title(f"{name}\n{faults[name]}" if name in faults else name)
-        ax.set(xlim=(0, size), ylim=(0, None), xlabel=f"rank among {size - 1} draws", ylabel="simulations")
+        ax.set_title(f"{name}: {faults[name]}" if name in faults else name, fontsize="medium")
+        ax.set(xlim=(0, size), xlabel=f"rank among {size - 1} draws", ylabel="simulations")
         ax.xaxis.set_major_locator(pyplot.MaxNLocator(4, integer=True))
         ax.yaxis.set_major_locator(pyplot.MaxNLocator(4, integer=True))
-        ax.label_outer()
         _finish(ax)
     return axes[0].figure
 

@@ -20,7 +20,7 @@ import flowppl.numpyro
 import flowppl.pyro
 from flowppl import plotting
 from flowppl.autoencoders.training import VAEFit
-from flowppl.diagnostics import diagnose
+from flowppl.diagnostics import Calibration, diagnose
 from flowppl.inference.density import DensityFit
 from flowppl.inference.fitting import History
 from flowppl.inference.smoothing import Scale, density, joint_density, middles
@@ -112,7 +112,7 @@ def test_which_coordinates(draws):
         (["~ta"], "like", ["count"]),
         ([r"^t.*,3"], "regex", [names[3], names[7]]),
     ]:
-        assert plotting._select(["tau", *names, "count"], chosen, filter_vars) == expected
+        assert plotting._select("pairs", ["tau", *names, "count"], chosen, filter_vars) == expected
     assert labels(plotting.pairs(draws, var_names=["tau", "count"])) == ["tau", "count"]
     for wrong in ("thet", "~thet", "theta[3,0]"):
         with pytest.raises(
@@ -244,6 +244,31 @@ def test_tail_of_weights(rng, tmp_path):
         plotting.k_hat_tail([1.0, 2.0, 3.0])
     with pytest.raises(TypeError, match="k_hat_tail takes log weights"):
         plotting.k_hat_tail(fit_in_numpyro())
+
+
+def test_ranks(rng, tmp_path):
+    drawn = rng.integers(0, 100, size=(100, 8))
+    found = Calibration({"tau": drawn[:, 0] // 3} | {f"z[{i}]": drawn[:, i] for i in range(1, 8)}, num_draws=99)
+    with pytest.warns(UserWarning, match="ranks shows the first 6 of 8 coordinates"):
+        figure = plotting.ranks(found)
+    figure.savefig(tmp_path / "six.png")
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == [f"tau: {found.faults['tau']}", *(f"z[{i}]" for i in range(1, 6))]
+    band, bars, line = figure.axes[0].patches
+    np.testing.assert_array_equal(bars.get_data().values, np.bincount(drawn[:, 0] // 3 // 10, minlength=10))
+    np.testing.assert_array_equal(line.get_data().values, np.full(10, 10.0))
+    assert (band.get_data().baseline < 10).all()
+    assert (band.get_data().values > 10).all()
+    few = Calibration({"z": rng.integers(0, 20, size=15)}, num_draws=19)
+    assert len(plotting.ranks(few).axes[0].patches[1].get_data().values) == 2
+    _, axes = matplotlib.pyplot.subplots(1, 2)
+    assert plotting.ranks(found, ["tau", "z[7]"], axes=axes) is axes[0].figure
+    with pytest.raises(ValueError, match="shows 1 coordinates and needs as many axes, got 2"):
+        plotting.ranks(found, "tau", axes=axes)
+    with pytest.raises(ValueError, match=r"ranks: var_names must be among the sites \['tau', 'z'\]"):
+        plotting.ranks(found, "mu")
+    with pytest.raises(TypeError, match="takes what sbc found, a Calibration, got a dict"):
+        plotting.ranks({"z": np.arange(9)})
 
 
 def test_import_needs_neither_matplotlib_nor_arviz():

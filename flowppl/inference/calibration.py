@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -156,17 +157,24 @@ class Calibration:
         return table[self.ranks[name]].sum(axis=0) / math.sqrt(self.num_simulations)
 
     def _fault(self, name: str) -> str:
+        """The sd, in that of the guide, is told by the quartiles of the parameters, the side by symmetry."""
+        p = np.quantile(self.probabilities[name], [0.25, 0.75])
+        low, high = (NormalDist().inv_cdf(each) for each in p)
+        is_cut = min(p[0], 1 - p[1]) < 1 / (self.num_draws + 1)  # beyond all draws, nobody knows how far
+        error = 3 / math.sqrt(self.num_simulations)  # 2.6 standard errors of the logarithm of an sd from quartiles
+        log_sd = math.log((high - low) / 1.349) if high > low else -math.inf
         shift, width, *_ = self._components(name)
-        p = self.probabilities[name]
-        ends = [float(np.mean(end < 0.2)) for end in (p, 1 - p)]
         found = []
-        if width > 2 and min(ends) > 0.1:  # a shift alone puts ranks at one end, and few at the other
+        if log_sd > error:
             found.append("too narrow")
-        if width < -2:
+        elif log_sd < -error and not is_cut:
             found.append("too wide")
-        # Ranks at the ends make the mean of ranks uncertain, but not the test of symmetry.
-        if _symmetry(2 * self.ranks[name] - self.num_draws) < 0.01 or (not found and abs(shift) > 2):
+        if _symmetry(2 * self.ranks[name] - self.num_draws) < 0.01:
             found.insert(0, "too low" if shift > 0 else "too high")
+        if not found and max(abs(shift), abs(width)) > 2:
+            is_shift = abs(shift) > abs(width)
+            words = ("too low", "too high") if is_shift else ("too narrow", "too wide")
+            found.append(words[0] if (shift if is_shift else width) > 0 else words[1])
         return " and ".join(found) or "of another shape"
 
     def __repr__(self):

@@ -119,8 +119,6 @@ def sbc(
     @jax.jit
     def draw(key):
         trace = handlers.trace(handlers.seed(handlers.uncondition(model), key)).get_trace(*args, **kwargs)
-        if fixed := [name for name, site in trace.items() if site["type"] == "sample" and site["is_observed"]]:
-            raise ValueError(f"sbc: the data at {fixed} cannot be drawn anew, as they are observed in a loop of JAX")
         return {name: site["value"] for name, site in trace.items()}
 
     def simulate(index):
@@ -155,6 +153,12 @@ def _look(model, args, kwargs) -> Sites:
         jax.eval_shape(look)
     diagnostics.check_whole((s["name"], len(s["value"]), s["args"][0]) for s in found if s["type"] == "plate")
     drawn = [site for site in found if site["type"] == "sample"]
+    # What a scan observes would be drawn anew one by one, each after the old ones.
+    if looped := [s["name"] for s in drawn if s["is_observed"] and s.get("_control_flow_done")]:
+        raise ValueError(
+            f"sbc: the data at {looped} are observed in a loop of numpyro.contrib.control_flow, where they cannot be "
+            f"drawn anew; let the model draw them if it is not given any, and pass observed={looped}"
+        )
     return Sites(
         latents=[s["name"] for s in drawn if not s["is_observed"] and not is_summed_out(s)],
         deterministic=[s["name"] for s in found if s["type"] == "deterministic"],
