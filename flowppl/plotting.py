@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowppl.checks import describe, did_you_mean
+from flowppl.checks import describe
 from flowppl.inference.calibration import Calibration, binomial_band
 from flowppl.inference.epochs import Epochs
 from flowppl.inference.fitting import FitBase
 from flowppl.inference.importance import coordinates, k_hat_threshold, smooth, tail_length
+from flowppl.inference.selection import select
 from flowppl.inference.smoothing import Scale, density, joint_density, middles
 
 __all__ = ["k_hat_tail", "losses", "pairs", "ranks"]
@@ -29,8 +28,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "guide": {"color": BLUE, "linestyle": "-"},
     "resampled": {"color": ORANGE, "linestyle": "--"},
 }
-MAX_SHOWN = 6  # coordinates, unless they are named
-MAX_NAMED = 16
 NUM_DRAWS = 4000  # of a fit
 RANK_BINS = 20  # at most, with ten ranks or more expected in each
 BINS = (400, 120)  # along an axis, for densities of one coordinate and of two
@@ -87,7 +84,7 @@ def pairs(
     pyplot = _pyplot()
     given = {"reference": reference, "guide": draws, "resampled": resampled}
     groups = {label: coordinates(_draws(each, label)) for label, each in given.items() if each is not None}
-    shown = _select("pairs", list(groups["guide"]), var_names, filter_vars)
+    shown = select("pairs", list(groups["guide"]), var_names, filter_vars)
     size = len(shown)
     if axes is None:
         side = max(1.8 * size + 0.8, 4.0)
@@ -324,7 +321,7 @@ def ranks(
     pyplot = _pyplot()
     if not isinstance(calibration, Calibration):
         raise TypeError(f"ranks takes what sbc found, a Calibration, got {describe(calibration)}")
-    shown = _select("ranks", list(calibration.ranks), var_names, filter_vars)
+    shown = select("ranks", list(calibration.ranks), var_names, filter_vars)
     if axes is None:
         columns = min(len(shown), 3)
         rows = -(-len(shown) // columns)
@@ -390,52 +387,6 @@ def _draws(given: Any, label: str) -> dict[str, np.ndarray]:
         )
     # What is on a GPU has to come to the host first.
     return {name: np.asarray(value.detach().cpu() if hasattr(value, "cpu") else value) for name, value in found.items()}
-
-
-def _select(owner: str, known: list[str], var_names: str | Sequence[str] | None, filter_vars: str | None) -> list[str]:
-    """The coordinates that are meant by names of sites or coordinates."""
-    if filter_vars not in (None, "like", "regex"):
-        raise ValueError(f"{owner}: filter_vars must be None, 'like' or 'regex', got {filter_vars!r}")
-    wanted = [var_names] if isinstance(var_names, str) else var_names
-    chosen = known if wanted is None else _named(owner, known, list(wanted), filter_vars)
-    if wanted is None and len(chosen) > MAX_SHOWN:
-        warnings.warn(
-            f"{owner} shows the first {MAX_SHOWN} of {len(known)} coordinates; say which by var_names=",
-            UserWarning,
-            stacklevel=3,
-        )
-        return chosen[:MAX_SHOWN]
-    if not chosen:
-        raise ValueError(f"{owner}: there is nothing to show; var_names leave out all coordinates")
-    if len(chosen) > MAX_NAMED:
-        raise ValueError(
-            f"{owner} shows up to {MAX_NAMED} coordinates, and var_names mean {len(chosen)}; name some of them, such "
-            f"as var_names={chosen[:2]}"
-        )
-    return chosen
-
-
-def _named(owner: str, known: list[str], wanted: list[str], filter_vars: str | None) -> list[str]:
-    sites = list(dict.fromkeys(name.partition("[")[0] for name in known))
-    groups = []
-    for each in wanted:
-        name = each.removeprefix("~")
-        if filter_vars == "like":
-            group = [one for one in known if name in one]
-        elif filter_vars == "regex":
-            group = [one for one in known if re.search(name, one)]
-        else:
-            group = [one for one in known if name in (one, one.partition("[")[0])]
-        if not group:
-            near = did_you_mean(name, [*sites, *known])
-            raise ValueError(
-                f"{owner}: var_names must be among the sites {sites} or coordinates of them, got {each!r}{near}"
-            )
-        groups.append(group)
-    excluded = {one for each, group in zip(wanted, groups, strict=True) if each.startswith("~") for one in group}
-    if len(excluded) and all(each.startswith("~") for each in wanted):
-        groups = [known]
-    return [one for one in dict.fromkeys(one for group in groups for one in group) if one not in excluded]
 
 
 def _marginal(ax: Axes, values: np.ndarray, scale: Scale, label: str) -> None:

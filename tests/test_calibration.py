@@ -131,6 +131,16 @@ def test_what_is_not_judged(rng):
     assert Calibration({"z": np.arange(100)}, NUM_DRAWS, {5: "ValueError"}).verdict == "calibrated"
 
 
+def test_ranks_are_checked():
+    good = np.arange(20)
+    for wrong in ({}, {"z": good - 1}, {"z": good + 90}, {"z": good / 2}, {"z": good[:0]}, {"z": good, "y": good[:9]}):
+        with pytest.raises(ValueError, match="must be a dict with vectors of integers from 0 to 99"):
+            Calibration(wrong, NUM_DRAWS)
+    for wrong in ({"z": 3}, {"z": good[None]}):
+        with pytest.raises(ValueError, match="vectors of integers"):
+            Calibration(wrong, NUM_DRAWS)
+
+
 def posterior(y):
     return y.sum() / (len(y) + 1), 1 / math.sqrt(len(y) + 1)
 

@@ -23,6 +23,7 @@ from flowppl.autoencoders.training import VAEFit
 from flowppl.diagnostics import Calibration, diagnose
 from flowppl.inference.density import DensityFit
 from flowppl.inference.fitting import History
+from flowppl.inference.selection import select
 from flowppl.inference.smoothing import Scale, density, joint_density, middles
 
 matplotlib.use("Agg")
@@ -112,7 +113,7 @@ def test_which_coordinates(draws):
         (["~ta"], "like", ["count"]),
         ([r"^t.*,3"], "regex", [names[3], names[7]]),
     ]:
-        assert plotting._select("pairs", ["tau", *names, "count"], chosen, filter_vars) == expected
+        assert select("pairs", ["tau", *names, "count"], chosen, filter_vars) == expected
     assert labels(plotting.pairs(draws, var_names=["tau", "count"])) == ["tau", "count"]
     for wrong in ("thet", "~thet", "theta[3,0]"):
         with pytest.raises(

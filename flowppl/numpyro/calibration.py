@@ -12,8 +12,8 @@ from numpyro import handlers
 
 from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles
-from flowppl.inference.calibration import (
-    Calibration,
+from flowppl.inference.calibration import Calibration
+from flowppl.inference.simulation import (
     Simulation,
     Sites,
     calibrate,
@@ -52,6 +52,7 @@ def sbc(
     Args:
         rng_key: determines the simulations and the fits.
         model: the model. It must be able to make its data: with proper priors, no factors, no parameters of its own.
+            What it observes in a ``scan`` has to be left out of the arguments, and named in ``observed``.
         args: its arguments, with data in the places of the observed ones, of which the shapes alone matter; so are
             further keyword arguments.
         num_simulations: the number of simulations, and of fits.

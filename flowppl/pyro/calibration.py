@@ -14,8 +14,8 @@ from pyro.poutine.util import site_is_subsample
 
 from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles
-from flowppl.inference.calibration import (
-    Calibration,
+from flowppl.inference.calibration import Calibration
+from flowppl.inference.simulation import (
     Simulation,
     Sites,
     calibrate,

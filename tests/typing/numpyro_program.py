@@ -12,7 +12,7 @@ from numpyro.optim import Adam
 
 import flowppl as fp
 import flowppl.numpyro as fnp
-from flowppl.diagnostics import Diagnosis
+from flowppl.diagnostics import Calibration, Diagnosis
 
 
 def model(x: jax.Array, y: jax.Array | None = None) -> None:
@@ -96,6 +96,7 @@ def fits() -> None:
     assert_type(result.diagnose(rng_key=KEY), Diagnosis)
     guide, params = result.guide, result.params
     assert_type(fnp.diagnose(KEY, model, guide, params, x, y), Diagnosis)
+    assert_type(fnp.sbc(KEY, model, x, y, num_simulations=20), Calibration)
     assert_type(fnp.log_weights(KEY, model, guide, params, x, y, num_samples=10), jax.Array)
     assert_type(fnp.resample(KEY, model, guide, params, x, y, num_samples=10), dict[str, jax.Array])
 

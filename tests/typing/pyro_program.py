@@ -11,7 +11,7 @@ from pyro.optim import ClippedAdam
 
 import flowppl as fp
 import flowppl.pyro as fpp
-from flowppl.diagnostics import Diagnosis
+from flowppl.diagnostics import Calibration, Diagnosis
 
 
 def model(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
@@ -84,6 +84,7 @@ def fits() -> None:
     assert_type(result.resample(100), dict[str, torch.Tensor])
     assert_type(result.diagnose(), Diagnosis)
     assert_type(fpp.diagnose(model, guide, x, y), Diagnosis)
+    assert_type(fpp.sbc(model, x, y, num_simulations=20), Calibration)
     assert_type(fpp.log_weights(model, guide, x, y, num_samples=10), torch.Tensor)
     assert_type(fpp.resample(model, guide, x, y, num_samples=10), dict[str, torch.Tensor])
 
