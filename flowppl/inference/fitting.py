@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowppl.checks import check_positive, check_sizes
+from flowppl.inference.chains import ChainsBase
 from flowppl.inference.diagnostics import Diagnosis, diagnose
 from flowppl.progress import progress_bar, set_total
 
@@ -370,6 +371,10 @@ class FitBase(abc.ABC):
     @abc.abstractmethod
     def resample(self, *args, **kwargs) -> dict[str, Any]:
         """Draws corrected by Pareto-smoothed importance resampling."""
+
+    @abc.abstractmethod
+    def mcmc(self, *args, **kwargs) -> ChainsBase:
+        """Draws of Markov chains whose proposals come from the guide: see :mod:`flowppl.inference.chains`."""
 
     @abc.abstractmethod
     def diagnose(self, *args, **kwargs) -> Diagnosis:

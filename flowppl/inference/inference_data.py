@@ -83,14 +83,16 @@ def convert(
     sites: Mapping[str, Site],
     coords: Mapping[str, Sequence[Any]] | None,
     dims: Mapping[str, Sequence[str]] | None,
+    num_chains: int = 1,
 ) -> Any:
-    """The groups as ``arviz.InferenceData``, or from ArviZ 1.0 as ``xarray.DataTree``, in one chain.
+    """The groups as ``arviz.InferenceData``, or from ArviZ 1.0 as ``xarray.DataTree``.
 
     Args:
         groups: for each group, for each site an array, over the draws unless the group is ``observed_data``.
         sites: those of the model.
         coords: labels of the members along axes, by their names.
         dims: names of axes, by site, in the place of those of plates.
+        num_chains: the number of chains, one after the other.
 
     Raises:
         ValueError: if there are more or fewer names than axes.
@@ -114,7 +116,9 @@ def convert(
             names = site.dims(shape, 0 if group == "log_likelihood" else site.event_dim, taken)
             if dims and name in dims:
                 names = _checked(name, dims[name], len(shape), group)
-            variables[name] = ((*sample_dims, *names), value[None] if sample_dims else value)
+            if sample_dims:
+                value = value.reshape(num_chains, -1, *shape)
+            variables[name] = ((*sample_dims, *names), value)
         sizes = {dim: size for names, value in variables.values() for dim, size in zip(names, value.shape, strict=True)}
         labels = {dim: (coords or {}).get(dim, np.arange(size)) for dim, size in sizes.items()}
         attrs = {"inference_library": "flowppl", "inference_library_version": __version__}

@@ -25,6 +25,7 @@ from flowppl.numpyro.layers import (
 )
 from flowppl.numpyro.linear import LU, QR, ActNorm, ElementwiseAffine, Householder, Permute, TriangularAffine
 from flowppl.numpyro.local import AutoLocalFlow
+from flowppl.numpyro.mcmc import Chains
 from flowppl.numpyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
 from flowppl.numpyro.recipes import (
     flowpp,
@@ -56,6 +57,7 @@ __all__ = [
     "AutoFlow",
     "AutoLocalFlow",
     "Autoregressive",
+    "Chains",
     "Coupling",
     "DensityFit",
     "Elementwise",

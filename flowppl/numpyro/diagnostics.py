@@ -234,7 +234,11 @@ def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, 
     ``keep=None`` is to keep them if there are not too many coordinates for the checks of each.
     """
     check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
+    return _drawer(model, guide, args, kwargs, num_samples, chunk_size, keep=keep)(rng_key, params)
 
+
+def _drawer(model, guide, args, kwargs, num_samples, chunk_size, *, keep):
+    """The program of :func:`_draw`: a function of the key and the parameters."""
     nesting: list[int | None] = []
 
     def one(key, params):
@@ -259,7 +263,7 @@ def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, 
         drawn = jax.lax.map(jax.vmap(lambda key: one(key, params)), jax.random.split(key, shape))
         return jax.tree.map(lambda value: value.reshape(-1, *value.shape[2:])[:num_samples], drawn)
 
-    return run(rng_key, params)
+    return run
 
 
 def _check_params(params, *traces):

@@ -50,6 +50,7 @@ from flowppl.numpyro.enumeration import nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.local import AutoLocalFlow
+from flowppl.numpyro.mcmc import Chains, run_chains
 from flowppl.numpyro.mixture import staged
 from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.predictive import predict, with_deterministic
@@ -91,8 +92,8 @@ class Fit(FitBase):
     ``rng_key``
         the key of all draws for which no other is given.
 
-    and its methods :meth:`sample`, :meth:`resample`, :meth:`predict`, :meth:`diagnose`, :meth:`to_arviz` and
-    :meth:`save`. All of them use the arguments of the fit, and without a key give the same draws each time.
+    and its methods :meth:`sample`, :meth:`resample`, :meth:`mcmc`, :meth:`predict`, :meth:`diagnose`, :meth:`to_arviz`
+    and :meth:`save`. All of them use the arguments of the fit, and without a key give the same draws each time.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -153,6 +154,76 @@ class Fit(FitBase):
         args, kwargs = self.arguments
         known: Any = partial(resample, self._key(1, rng_key), self.model, self.guide, self.params, *args, **kwargs)
         return known(num_samples=num_samples, num_proposals=num_proposals, chunk_size=chunk_size)
+
+    def mcmc(
+        self,
+        num_samples: int = 1000,
+        *,
+        num_chains: int = 4,
+        num_warmup: int | None = None,
+        num_proposals: int | None = None,
+        nuts: bool | None = None,
+        chunk_size: int = 1000,
+        progress: bool | None = None,
+        rng_key: jax.Array | None = None,
+    ) -> Chains:
+        """Draws of the posterior itself: Markov chains whose proposals come from the guide.
+
+        A chain at z takes a draw z' of the guide q and goes there with probability min(1, w(z') / w(z)), where
+        w(z) = p(x, z) / q(z); else it stays. That leaves the posterior as it is, however far the guide is from it. If
+        the weights w are uneven, so that chains would stay for long, a transition of the host's NUTS in the space of
+        the guide's base follows the proposals for each draw. See :mod:`flowppl.inference.chains`.
+
+        Args:
+            num_samples: the number of draws that each chain keeps.
+            num_chains: how many chains.
+            num_warmup: how many draws are thrown away before, in which NUTS finds its step size and its mass matrix;
+                ``None`` is 300.
+            num_proposals: the guide's proposals for each draw; ``None``: so many that at most a tenth of the draws is
+                what the draw before was, and no more than 50, or 8 beside NUTS.
+            nuts: whether to use NUTS, which needs an :class:`AutoFlow`; ``None``: where less than half of the proposals
+                would be accepted, or k-hat is above 0.5.
+            chunk_size: how many draws of the guide are computed at a time.
+            progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
+            rng_key: the key of the chains; ``None`` means one of the fit.
+
+        Returns:
+            A :class:`Chains`: ``print`` it, or call its ``get_samples()``, ``summary()`` or ``to_arviz()``.
+
+        Raises:
+            TypeError: if the model does not take the arguments of the fit.
+            ValueError: for an option that cannot be meant, or if no draw of the guide has a finite weight, the guide
+                leaves out a latent site of the model, or the model subsamples its data.
+
+        References:
+            Tierney: Markov Chains for Exploring Posterior Distributions, 1994. Parno, Marzouk: Transport Map
+            Accelerated Markov Chain Monte Carlo, 2018, arXiv 1412.5492. Hoffman et al.: NeuTra-lizing Bad Geometry in
+            Hamiltonian Monte Carlo Using Neural Transport, 2019, arXiv 1903.03704. Gabrié, Rotskoff, Vanden-Eijnden:
+            Adaptive Monte Carlo Augmented with Normalizing Flows, 2022, arXiv 2105.12603.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+            >>> from flowppl.numpyro import fit
+            >>> def model(y):
+            ...     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+            ...     with numpyro.plate("data", len(y)):
+            ...         numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+            >>> chains = fit(jax.random.key(0), model, jnp.ones(10), progress=False).mcmc(progress=False)
+            >>> chains.verdict, chains.get_samples()["mu"].shape
+            ('good', (4000,))
+        """
+        check_arguments("mcmc", self.model, *self.arguments, Fit.mcmc)
+        return run_chains(
+            self._key(5, rng_key),
+            self,
+            num_samples,
+            num_chains=num_chains,
+            num_warmup=num_warmup,
+            num_proposals=num_proposals,
+            nuts=nuts,
+            chunk_size=chunk_size,
+            progress=progress,
+        )
 
     def predict(
         self, *args: Any, num_samples: int = 1000, rng_key: jax.Array | None = None, **kwargs: Any

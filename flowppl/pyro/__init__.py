@@ -24,6 +24,7 @@ from flowppl.pyro.layers import (
 )
 from flowppl.pyro.linear import LU, QR, ActNorm, ElementwiseAffine, Householder, Permute, TriangularAffine
 from flowppl.pyro.local import AutoLocalFlow
+from flowppl.pyro.mcmc import Chains
 from flowppl.pyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
 from flowppl.pyro.recipes import (
     flowpp,
@@ -55,6 +56,7 @@ __all__ = [
     "AutoFlow",
     "AutoLocalFlow",
     "Autoregressive",
+    "Chains",
     "Coupling",
     "DensityFit",
     "Elementwise",

@@ -7,7 +7,6 @@ import dataclasses
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -46,7 +45,7 @@ from flowppl.inference.losses import guide_loss, practises, standard_log_prob, s
 from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, weigh_parts
 from flowppl.inference.modes import Modes, look_outside
 from flowppl.inference.starts import search_until
-from flowppl.pyro._host import _create_function_from_graph, _create_graph_by_tracing, make_fx, one_at_a_time
+from flowppl.pyro._host import one_at_a_time
 from flowppl.pyro.diagnostics import (
     _draw,
     _traces,
@@ -63,10 +62,11 @@ from flowppl.pyro.flow import Flow
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.inference_data import make_groups
 from flowppl.pyro.local import AutoLocalFlow
+from flowppl.pyro.mcmc import Chains, run_chains
 from flowppl.pyro.mixture import MixtureOfFlows
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.predictive import predict, uncondition, with_deterministic
-from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
+from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, record, take_step
 from flowppl.pyro.target import Target, check_trainable
 from flowppl.serialization import absent_model, save
 
@@ -98,8 +98,8 @@ class Fit(FitBase):
     ``model``, ``arguments``
         what was fitted: the model, and its arguments as ``(args, kwargs)``.
 
-    and its methods :meth:`sample`, :meth:`resample`, :meth:`predict`, :meth:`diagnose`, :meth:`to_arviz` and
-    :meth:`save`. All of them use the arguments of the fit.
+    and its methods :meth:`sample`, :meth:`resample`, :meth:`mcmc`, :meth:`predict`, :meth:`diagnose`, :meth:`to_arviz`
+    and :meth:`save`. All of them use the arguments of the fit.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -150,6 +150,74 @@ class Fit(FitBase):
         args, kwargs = self.arguments
         known: Any = partial(resample, self._own_model, self.guide, *args, **kwargs)
         return known(num_samples=num_samples, num_proposals=num_proposals, chunk_size=chunk_size)
+
+    @one_at_a_time
+    def mcmc(
+        self,
+        num_samples: int = 1000,
+        *,
+        num_chains: int = 4,
+        num_warmup: int | None = None,
+        num_proposals: int | None = None,
+        nuts: bool | None = None,
+        chunk_size: int = 1000,
+        progress: bool | None = None,
+    ) -> Chains:
+        """Draws of the posterior itself: Markov chains whose proposals come from the guide.
+
+        A chain at z takes a draw z' of the guide q and goes there with probability min(1, w(z') / w(z)), where
+        w(z) = p(x, z) / q(z); else it stays. That leaves the posterior as it is, however far the guide is from it. If
+        the weights w are uneven, so that chains would stay for long, a transition of the host's NUTS in the space of
+        the guide's base follows the proposals for each draw. See :mod:`flowppl.inference.chains`.
+
+        Args:
+            num_samples: the number of draws that each chain keeps.
+            num_chains: how many chains.
+            num_warmup: how many draws are thrown away before, in which NUTS finds its step size and its mass matrix;
+                ``None`` is 300.
+            num_proposals: the guide's proposals for each draw; ``None``: so many that at most a tenth of the draws is
+                what the draw before was, and no more than 50, or 8 beside NUTS.
+            nuts: whether to use NUTS, which needs an :class:`AutoFlow`; ``None``: where less than half of the proposals
+                would be accepted, or k-hat is above 0.5.
+            chunk_size: how many draws of the guide are computed at a time.
+            progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
+
+        Returns:
+            A :class:`Chains`: ``print`` it, or call its ``get_samples()``, ``summary()`` or ``to_arviz()``.
+
+        Raises:
+            TypeError: if the model does not take the arguments of the fit.
+            ValueError: for an option that cannot be meant, or if no draw of the guide has a finite weight, the guide
+                leaves out a latent site of the model, or the model subsamples its data.
+
+        References:
+            Tierney: Markov Chains for Exploring Posterior Distributions, 1994. Parno, Marzouk: Transport Map
+            Accelerated Markov Chain Monte Carlo, 2018, arXiv 1412.5492. Hoffman et al.: NeuTra-lizing Bad Geometry in
+            Hamiltonian Monte Carlo Using Neural Transport, 2019, arXiv 1903.03704. Gabrié, Rotskoff, Vanden-Eijnden:
+            Adaptive Monte Carlo Augmented with Normalizing Flows, 2022, arXiv 2105.12603.
+
+        Example:
+            >>> import torch, pyro, pyro.distributions as dist
+            >>> from flowppl.pyro import fit
+            >>> def model(y):
+            ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+            ...     with pyro.plate("data", len(y)):
+            ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+            >>> chains = fit(model, torch.ones(10), progress=False).mcmc(progress=False)
+            >>> chains.verdict, chains.get_samples()["mu"].shape
+            ('good', torch.Size([4000]))
+        """
+        check_arguments("mcmc", self.model, *self.arguments, Fit.mcmc)
+        return run_chains(
+            self,
+            num_samples,
+            num_chains=num_chains,
+            num_warmup=num_warmup,
+            num_proposals=num_proposals,
+            nuts=nuts,
+            chunk_size=chunk_size,
+            progress=progress,
+        )
 
     @one_at_a_time
     def predict(self, *args: Any, num_samples: int = 1000, **kwargs: Any) -> dict[str, torch.Tensor]:
@@ -677,40 +745,6 @@ def in_time(draw, num_draws, batch_size) -> np.ndarray:
         if time.monotonic() - begin > JUDGE_SECONDS and start + batch_size >= MIN_CHECKS:
             break
     return torch.cat(batches).cpu().double().numpy()
-
-
-def record(function, inputs):
-    """``function`` as a program of tensor operations: a step then takes a fraction of the time in Python.
-
-    It must take and return tensors and be the same in every call. What cannot be recorded stays as it is, and so does
-    what gives other numbers when recorded.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the age of the recorder
-        try:
-            program = _compiled(make_fx(function)(*inputs), inputs)
-            others = [0.5 * tensor for tensor in inputs]
-            same = zip(function(*others), program(*others), strict=True)
-            is_same = all(torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True) for one, other in same)
-        except Exception:  # whatever an operation of the model does that cannot be recorded
-            return function
-    return program if is_same else function
-
-
-def _compiled(module, inputs):
-    """The program of an ``fx`` module, without Python between its operations.
-
-    As ``torch.jit.trace`` makes it, which registers each program for as long as the process lives, though: fit after
-    fit, the memory would fill with them.
-    """
-    for node in module.graph.nodes:
-        if node.op == "get_attr":  # a constant must not ask for a gradient
-            value = getattr(module, node.target).detach()
-            delattr(module, node.target)
-            setattr(module, node.target, value)
-    names = [f"input_{i}" for i in range(len(inputs))]
-    graph = _create_graph_by_tracing(module.forward, inputs, lambda _: "", True, False, None, names)[0]
-    return _create_function_from_graph("step", graph)
 
 
 class ElboTrainer(_Trainer):

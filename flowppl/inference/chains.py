@@ -1,0 +1,415 @@
+r"""Markov chains whose proposals come from a guide, and what they say of their own convergence.
+
+An *independence* chain at the point z takes a draw z' of the guide q, whatever z is, and moves there with probability
+
+.. math:: a(z, z') = \min\Big(1, \frac{w(z')}{w(z)}\Big), \qquad w(z) = \frac{p(x, z)}{q(z)},
+
+where p(x, z) is the density of the model; else it stays. This is in detailed balance with the posterior, which is
+proportional to p(x, z) = q(z) w(z): the flow from z to z', q(z) w(z) q(z') a(z, z') = q(z) q(z') min(w(z), w(z')), is
+the same in both directions. So the posterior stays as it is, however far the guide is from it; what a poor guide costs
+is time, for a chain leaves a point of large weight seldom.
+
+There the proposals alternate with transitions of the host's NUTS, which leave the posterior as it is, too: the guide
+jumps between distant places, and NUTS finds what the guide misses nearby. NUTS moves in the space of the guide's base,
+where the posterior looks like a standard normal as far as the guide is right. Its step size and its mass matrix are
+fitted in a warm-up that is thrown away, together with the effect of the start.
+
+References:
+    Tierney: Markov Chains for Exploring Posterior Distributions, 1994. Parno, Marzouk: Transport Map Accelerated Markov
+    Chain Monte Carlo, 2018, arXiv 1412.5492. Hoffman, Sountsov, Dillon, Langmore, Tran, Vasudevan: NeuTra-lizing Bad
+    Geometry in Hamiltonian Monte Carlo Using Neural Transport, 2019, arXiv 1903.03704. Gabrié, Rotskoff,
+    Vanden-Eijnden: Adaptive Monte Carlo Augmented with Normalizing Flows, 2022, arXiv 2105.12603.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from flowppl.checks import check_sizes, describe
+from flowppl.inference.convergence import effective_draws, r_hat
+from flowppl.inference.diagnostics import coordinates
+from flowppl.inference.importance import k_hat, k_hat_threshold, weigh
+from flowppl.progress import progress_bar
+
+NUM_TRIALS = 4000  # draws of the guide by which the chains are planned
+NUM_WARMUP = 300
+MAX_UNMOVED = 0.1  # the share of draws that may be what the draw before was
+MAX_PROPOSALS = 50  # for each draw,
+MAX_BESIDE_NUTS = 8  # and for each transition of NUTS, which costs about as much as these
+MIN_ACCEPTANCE = 0.5  # below which NUTS helps,
+MAX_K_HAT = 0.5  # or above which: the mean of w over the posterior, and the variance of a chain's means, is infinite
+# What the verdicts rest on, by Vehtari et al., arXiv 1903.08008.
+MAX_R_HAT = 1.01
+MIN_EFFECTIVE = 100  # for each chain
+LOST_R_HAT = 1.05  # what more draws hardly bring down
+NUM_ROWS = 20  # of the table that print shows
+
+Points = dict[str, np.ndarray]
+
+
+def check_options(num_samples, num_chains, num_warmup, num_proposals, nuts, chunk_size) -> None:
+    """Raise ValueError, or TypeError, for an option of ``mcmc`` that cannot be meant."""
+    is_integer = isinstance(num_samples, numbers.Integral)
+    if not is_integer:
+        raise TypeError(
+            f"mcmc: num_samples must be an integer, got {describe(num_samples)}; all else is passed by name: "
+            "result.mcmc(1000, num_chains=4)"
+        )
+    check_sizes("mcmc", at_least=4, num_samples=num_samples)  # fewer cannot be cut in halves that vary
+    check_sizes("mcmc", num_chains=num_chains, chunk_size=chunk_size)
+    if num_proposals is not None:
+        check_sizes("mcmc", num_proposals=num_proposals)
+    if num_warmup is not None:
+        check_sizes("mcmc", at_least=0, num_warmup=num_warmup)
+    if nuts not in (None, True, False):
+        raise TypeError(f"mcmc: nuts must be True, False or None, got {describe(nuts)}")
+
+
+class Walker(Protocol):
+    """What an adapter does for :func:`walk`: points are arrays by name, with a leading axis for several."""
+
+    can_run_nuts: bool
+
+    def propose(self) -> tuple[Points, np.ndarray]:
+        """Some draws of the guide, as many each time, and their log weights."""
+
+    def start(self, points: Points, num_warmup: int) -> None:
+        """Set NUTS up for chains at these points."""
+
+    def move(self, points: Points) -> tuple[Points, np.ndarray]:
+        """A transition of NUTS from each point, and the log weights there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """Where chains went.
+
+    Args:
+        points: arrays ``(chains, draws, ...)``.
+        acceptance: the share of the guide's proposals that was accepted.
+        num_proposals: how many there were for each draw.
+        nuts: whether NUTS took part.
+        can_run_nuts: whether it can.
+        k_hat: that of the guide's log weights.
+    """
+
+    points: Points
+    acceptance: float
+    num_proposals: int
+    nuts: bool
+    can_run_nuts: bool
+    k_hat: float
+
+
+def walk(
+    walker: Walker,
+    num_samples: int,
+    num_chains: int,
+    num_warmup: int | None,
+    num_proposals: int | None,
+    nuts: bool | None,
+    rng: np.random.Generator,
+    progress: bool | None,
+) -> Walk:
+    """Run chains, each from a draw of the guide that was chosen by its weight.
+
+    Args:
+        walker: draws from the guide, and NUTS.
+        num_samples: the number of draws that each chain keeps.
+        num_chains: how many chains.
+        num_warmup: how many draws are thrown away before.
+        num_proposals: the guide's proposals for each draw; ``None``: so many that at most a tenth of the draws is what
+            the draw before was.
+        nuts: whether to use NUTS; ``None``: if it can be used, and the guide's weights are uneven.
+        rng: a NumPy generator.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: if NUTS cannot be used but is asked for, or no log weight is finite.
+    """
+    if nuts and not walker.can_run_nuts:
+        raise ValueError("mcmc: nuts=True needs an AutoFlow as the guide; leave it out, or fit without guide=")
+    take = _stream(walker.propose)
+    trials, trial_weights = take(max(NUM_TRIALS, 100 * num_chains))
+    if not np.isfinite(trial_weights).any():
+        raise ValueError(
+            f"mcmc: none of {len(trial_weights)} draws of the guide has a finite weight, so there is nowhere to start; "
+            "see what diagnose() says"
+        )
+    shape = k_hat(trial_weights[np.isfinite(trial_weights)])
+    acceptance, needed = plan(trial_weights)
+    if nuts is None:
+        is_even = acceptance >= MIN_ACCEPTANCE and shape <= MAX_K_HAT
+        nuts = walker.can_run_nuts and not is_even
+    if num_proposals is None:
+        num_proposals = min(needed, MAX_BESIDE_NUTS if nuts else MAX_PROPOSALS)
+    num_warmup = NUM_WARMUP if num_warmup is None else num_warmup
+    places = _starts(trial_weights, num_chains, rng)
+    points, log_weights = {name: value[places] for name, value in trials.items()}, trial_weights[places]
+    if nuts:
+        walker.start(points, num_warmup)
+    kept, num_accepted = [], 0
+    with progress_bar("mcmc", num_warmup + num_samples, "draw", progress) as bar:
+        for step in range(num_warmup + num_samples):
+            proposals, new_weights = take(num_chains * num_proposals)
+            new_weights = new_weights.reshape(num_chains, num_proposals)
+            steps, accepted = zip(*map(_follow, log_weights, new_weights, rng.random(new_weights.shape)), strict=True)
+            chains = np.array([chain for chain in range(num_chains) if steps[chain] >= 0], dtype=int)
+            chosen = chains * num_proposals + np.array(steps)[chains]
+            points = {name: _replaced(value, chains, proposals[name][chosen]) for name, value in points.items()}
+            log_weights = _replaced(log_weights, chains, new_weights.ravel()[chosen])
+            if nuts:
+                points, log_weights = walker.move(points)
+            if step >= num_warmup:
+                kept.append(points)
+                num_accepted += sum(accepted)
+            bar.update(1)
+    return Walk(
+        {name: np.stack([each[name] for each in kept], axis=1) for name in points},
+        num_accepted / (num_samples * num_chains * num_proposals),
+        num_proposals,
+        nuts,
+        walker.can_run_nuts,
+        shape,
+    )
+
+
+def plan(log_weights: np.ndarray) -> tuple[float, int]:
+    r"""What to expect of an independence chain, from the weights of draws of its proposal.
+
+    At a point of weight w a proposal is accepted with probability :math:`a(w) = \mathrm{mean}_j \min(1, w_j / w)`.
+    Points of the posterior are the draws with their normalised weights :math:`\bar w_i`.
+
+    Args:
+        log_weights: those of n draws, of which one at least is finite.
+
+    Returns:
+        The mean :math:`\sum_i \bar w_i\, a(w_i)`, and the least number t of proposals after which at most a tenth of
+        the chains still are where they were, :math:`\sum_i \bar w_i\, (1 - a(w_i))^t \le 1/10`, or 51 if that is
+        not enough.
+
+    Example:
+        >>> import numpy as np
+        >>> acceptance, num_proposals = plan(np.array([0.0, -40.0, -40.0, -40.0, -40.0]))
+        >>> round(acceptance, 3), num_proposals  # only the first is ever accepted, and it is one of five
+        (0.2, 11)
+    """
+    finite = np.sort(log_weights[np.isfinite(log_weights)])
+    weights = np.exp(finite - finite[-1])
+    weights = weights[weights > 0]
+    larger = np.arange(len(weights))[::-1]
+    leaves = np.minimum((np.cumsum(weights) / weights + larger) / len(log_weights), 1.0)
+    share = weights / weights.sum()
+    unmoved = (float(share @ (1 - leaves) ** steps) for steps in range(1, MAX_PROPOSALS + 1))
+    needed = next((steps for steps, left in enumerate(unmoved, 1) if left <= MAX_UNMOVED), MAX_PROPOSALS + 1)
+    return float(share @ leaves), needed
+
+
+def _follow(log_weight: float, proposals: np.ndarray, uniforms: np.ndarray) -> tuple[int, int]:
+    """The proposal at which a chain ends, -1 if it takes none, and how many it takes."""
+    place, count = -1, 0
+    for step, (proposal, log_uniform) in enumerate(zip(proposals.tolist(), np.log(uniforms).tolist(), strict=True)):
+        if log_uniform < proposal - log_weight:
+            place, count, log_weight = step, count + 1, proposal
+    return place, count
+
+
+def _starts(log_weights: np.ndarray, num_chains: int, rng: np.random.Generator) -> list[int]:
+    """A draw for each chain, chosen by its weight out of a part of its own: where one draw outweighs all others, the
+    chains must not all begin there, or they would seem to agree."""
+    starts = []
+    for part in np.array_split(np.arange(len(log_weights)), num_chains):
+        weights = weigh(log_weights[part])[0]
+        if not weights.any():
+            part, weights = np.arange(len(log_weights)), weigh(log_weights)[0]
+        starts.append(int(rng.choice(part, p=weights)))
+    return starts
+
+
+def _stream(propose: Callable[[], tuple[Points, np.ndarray]]) -> Callable[[int], tuple[Points, np.ndarray]]:
+    """A function that gives the next so many proposals, of those that come in batches; each is given once."""
+    points: Points = {}
+    weights, start = np.zeros(0), 0
+
+    def take(num):
+        nonlocal points, weights, start
+        while len(weights) - start < num:
+            new, new_weights = propose()
+            points = {n: np.concatenate([points[n][start:], value]) if points else value for n, value in new.items()}
+            new_weights = np.where(np.isfinite(new_weights), new_weights, -np.inf)
+            weights, start = np.concatenate([weights[start:], new_weights]), 0
+        chosen = slice(start, start + num)
+        start += num
+        return {name: value[chosen] for name, value in points.items()}, weights[chosen]
+
+    return take
+
+
+def _replaced(array: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    new = array.copy()
+    new[rows] = values
+    return new
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ChainsBase(abc.ABC):
+    """Draws of Markov chains, with what they say of their own convergence."""
+
+    draws: Mapping[str, Any]
+    latents: tuple[str, ...]
+    walk: Walk
+    fit: Any
+
+    @property
+    def num_chains(self) -> int:
+        """The number of chains."""
+        return len(next(iter(self.draws.values())))
+
+    @property
+    def num_samples(self) -> int:
+        """The number of draws in each chain."""
+        return int(next(iter(self.draws.values())).shape[1])
+
+    @property
+    def acceptance(self) -> float:
+        """The share of the guide's proposals that was accepted."""
+        return self.walk.acceptance
+
+    @property
+    def num_proposals(self) -> int:
+        """The guide's proposals for each draw."""
+        return self.walk.num_proposals
+
+    @property
+    def nuts(self) -> bool:
+        """Whether a transition of the host's NUTS followed the proposals for each draw."""
+        return self.walk.nuts
+
+    @property
+    def r_hat(self) -> float:
+        """The largest R-hat of a coordinate: below 1.01 where chains agree. NaN if no coordinate varies."""
+        return max((row["r_hat"] for row in self._varying.values()), default=math.nan)
+
+    @property
+    def ess(self) -> float:
+        """The smallest effective sample size of a coordinate, in bulk or tails, of all chains together."""
+        return min((row["ess"] for row in self._varying.values()), default=math.nan)
+
+    @property
+    def verdict(self) -> str:
+        """``"good"``, ``"too few draws"``, ``"bulk only"`` or ``"do not trust"``."""
+        return self._judge()[0]
+
+    @property
+    def advice(self) -> str:
+        """What is good, what is not, and what to do next."""
+        return self._judge()[1]
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """For each coordinate of the latents, such as ``z[0]``: mean, sd, quantiles, effective draws and R-hat.
+
+        Returns:
+            A dict by coordinate of dicts with the keys ``mean``, ``sd``, ``5%``, ``50%``, ``95%``, ``ess`` and
+            ``r_hat``. The last two are NaN of a coordinate that does not vary.
+        """
+        return {label: dict(row) for label, row in self._rows.items()}
+
+    def print_summary(self) -> None:
+        """Print the verdict and a table of all coordinates of the latents."""
+        print(self._table(len(self._rows)))
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, float]]:
+        rows: dict[str, dict[str, float]] = {}
+        for name in self.latents:
+            value = _numpy(self.draws[name]).astype(np.float64)
+            flat = value.reshape(*value.shape[:2], -1)
+            labels = coordinates({name: value[0, :1]})
+            low, median, high = np.quantile(flat, [0.05, 0.5, 0.95], axis=(0, 1))
+            columns = {
+                "mean": flat.mean(axis=(0, 1)),
+                "sd": flat.std(axis=(0, 1), ddof=1),
+                "5%": low,
+                "50%": median,
+                "95%": high,
+                "ess": effective_draws(flat),
+                "r_hat": r_hat(flat),
+            }
+            for i, label in enumerate(labels):
+                rows[label] = {key: float(column[i]) for key, column in columns.items()}
+        return rows
+
+    @property
+    def _varying(self) -> dict[str, dict[str, float]]:
+        return {label: row for label, row in self._rows.items() if not math.isnan(row["r_hat"])}
+
+    def _judge(self) -> tuple[str, str]:
+        wanted = MIN_EFFECTIVE * self.num_chains
+        helps = "pass nuts=True" if not self.nuts and self.walk.can_run_nuts else "train the guide longer"
+        if not self.nuts and self.acceptance == 0:
+            return "do not trust", f"No proposal of the guide was accepted, so the chains never moved: {helps}."
+        if not self.r_hat < LOST_R_HAT:
+            return "do not trust", (
+                f"The chains do not agree (R-hat {self.r_hat:.2f}): they stay for long where they are, or have not met "
+                f"the same modes; {helps}, or raise num_samples."
+            )
+        if self.r_hat >= MAX_R_HAT or self.ess < wanted:
+            more = self.num_samples * max(2.0, 1.5 * wanted / max(self.ess, 1.0))
+            return "too few draws", (
+                f"R-hat is {self.r_hat:.3f} (limit {MAX_R_HAT}), and {self.ess:.0f} draws are effective, of {wanted} "
+                f"that are needed: raise num_samples to {math.ceil(more / 100) * 100} or so."
+            )
+        limit = k_hat_threshold(NUM_TRIALS)
+        if not self.nuts and self.walk.k_hat > limit:
+            return "bulk only", (
+                f"Means and central intervals can be used, but the guide proposes its rare draws far too seldom (k-hat "
+                f"{self.walk.k_hat:.2f}, limit {limit:.2f}), so the tails need far longer chains: {helps}."
+            )
+        return "good", (
+            "The draws are of the posterior, as far as chains can tell that all start from the guide: a mode that it "
+            "never visits would not show."
+        )
+
+    def _table(self, num_rows: int) -> str:
+        proposals = f"{self.num_proposals} of the guide for each draw, {self.acceptance:.0%} accepted"
+        nuts = "after these, one for each draw" if self.nuts else "none"
+        rows = {
+            "draws": f"{self.num_chains} chains of {self.num_samples}",
+            "R-hat": f"{self.r_hat:.3f} (limit {MAX_R_HAT})",
+            "effective draws": f"{self.ess:.0f} of {self.num_chains * self.num_samples}",
+            "proposals": proposals,
+            "NUTS moves": nuts,
+        }
+        facts = "\n".join(f"  {name:<16} {value}" for name, value in rows.items())
+        worst = sorted(self._rows, key=lambda label: -np.nan_to_num(self._rows[label]["r_hat"], posinf=np.inf))
+        shown = [label for label in self._rows if label in set(worst[:num_rows])]
+        width = max([*map(len, shown), 4])
+        columns = ("mean", "sd", "5%", "50%", "95%", "ess", "r_hat")
+        lines = [" " * width + "".join(f"{column:>10}" for column in columns)]
+        for label in shown:
+            row = self._rows[label]
+            numbers = "".join(f"{row[column]:>10.4g}" for column in columns[:5])
+            lines.append(f"{label:<{width}}{numbers}{row['ess']:>10.0f}{row['r_hat']:>10.3f}")
+        if len(shown) < len(self._rows):
+            lines.append(f"... the {len(shown)} of {len(self._rows)} coordinates with the largest R-hat")
+        return f"{self.verdict}\n{facts}\n{self.advice}\n\n" + "\n".join(lines)
+
+    def __repr__(self):
+        numbers = f"r_hat={self.r_hat:.3f}, ess={self.ess:.0f}, acceptance={self.acceptance:.2f}, nuts={self.nuts}"
+        return f"Chains({self.verdict!r}, {self.num_chains} x {self.num_samples}, {numbers})"
+
+    def __str__(self):
+        return self._table(NUM_ROWS)
+
+
+def _numpy(value: Any) -> np.ndarray:
+    """A NumPy array of either language's."""
+    return value.numpy(force=True) if hasattr(value, "numpy") else np.asarray(value)
