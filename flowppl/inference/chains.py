@@ -44,8 +44,8 @@ NUM_WARMUP = 300
 MAX_UNMOVED = 0.1  # the share of draws that may be what the draw before was
 MAX_PROPOSALS = 50  # for each draw,
 MAX_BESIDE_NUTS = 8  # and for each transition of NUTS, which costs about as much as these
-MIN_ACCEPTANCE = 0.5  # below which NUTS helps,
-MAX_K_HAT = 0.5  # or above which: the mean of w over the posterior, and the variance of a chain's means, is infinite
+MAX_K_HAT = 0.5  # above it the mean of w over the posterior is infinite, and so is the variance of a chain's means
+MIN_SHARE = 0.3  # of the draws that are effective, below which NUTS helps
 # What the verdicts rest on, by Vehtari et al., arXiv 1903.08008.
 MAX_R_HAT = 1.01
 MIN_EFFECTIVE = 100  # for each chain
@@ -128,7 +128,8 @@ def walk(
         num_warmup: how many draws are thrown away before.
         num_proposals: the guide's proposals for each draw; ``None``: so many that at most a tenth of the draws is what
             the draw before was.
-        nuts: whether to use NUTS; ``None``: if it can be used, and the guide's weights are uneven.
+        nuts: whether to use NUTS; ``None``: if it can be used, and the guide's weights are uneven, or chains without it
+            turn out to be slow.
         rng: a NumPy generator.
         progress: whether to show a progress bar.
 
@@ -145,15 +146,29 @@ def walk(
             "see what diagnose() says"
         )
     shape = k_hat(trial_weights[np.isfinite(trial_weights)])
-    acceptance, needed = plan(trial_weights)
-    if nuts is None:
-        is_even = acceptance >= MIN_ACCEPTANCE and shape <= MAX_K_HAT
-        nuts = walker.can_run_nuts and not is_even
-    if num_proposals is None:
-        num_proposals = min(needed, MAX_BESIDE_NUTS if nuts else MAX_PROPOSALS)
+    needed = plan(trial_weights)[1]
     num_warmup = NUM_WARMUP if num_warmup is None else num_warmup
-    places = _starts(trial_weights, num_chains, rng)
-    points, log_weights = {name: value[places] for name, value in trials.items()}, trial_weights[places]
+
+    def run(nuts):
+        num = num_proposals or min(needed, MAX_BESIDE_NUTS if nuts else MAX_PROPOSALS)
+        start = _starts(trial_weights, num_chains, rng)
+        points = {name: value[start] for name, value in trials.items()}
+        states = points, trial_weights[start]
+        points, acceptance = _walk(walker, take, states, num_samples, num_warmup, num, nuts, rng, progress)
+        return Walk(points, acceptance, num, nuts, walker.can_run_nuts, shape)
+
+    if nuts is not None or not walker.can_run_nuts:
+        return run(bool(nuts))
+    if needed > MAX_BESIDE_NUTS or shape > MAX_K_HAT:
+        return run(True)
+    found = run(False)
+    return run(True) if _is_slow(found.points) else found
+
+
+def _walk(walker, take, states, num_samples, num_warmup, num_proposals, nuts, rng, progress):
+    """The points of the chains that start at these, and the share of the proposals that was accepted."""
+    points, log_weights = states
+    num_chains = len(log_weights)
     if nuts:
         walker.start(points, num_warmup)
     kept, num_accepted = [], 0
@@ -172,14 +187,14 @@ def walk(
                 kept.append(points)
                 num_accepted += sum(accepted)
             bar.update(1)
-    return Walk(
-        {name: np.stack([each[name] for each in kept], axis=1) for name in points},
-        num_accepted / (num_samples * num_chains * num_proposals),
-        num_proposals,
-        nuts,
-        walker.can_run_nuts,
-        shape,
-    )
+    draws = {name: np.stack([each[name] for each in kept], axis=1) for name in points}
+    return draws, num_accepted / (num_samples * num_chains * num_proposals)
+
+
+def _is_slow(points: Points) -> bool:
+    """Whether of some coordinate few draws are effective."""
+    flat = [value.reshape(*value.shape[:2], -1) for value in points.values()]
+    return any(np.nan_to_num(effective_draws(each)).min() < MIN_SHARE * each[..., 0].size for each in flat)
 
 
 def plan(log_weights: np.ndarray) -> tuple[float, int]:

@@ -30,8 +30,8 @@ def r_hat(chains: np.ndarray) -> np.ndarray:
         chains: an array ``(chains, draws, coordinates)``, of 4 draws or more.
 
     Returns:
-        An array ``(coordinates,)``: ``inf`` where chains stand still at different values, or are not finite; NaN where
-        all have one value.
+        An array ``(coordinates,)``: very large where chains stand still at different values, ``inf`` where they are not
+        finite, NaN where all have one value.
     """
     halves = _halves(chains)
     with np.errstate(invalid="ignore"):

@@ -177,8 +177,8 @@ class Fit(FitBase):
                 ``None`` is 300.
             num_proposals: the guide's proposals for each draw; ``None``: so many that at most a tenth of the draws is
                 what the draw before was, and no more than 50, or 8 beside NUTS.
-            nuts: whether to use NUTS, which needs an :class:`AutoFlow`; ``None``: where less than half of the proposals
-                would be accepted, or k-hat is above 0.5.
+            nuts: whether to use NUTS, which needs an :class:`AutoFlow`; ``None``: where k-hat is above 0.5, more than 8
+                proposals would be needed for a draw, or less than 30% of the draws of chains without it are effective.
             chunk_size: how many draws of the guide are computed at a time.
             progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
 
