@@ -210,7 +210,7 @@ def _torch_namespace():
     def vjp(function, *primals):
         with torch.enable_grad():
             primals = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in primals)
-            values = function(*primals)
+            values = tuple(function(*primals))
 
         def pull(*cotangents):
             # What does not depend on the primals has no graph; the others' is kept, for derivatives of the values.
@@ -220,7 +220,7 @@ def _torch_namespace():
             outputs, cotangents = zip(*pairs, strict=True)
             return torch.autograd.grad(outputs, primals, cotangents, retain_graph=True, materialize_grads=True)
 
-        return values, pull
+        return values if torch.is_grad_enabled() else tuple(value.detach() for value in values), pull
 
     return _extended(
         xp,

@@ -36,7 +36,6 @@ BLOCK = 64  # particles at a time: a compiler then needs one program for rounds 
 CHUNK = 100  # steps between two looks at the clock
 NUM_CHECKS = 16_384  # draws by which a round is judged
 CHECK_BATCHES = 4
-GOOD_GAP = 0.005  # nats of a good guide below the evidence, which is an estimate
 MAX_POWER = 0.5
 MAX_STRETCH = 1.5
 WARM_UP = 50
@@ -57,13 +56,15 @@ class Round:
     learning_rate: float
     affine: bool = False
     least_gain: float = 0.0  # it is left out if the round before raised the ELBO by less
+    good_gap: float = 0.01  # the training may end after it if the ELBO seems to be so near to the evidence
 
 
-AFFINE_ROUND = Round(400, BLOCK, 0.05, affine=True)
+SOON = 0.005  # nats: where the next round is short and gains more
+AFFINE_ROUND = Round(400, BLOCK, 0.05, affine=True, good_gap=SOON)
 # Many steps of few particles: as many particles in larger steps came less far.
 FLOW_ROUNDS: tuple[Round, ...] = (
-    Round(500, BLOCK, 3e-3),
-    Round(1000, BLOCK, 3e-3),
+    Round(500, BLOCK, 3e-3, good_gap=SOON),
+    Round(1000, BLOCK, 3e-3, good_gap=SOON),
     Round(4000, BLOCK, 2e-3),
     Round(6000, BLOCK, 1e-3),
     Round(12_000, BLOCK, 1e-3, least_gain=0.1),
@@ -168,7 +169,9 @@ def train(
                     losses = [rows[index : index + 1] for rows in losses]
                 # A model of such a trainer has no parameters, which take longer than the guide.
                 may_end = trainer.has_affine or not is_first
-                if may_end and _is_good(now):  # what looks good in some draws may look otherwise in others
+                if may_end and _is_good(
+                    now, this.good_gap
+                ):  # what looks good in some draws may look otherwise in others
                     now = _judge(trainer)[0]
                 checks.append(now)
                 bar.set_postfix({"ELBO": f"{now.elbo:.2f}", "k-hat": f"{now.k_hat:.2f}"})
@@ -176,7 +179,7 @@ def train(
                 # Later rounds have the better tails: a small loss of ELBO may be noise, and does not count.
                 if not _score(now) < _score(check) - max(0.01, 2 * now.elbo_se):
                     kept, check = trainer.get(), now
-                if stopped != "callback" and may_end and _is_good(now):
+                if stopped != "callback" and may_end and _is_good(now, this.good_gap):
                     stopped = "converged"
                 elif time.monotonic() >= end:
                     stopped = stopped or "max_seconds"
@@ -224,9 +227,9 @@ def _score(check: Diagnosis) -> float:
     return check.elbo if check.nonfinite < 0.1 else -math.inf
 
 
-def _is_good(check: Diagnosis) -> bool:
+def _is_good(check: Diagnosis, gap: float) -> bool:
     # Where nothing is left to gain, the tail of weights that are all but equal is not worth thousands of steps.
-    return check.kl_gap < GOOD_GAP and check.k_hat < (0.6 if check.kl_gap < 1e-3 else 0.5)
+    return check.kl_gap < gap and check.k_hat < (0.6 if check.kl_gap < 1e-3 else 0.5)
 
 
 def _is_exact(check: Diagnosis) -> bool:
