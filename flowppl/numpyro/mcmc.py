@@ -191,10 +191,9 @@ class _InSpace(Walker):
 
     def _find_space(self, guide, params):
         """The map from the space to the vector of latents, and the distribution of the guide's draws in the space."""
-        try:
+        if len(guide._transforms(params)) == 1:
             return guide.get_transform(params), guide.get_base_dist()
-        except (NotImplementedError, TypeError):  # what the host says of a guide that is more than one transform
-            posterior = guide.get_posterior(params)
+        posterior = guide.get_posterior(params)
         draws = posterior.sample(jax.random.key(0), (max(1000, 10 * guide.latent_dim),))
         scale = jnp.linalg.cholesky(jnp.cov(draws.T).reshape(guide.latent_dim, -1))
         chart = dist.transforms.LowerCholeskyAffine(draws.mean(axis=0), scale)

@@ -182,10 +182,9 @@ class _InSpace(Walker):
     @torch.no_grad()
     def _find_space(self, guide):
         """The map from the space to the vector of latents, and the distribution of the guide's draws in the space."""
-        try:
+        if len(guide._parts_of_flow()) == 1:
             return guide.get_transform(), guide.get_base_dist()
-        except (NotImplementedError, TypeError):  # what the host says of a guide that is more than one transform
-            posterior = guide.get_posterior()
+        posterior = guide.get_posterior()
         draws = posterior.sample((max(1000, 10 * guide.latent_dim),))
         scale = torch.linalg.cholesky(torch.cov(draws.T).reshape(guide.latent_dim, -1))
         chart = dist.transforms.LowerCholeskyAffine(draws.mean(0), scale)
