@@ -409,6 +409,14 @@ def test_a_fit_of_several_modes_is_saved(fitted, backend, tmp_path):
     np.testing.assert_allclose(loaded.log_prob(again, points), language.log_prob(result, points), rtol=1e-9)
 
 
+def test_chains_visit_both_modes(fitted):
+    language, result = fitted
+    for nuts in (False, True):
+        chains = result.mcmc(300, num_chains=2, num_warmup=50, nuts=nuts, progress=False)
+        far = np.asarray(chains.get_samples()["z"])[:, 1] > 4
+        assert abs(far.mean() - 0.3) < 0.1
+
+
 @both
 def test_a_guide_of_one_mode_is_not_called_good(language):
     result = language.fit(num_modes=1, num_steps=100)
