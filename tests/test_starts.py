@@ -1,5 +1,7 @@
 """The search for the start of a guide, in NumPy and through both languages."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,12 @@ import torch
 from numpyro import handlers
 from pyro import poutine
 
+import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl.inference.guides import MAX_TRIANGULAR
-from flowppl.inference.starts import newton_start, quasi_newton_start
+from flowppl.inference import guides
+from flowppl.inference.guides import MAX_DENSE, MAX_TRIANGULAR
+from flowppl.inference.starts import dense_start, newton_start, quasi_newton_start
 
 DIM = 6
 
@@ -242,13 +246,73 @@ def test_bad_data_and_bad_options_are_told(adapter, model):
         adapter.AutoFlow(model, init="newton", init_scale=1.0)
 
 
-def test_many_dimensions_take_the_diagonal_start():
-    def model():
-        numpyro.sample("z", ndist.Normal(jnp.arange(300.0), 0.1).to_event(1))
+BAND = 0.1 * (np.eye(300) + 0.9 * np.eye(300, k=-1))
 
-    assert MAX_TRIANGULAR < 300
-    params = fnp.AutoFlow(model, flow="planar").setup()["auto_flow"]
-    np.testing.assert_allclose(params["3"]["loc"], jnp.arange(300.0), atol=0.05)
+
+def numpyro_band():
+    numpyro.sample("z", ndist.MultivariateNormal(jnp.arange(300.0), scale_tril=jnp.asarray(BAND)))
+
+
+def pyro_band():
+    loc = torch.arange(300.0, dtype=torch.float64)
+    pyro.sample("z", pdist.MultivariateNormal(loc, scale_tril=torch.tensor(BAND)))
+
+
+@pytest.mark.parametrize("language", ["numpyro", "pyro"])
+@pytest.mark.parametrize("is_dense", [True, False])
+def test_hundreds_of_dimensions_start_with_their_correlations(language, is_dense, monkeypatch, rng):
+    """Up to a limit, above which the coordinates are independent."""
+    assert MAX_TRIANGULAR < 300 < MAX_DENSE
+    if not is_dense:
+        monkeypatch.setattr(guides, "MAX_DENSE", 299)
+    noise = np.concatenate([np.zeros((1, 300)), rng.normal(size=(7, 300))])
+    if language == "numpyro":
+        guide = fnp.AutoFlow(numpyro_band, flow=fp.ElementwiseAffine)
+        moved = guide.get_transform(guide.setup())(jnp.asarray(noise))
+    else:
+        guide = fpp.AutoFlow(pyro_band, flow=fp.ElementwiseAffine)
+        guide.setup()
+        moved = guide.get_transform()(torch.tensor(noise)).detach().numpy()
+    if is_dense:
+        np.testing.assert_allclose(moved, np.arange(300) + noise @ BAND.T, atol=0.02)
+    else:
+        width = (moved[1:] - moved[0]) / noise[1:]
+        np.testing.assert_allclose(width, width[:1].repeat(7, 0), rtol=1e-6)
+        assert len(guide.bijection.bijections if language == "numpyro" else guide.flow.bijection.bijections) == 5
+
+
+class Skew:
+    """Independent coordinates with the log density k z - exp(z), and their best normal distribution."""
+
+    shape = 3.0
+    loc, scale = math.log(3.0) - 1 / 6, 3.0**-0.5  # exp(loc + scale^2 / 2) = k, and the mean curvature is k
+
+    def log_probs(self, points):
+        return np.sum(self.shape * points - np.exp(points), axis=1)
+
+    def values_and_gradients(self, points):
+        return self.log_probs(points), self.shape - np.exp(points)
+
+    def value_and_gradient(self, point):
+        return self.log_probs(point[None])[0], self.shape - np.exp(point)
+
+    def derivatives(self, point):
+        return self.shape - np.exp(point), -np.diag(np.exp(point))
+
+    def hessian_products(self, point, vectors):
+        return -vectors * np.exp(point)
+
+
+def test_the_dense_start_is_the_best_normal_distribution_not_that_of_the_mode(rng):
+    dim = 100
+    start = dense_start([rng.normal(size=dim)], Skew(), rng)
+    expected = Skew.shape * Skew.loc - Skew.shape + math.log(Skew.scale) + 0.5  # the ELBO of one coordinate
+    at_mode = Skew.shape * math.log(3.0) - 3 * math.exp(1 / 6) + math.log(Skew.scale) + 0.5
+    noise = rng.normal(size=(20_000, dim))
+    found = Skew().log_probs(start.loc + noise @ start.scale.T).mean() + np.log(start.scale.diagonal()).sum() + dim / 2
+    assert dim * expected - 0.3 < found < dim * expected + 0.1
+    assert dim * at_mode < dim * expected - 3
+    assert abs(start.loc - Skew.loc).mean() < 0.05
 
 
 @pytest.mark.parametrize("search", [newton_start, quasi_newton_start])
@@ -326,3 +390,94 @@ def test_constant_data_have_a_degenerate_posterior(language, value):
     adapter, model = (fnp, numpyro_model) if language == "numpyro" else (fpp, pyro_model)
     with pytest.raises(RuntimeError, match=r"the posterior is degenerate.*data that are all the same"):
         adapter.AutoFlow(model).setup()
+
+
+LIBRARIES = {
+    "numpyro": (fnp, numpyro, ndist, jnp, jnp.asarray),
+    "pyro": (fpp, pyro, pdist, torch, lambda values: torch.tensor(values, dtype=torch.float64)),
+}
+NO_POSTERIOR = {
+    "flat": "improper",
+    "flat scale": "no mode",
+    "collinear": "improper.*a direction of the coordinates 0, 1, 2",
+    "separated": "improper",
+    "rising": "no mode",
+    "square": "no mode",
+    "exponential": "degenerate",
+}
+FAIR = ("heavy tails", "wide and narrow", "funnel", "mixture")
+
+
+def in_words_of(language, kind):
+    """A model that has no posterior, or a difficult one."""
+    _, host, dist, lib, array = LIBRARIES[language]
+
+    def flat(support="real", shape=()):
+        return host.sample("b", dist.ImproperUniform(getattr(dist.constraints, support), (), shape))
+
+    def normal(name, loc=0.0, scale=1.0):
+        return host.sample(name, dist.Normal(array(loc), array(scale)))
+
+    def observe(fn, values):
+        host.sample("y", fn.to_event(1), obs=array(values))
+
+    def model():
+        if kind in ("flat", "flat scale"):
+            flat("real" if kind == "flat" else "positive")
+            observe(dist.Normal(normal("m"), 1.0).expand([2]), [0.3, 1.2])
+        elif kind == "collinear":
+            b = flat("real_vector", (3,))
+            observe(dist.Normal(b[0] + array([1.0, 0.0]) * b[1] + array([0.0, 1.0]) * b[2], 1.0), [0.3, 1.2])
+        elif kind == "separated":
+            observe(dist.Bernoulli(logits=flat() * array([-1.0, 2.0])), [0.0, 1.0])
+        elif kind == "rising":
+            host.factor("f", flat())
+        elif kind == "square":
+            host.factor("f", normal("b") ** 2)
+        elif kind == "exponential":
+            host.factor("f", lib.exp(normal("b")))
+        elif kind == "bounds":
+            observe(dist.Uniform(array(0.0), host.sample("b", dist.HalfNormal(array(5.0)))).expand([2]), [0.3, 1.2])
+        elif kind == "half":
+            host.factor("f", lib.where(normal("b") > 0, array(0.0), array(-np.inf)))
+        elif kind == "heavy tails":
+            host.sample("a", dist.Cauchy(array(0.0), 1.0))
+            host.sample("s", dist.HalfCauchy(array(1.0)))
+            host.sample("t", dist.StudentT(array(0.5), 0.0, 1.0))
+        elif kind == "wide and narrow":
+            normal("a", 0.0, 1e30), normal("b", 1e30, 1e27), normal("c", 0.0, 1e-30)
+        elif kind == "funnel":
+            host.sample("x", dist.Normal(0.0, lib.exp(normal("v", 0.0, 3.0) / 2)).expand([9]).to_event(1))
+        elif kind == "mixture":  # of which each component may hold one datum
+            mean = host.sample("m", dist.Normal(array(0.0), 5.0).expand([2]).to_event(1))
+            scale = host.sample("s", dist.HalfNormal(array(2.0)).expand([2]).to_event(1))
+            mixture = dist.MixtureSameFamily(dist.Categorical(array([0.5, 0.5])), dist.Normal(mean, scale))
+            observe(mixture.expand([3]), [0.3, 1.2, -2.0])
+
+    return model
+
+
+@pytest.mark.parametrize("language", LIBRARIES)
+@pytest.mark.parametrize("kind", NO_POSTERIOR)
+def test_what_has_no_posterior_is_refused(language, kind):
+    with pytest.raises(RuntimeError, match=f"the posterior (is|has) {NO_POSTERIOR[kind]}"):
+        LIBRARIES[language][0].AutoFlow(in_words_of(language, kind)).setup()
+
+
+@pytest.mark.parametrize("language", LIBRARIES)
+@pytest.mark.parametrize("kind", FAIR)
+def test_difficult_posteriors_are_no_bad_ones(language, kind):
+    LIBRARIES[language][0].AutoFlow(in_words_of(language, kind)).setup()
+
+
+@pytest.mark.parametrize("language", LIBRARIES)
+def test_an_edge_of_the_density_is_told(language):
+    with pytest.warns(RuntimeWarning, match=r"not finite at \d+% of the draws of the start.*sharp edge"):
+        LIBRARIES[language][0].AutoFlow(in_words_of(language, "half")).setup()
+
+
+@pytest.mark.filterwarnings("ignore:the model's log density is not finite")
+@pytest.mark.parametrize("language", LIBRARIES)
+def test_bounds_of_data_that_depend_on_a_latent_have_a_start(language):
+    """Though its density is zero at most of the first points."""
+    LIBRARIES[language][0].AutoFlow(in_words_of(language, "bounds")).setup()

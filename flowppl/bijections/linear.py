@@ -214,6 +214,43 @@ class TriangularAffine(Bijection):
 
 
 @dataclasses.dataclass(frozen=True)
+class FullTriangular(Bijection):
+    r"""The linear part of :class:`TriangularAffine`, :math:`y = \mathrm{diag}(\sigma)\,(I + T)\, x`, for large D.
+
+    T is kept as a full D x D matrix, of which the part below the diagonal counts: nothing has to be gathered from a
+    list, and no constant is as large as the weights.
+    """
+
+    dim: int
+
+    def __post_init__(self):
+        check_sizes("FullTriangular", dim=self.dim)
+
+    def parameters(self) -> Tree:
+        return {"scale": Parameter((self.dim,)), "lower": Parameter((self.dim, self.dim))}
+
+    def parameters_for(self, scale_tril: Array) -> Tree:
+        """The parameters with which ``forward`` is ``scale_tril @ x``; its diagonal must be positive."""
+        xp = namespace(scale_tril)
+        scale = xp.linalg.diagonal(scale_tril)
+        return {"scale": raw_of_positive(scale), "lower": xp.tril(scale_tril / scale[:, None], k=-1)}
+
+    def forward(self, params, x, context=None):
+        check_event(self, x, self.x_shape, context)
+        xp = namespace(x)
+        scale = positive(params["scale"])
+        y = scale * xp.linear(x, xp.tril(params["lower"], k=-1).mT, x)
+        return y, xp.sum(xp.log(scale) + xp.zeros_like(y), axis=-1)
+
+    def inverse(self, params, y, context=None):
+        check_event(self, y, self.y_shape, context)
+        xp = namespace(y)
+        scale = positive(params["scale"])
+        x = xp.solve_unit_triangular(params["lower"], y / scale)
+        return x, -xp.sum(xp.log(scale) + xp.zeros_like(x), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
 class LU(Bijection):
     r"""A linear map in its LU factors: :math:`y = P\,(I + L)\, \mathrm{diag}(\sigma)\,(I + U)\, x`.
 

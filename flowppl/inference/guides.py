@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,13 +14,16 @@ from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree, map_tree, select
 from flowppl.bijections.combine import Chain, Repeat
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_standard_base, held
+from flowppl.bijections.elementwise import Elementwise
 from flowppl.bijections.frozen import Damped, Frozen
-from flowppl.bijections.linear import ElementwiseAffine, TriangularAffine, diagonal
+from flowppl.bijections.linear import ElementwiseAffine, FullTriangular, TriangularAffine, diagonal
 from flowppl.bijections.subspace import Subspace
 from flowppl.checks import check_positive, check_sizes, did_you_mean
+from flowppl.inference.fitting import _level_of_caller
 from flowppl.inference.modes import Modes, find_modes
-from flowppl.inference.starts import newton_start, quasi_newton_start
+from flowppl.inference.starts import NUM_TRIALS, check_start, dense_start, newton_start, quasi_newton_start
 from flowppl.recipes import make_flow, nsf, realnvp
+from flowppl.univariate.splines import RationalQuadraticSpline
 
 # "auto", a name, a bijection, or a function of the dimension; it may make a transform of an adapter, too.
 FlowChoice = str | Bijection | Callable[[int], Any]
@@ -27,7 +31,9 @@ INITS = ("auto", "newton", "diagonal", "point")
 
 LOG_SCALE_BOUND = (-3.0, 0.5)  # a layer may shrink a coordinate by e^3, but stretch it by e^(1/2) only
 START_RADII = (0.1, 2.0, 1.0, 2.0)
-MAX_TRIANGULAR = 256  # above, the D x D matrix of the outer layer would outweigh the flow
+MAX_TRIANGULAR = 256  # above, the trained matrix of the outer layer would outweigh the flow
+MAX_DENSE = 2048  # above, so would the steps of the search, and of the training, with a fixed one
+MIN_FINITE = 0.9  # share of the draws of a start with a finite density, for no warning
 NUM_DRAWS = 10_000  # for medians and quantiles
 
 
@@ -169,8 +175,17 @@ def in_loops(bijection: Bijection) -> Bijection:
     return dataclasses.replace(bijection, scan=True) if isinstance(bijection, Repeat) else bijection
 
 
-def guide_bijection(flow: FlowChoice, dim: int) -> Chain:
-    """A flow for ``dim`` latents and, outside it, the affine layer that carries the guide's start.
+def guide_bijection(flow: FlowChoice, dim: int, *, has_margins: bool = True) -> Chain:
+    """A flow for ``dim`` latents and, outside it, the affine layers that carry the guide's start.
+
+    The last two are the trained one and the fixed one. Above ``MAX_TRIANGULAR`` these are elementwise, and before them
+    stand a few trained directions, a fixed matrix of correlations, up to ``MAX_DENSE``, and a trained spline for each
+    coordinate of the posterior: what many latents have in common is mostly that each is a little skewed.
+
+    Args:
+        flow: the choice of a flow.
+        dim: the number of latents.
+        has_margins: whether the matrix and the splines are there, as they are not in files of before.
 
     Raises:
         ValueError: for an unknown name, or a flow that does not map vectors of length ``dim`` without a context.
@@ -193,8 +208,11 @@ def guide_bijection(flow: FlowChoice, dim: int) -> Chain:
     if dim <= MAX_TRIANGULAR:
         affine = TriangularAffine(dim)
         return Chain([inner, affine, Frozen(affine)])
-    few = Subspace(dim, TriangularAffine(round(dim**0.5)))
-    return Chain([inner, few, ElementwiseAffine(dim), Frozen(ElementwiseAffine(dim))])
+    layers = [inner, Subspace(dim, TriangularAffine(round(dim**0.5)))]
+    if has_margins:
+        layers += [Frozen(FullTriangular(dim))] * (dim <= MAX_DENSE)
+        layers += [Elementwise(dim, RationalQuadraticSpline(num_bins=4, bound=5.0))]
+    return Chain([*layers, ElementwiseAffine(dim), Frozen(ElementwiseAffine(dim))])
 
 
 def _is_auto(flow: Any) -> bool:
@@ -268,7 +286,12 @@ def start_at(bijection: Chain, params: Tree, loc: Array, scale: Array, *, fixed:
     The scale is a lower-triangular matrix or a vector of standard deviations.
     """
     trained_key, fixed_key = _affine_keys(bijection)
-    return params | {fixed_key if fixed else trained_key: _affine_parameters(bijection.bijections[-2], loc, scale)}
+    placed = {fixed_key if fixed else trained_key: _affine_parameters(bijection.bijections[-2], loc, scale)}
+    full: Any = Frozen(FullTriangular(*bijection.x_shape))
+    if scale.ndim == 2 and full in bijection.bijections:  # the scales stand in the last layer, the correlations here
+        width = namespace(scale).sqrt(namespace(scale).sum(scale**2, axis=-1))
+        placed[str(bijection.bijections.index(full))] = full.bijection.parameters_for(scale / width[:, None])
+    return params | placed
 
 
 def _affine_keys(bijection: Chain) -> tuple[str, str]:
@@ -341,10 +364,32 @@ def search_start(init: str, target: Any, dim: int, points: list[np.ndarray], rng
         dim: the number of unconstrained dimensions.
         points: where to start beside the random points.
         rng: draws those, and the noise by which the Gaussians are judged.
+
+    Raises:
+        RuntimeError: if the posterior cannot be normalised, or is degenerate.
+
+    Warns:
+        RuntimeWarning: if the density is not finite in a part of the space that the start reaches.
     """
     points = points + [rng.uniform(-radius, radius, dim) for radius in START_RADII]
-    search = newton_start if init == "newton" else quasi_newton_start
-    return search(points, target, rng)
+    search = quasi_newton_start if init == "diagonal" else newton_start if dim <= MAX_TRIANGULAR else dense_start
+    start = search(points, target, rng)
+    if start is None:  # where most of the space is ruled out, more points may meet the rest
+        more = rng.uniform(-1, 1, (NUM_TRIALS, dim)) * np.geomspace(0.1, 10.0, NUM_TRIALS)[:, None]
+        inside = list(more[np.isfinite(target.log_probs(more))])
+        start = search(inside[: len(START_RADII)], target, rng) if inside else None
+    if start is not None:
+        share = check_start(start, target, rng)
+        if share < MIN_FINITE:
+            warnings.warn(
+                f"the model's log density is not finite at {1 - share:.0%} of the draws of the start of its guide: the "
+                "posterior has a sharp edge in unconstrained space, as where the bounds of data or a factor of -inf "
+                "depend on latents, and no flow keeps to one side of that. Sample such a latent within its bounds, as "
+                "Uniform(0, 1) scaled to them, or as a distance from them",
+                RuntimeWarning,
+                stacklevel=_level_of_caller(),
+            )
+    return start
 
 
 def search_modes(target: Any, dim: int, rng: np.random.Generator) -> Modes | None:
@@ -377,7 +422,7 @@ def choose_init(init: str, dim: int, init_scale: float | None) -> str:
     """The kind of start that ``"auto"`` means for this guide."""
     if init != "auto":
         return init
-    return "point" if init_scale is not None else "newton" if dim <= MAX_TRIANGULAR else "diagonal"
+    return "point" if init_scale is not None else "newton" if dim <= MAX_DENSE else "diagonal"
 
 
 def check_num_modes(owner: str, num_modes: Any) -> None:

@@ -50,6 +50,7 @@ NUM_DRAWS = 256  # by which a mode is weighed
 MAX_STEPS = 200  # of a descent
 MEMORY = 10
 DONE = 1e-3  # nats that a descent would still gain
+MAX_FULL = 256  # latents up to which the Gaussian at a mode has a full covariance
 MAX_DISTANCE = 4.0  # squared, in sds of a mode, of what ends in it
 MAX_VALLEY = 0.5  # nats between two ends of the same mode
 
@@ -267,7 +268,8 @@ def _new_mode(point, found, target, rng):
 
 def _gaussian_at(point, dense, target, rng):
     """The best Gaussian on a path from the end of a descent; ``None`` if there is none of a width."""
-    search = starts.newton_start if dense else starts.quasi_newton_start
+    # Of hundreds of latents a full Hessian for each would take too long.
+    search = starts.newton_start if dense and len(point) <= MAX_FULL else starts.quasi_newton_start
     try:
         return search([point], target, rng)
     except RuntimeError:  # narrower than neighbouring numbers

@@ -114,9 +114,14 @@ class Target:
 
     def value_and_gradient(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The log density and its gradient."""
+        values, slopes = self.values_and_gradients(point[None])
+        return values[0], slopes[0]
+
+    def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log densities of several points, and their gradients."""
         with self._seeded(0):
-            values, slopes = self.values_and_slopes(self._tensor(point)[None])
-        return _to_numpy(values[0]), _to_numpy(slopes[0])
+            values, slopes = self.values_and_slopes(self._tensor(points))
+        return _to_numpy(values), _to_numpy(slopes)
 
     def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The log densities of several points, and their gradients."""

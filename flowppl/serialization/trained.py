@@ -211,7 +211,8 @@ def _make(config, arrays, adapter, classes, model, arguments):
         from flowppl.inference.guides import guide_bijection  # needs what only the adapters need
 
         _check_guide(config["guide"], bijection)
-        bijection = guide_bijection(bijection, *bijection.x_shape)
+        last = max((int(name.split(".")[1]) for name in arrays if name.startswith("weights.")), default=0)
+        bijection = guide_bijection(bijection, *bijection.x_shape, has_margins=last != 3)
     if config["fit"] is not None:
         check_entries("its fit", config["fit"], {**FIT, **(KEY if config["backend"] == "numpyro" else {})})
     outline = {part: config[part] or {} for part in PARTS}
