@@ -1,6 +1,7 @@
 """The search for the start of a guide, in NumPy and through both languages."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -279,6 +280,22 @@ def test_hundreds_of_dimensions_start_with_their_correlations(language, is_dense
         width = (moved[1:] - moved[0]) / noise[1:]
         np.testing.assert_allclose(width, width[:1].repeat(7, 0), rtol=1e-6)
         assert len(guide.bijection.bijections if language == "numpyro" else guide.flow.bijection.bijections) == 5
+
+
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_guides_of_hundreds_of_dimensions_without_correlations_still_load(backend, tmp_path, monkeypatch):
+    """As they were saved before guides had them."""
+    path, z = tmp_path / "guide.safetensors", np.arange(300.0) + 0.05
+    with monkeypatch.context() as patch:
+        patch.setattr(fnp.guides, "guide_bijection", partial(guides.guide_bijection, has_margins=False))
+        guide = fnp.AutoFlow(numpyro_band, flow="planar", init="diagonal")
+        params = guide.setup()
+        fp.save(path, guide, params)
+        expected = float(guide.get_posterior(params).log_prob(z))
+    loaded = fp.load(path, backend=backend)
+    posterior = loaded.get_posterior(loaded.setup()) if backend == "numpyro" else loaded.get_posterior()
+    found = posterior.log_prob(jnp.asarray(z) if backend == "numpyro" else torch.tensor(z))
+    np.testing.assert_allclose(float(found), expected, rtol=1e-12)
 
 
 class Skew:

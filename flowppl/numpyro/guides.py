@@ -82,8 +82,10 @@ class AutoFlow(AutoContinuous):
     At the first step f does nothing, and the guide *is* the Gaussian that it starts from. If this start was searched,
     :math:`\\mu` is its mean and L a square root of its covariance, so that training takes place at the scale of the
     posterior, whatever that is; m, :math:`\\sigma` and T begin as 0, 1 and 0. If the start is a point, m is that point
-    and :math:`\\sigma` is ``init_scale``; :math:`\\mu`, L and T begin as 0, I and 0. Above 256 dimensions L is
-    diagonal, and in the place of T stands a :class:`flowppl.Subspace` of :math:`\\sqrt{D}` directions.
+    and :math:`\\sigma` is ``init_scale``; :math:`\\mu`, L and T begin as 0, I and 0. Above 256 dimensions T
+    is zero and L has the standard deviations only; behind the flow, before these, stand a trained
+    :class:`flowppl.Subspace` of :math:`\\sqrt{D}` directions, a fixed triangular matrix of correlations, up to 2,048
+    dimensions, and a trained spline of each coordinate, for what is skewed.
 
     Members of a latent that the model masks out, and that bear on nothing else, such as those observed under
     ``obs_mask``, are not part of z: they stay where they are.
@@ -95,9 +97,10 @@ class AutoFlow(AutoContinuous):
             whose two directions are both fast, bounded and :class:`flowppl.Damped` so that plain SVI stays finite; for
             one dimension, a spline.
         init: how the start is found. ``"newton"`` takes the Gaussian of the highest ELBO that it meets on several
-            Newton paths, with the Hessian of the model; ``"diagonal"`` one with independent coordinates on quasi-Newton
+            Newton paths, with the Hessian of the model (above 256 dimensions, on one that follows quasi-Newton paths,
+            and improves it by the gradient at its draws); ``"diagonal"`` one with independent coordinates on quasi-Newton
             paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the point of
-            ``init_loc_fn``. ``"auto"`` is the first up to 256 dimensions and the second above; it is the third if
+            ``init_loc_fn``. ``"auto"`` is the first up to 2,048 dimensions and the second above; it is the third if
             ``init_scale`` is given, if the density is random, or if the data are traced by ``jax.jit``.
         init_loc_fn: the point to start from, site by site; for ``"point"`` it is
             ``numpyro.infer.init_to_median`` unless given. If given, the searches start from it too, beside
@@ -115,7 +118,11 @@ class AutoFlow(AutoContinuous):
         TypeError: if the model is not a function, or if ``flow`` is none of the above.
         ValueError: when it first sees the model, if that has no latents, discrete ones, ones whose support depends on
             other latents, or ones local to a subsampled plate, or if the flow does not fit the model.
-        RuntimeError: if the model's log density is finite at no point that was tried.
+        RuntimeError: if the model's log density is finite at no point that was tried, or if the search finds that the
+            posterior is improper or degenerate.
+
+    Warns:
+        RuntimeWarning: if the density is not finite at more than a tenth of the draws of the start.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist

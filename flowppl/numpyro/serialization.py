@@ -108,6 +108,7 @@ def make_guide(bijection: Chain, params: Tree, tree: Tree, model) -> AutoFlow:
         }
     trace |= {name: {"name": name, "type": kind} for name, kind in tree["other_sites"].items()}
     guide._see(trace, needs_args=tree["needs_args"] or model is absent_model)
+    guide.bijection = bijection  # a file of before has other layers
     guide._saved_params = map_tree(_to_jax, params)
     return guide
 
