@@ -295,7 +295,7 @@ def test_guides_of_hundreds_of_dimensions_without_correlations_still_load(backen
     loaded = fp.load(path, backend=backend)
     posterior = loaded.get_posterior(loaded.setup()) if backend == "numpyro" else loaded.get_posterior()
     found = posterior.log_prob(jnp.asarray(z) if backend == "numpyro" else torch.tensor(z))
-    np.testing.assert_allclose(float(found), expected, rtol=1e-12)
+    np.testing.assert_allclose(found.item(), expected, rtol=1e-12)
 
 
 class Skew:

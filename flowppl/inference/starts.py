@@ -50,7 +50,7 @@ WIDE = 1e4  # scale of a start above which a quasi-Newton path needs another uni
 NARROWEST = 1e-60  # scale of a posterior that is not degenerate: the fourth power of its inverse is still a number
 FAR = 1e9  # widths, and units, from where a density that rises has no mode
 NUM_AXES = 4  # the widest ones, of coordinates and of the ellipsoid, along which a density must fall
-MAX_PRINCIPAL = 256  # dimensions up to which the axes of the ellipsoid are found
+MAX_PRINCIPAL = 256  # dimensions up to which its axes are found, and a Hessian in one piece
 LOWEST = -1e300  # in place of densities that are not finite; the sum of several is
 
 
@@ -238,11 +238,10 @@ def check_start(start: Gaussian, target: Target, rng: np.random.Generator) -> fl
             for power in (2, 4, 6):
                 added = 10.0**power * (along + shift * along.std()) - along
                 stretched = target.log_probs(start.loc + moved + added[:, None] * axis)
-                stretched = stretched[np.isfinite(stretched)]
-                if len(stretched) < NUM_TRIALS // 4:
+                if not np.isfinite(stretched[finite]).all():
                     break
-                gains.append(np.mean(stretched) + power * math.log(10))
-                if not gains[-1] > gains[-2] + math.log(10) and power > 2:  # the first step may lose what it likes
+                gains.append(np.mean(stretched[finite]) + power * math.log(10))
+                if not gains[-1] > gains[-2] + math.log(10):
                     break
             else:
                 _refuse_improper(start, width, axis)
@@ -311,7 +310,7 @@ def _newton_path(point, target, num_steps):
     """Yield each point of the path with the eigenvalues and the eigenvectors of the Hessian there."""
     value = -target.log_probs(np.tile(point, (NUM_TRIALS, 1)))[0]
     for _ in range(num_steps):
-        gradient, hessian = target.derivatives(point)
+        gradient, hessian = _derivatives(point, target)
         if not (np.isfinite(value) and np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             return
         values, vectors = np.linalg.eigh(-hessian)
@@ -329,6 +328,16 @@ def _newton_path(point, target, num_steps):
         if not trial_values[best] < value:
             return
         point, value = trials[best], trial_values[best]
+
+
+def _derivatives(point, target):
+    """The gradient and the Hessian; a large one in blocks of rows, as a model may need much memory for each."""
+    dim = len(point)
+    if dim <= MAX_PRINCIPAL:
+        return target.derivatives(point)
+    rows = np.eye(-(-dim // NUM_TRIALS) * NUM_TRIALS, dim).reshape(-1, NUM_TRIALS, dim)
+    hessian = np.concatenate([target.hessian_products(point, block) for block in rows])[:dim]
+    return target.value_and_gradient(point)[1], hessian
 
 
 def _quasi_newton_path(point, target, rng):

@@ -98,10 +98,11 @@ class AutoFlow(AutoContinuous):
             one dimension, a spline.
         init: how the start is found. ``"newton"`` takes the Gaussian of the highest ELBO that it meets on several
             Newton paths, with the Hessian of the model (above 256 dimensions, on one that follows quasi-Newton paths,
-            and improves it by the gradient at its draws); ``"diagonal"`` one with independent coordinates on quasi-Newton
-            paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the point of
-            ``init_loc_fn``. ``"auto"`` is the first up to 2,048 dimensions and the second above; it is the third if
-            ``init_scale`` is given, if the density is random, or if the data are traced by ``jax.jit``.
+            and improves it by the gradient at its draws); ``"diagonal"`` one with independent coordinates on
+            quasi-Newton paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the
+            point of ``init_loc_fn``. ``"auto"`` is the first up to 2,048 dimensions and the second above; it is the
+            third if ``init_scale`` is given, if the density is random, or if the data are
+            traced by ``jax.jit``.
         init_loc_fn: the point to start from, site by site; for ``"point"`` it is
             ``numpyro.infer.init_to_median`` unless given. If given, the searches start from it too, beside
             random points.

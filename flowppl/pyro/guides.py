@@ -87,10 +87,10 @@ class AutoFlow(AutoContinuous):
             :class:`flowppl.Damped` so that plain SVI stays finite; for one dimension, a spline.
         init: how the start is found. ``"newton"`` takes the Gaussian of the highest ELBO that it meets on several
             Newton paths, with the Hessian of the model (above 256 dimensions, on one that follows quasi-Newton paths,
-            and improves it by the gradient at its draws); ``"diagonal"`` one with independent coordinates on quasi-Newton
-            paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the point of
-            ``init_loc_fn``. ``"auto"`` is the first up to 2,048 dimensions and the second above; it is the third if
-            ``init_scale`` is given, or if the density is random.
+            and improves it by the gradient at its draws); ``"diagonal"`` one with independent coordinates on
+            quasi-Newton paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the
+            point of ``init_loc_fn``. ``"auto"`` is the first up to 2,048 dimensions and the second above; it is the
+            third if ``init_scale`` is given, or if the density is random.
         init_loc_fn: the point to start from, site by site; for ``"point"`` it is
             ``pyro.infer.autoguide.init_to_median`` unless given. If given, the searches start from it too, beside
             random points.
