@@ -169,10 +169,8 @@ def train(
                     losses = [rows[index : index + 1] for rows in losses]
                 # A model of such a trainer has no parameters, which take longer than the guide.
                 may_end = trainer.has_affine or not is_first
-                if may_end and _is_good(
-                    now, this.good_gap
-                ):  # what looks good in some draws may look otherwise in others
-                    now = _judge(trainer)[0]
+                if may_end and _is_good(now, this.good_gap):
+                    now = _judge(trainer)[0]  # what looks good in some draws may look otherwise in others
                 checks.append(now)
                 bar.set_postfix({"ELBO": f"{now.elbo:.2f}", "k-hat": f"{now.k_hat:.2f}"})
                 logger.info("fit: %d steps, ELBO %.3f, k-hat %.2f", CHUNK * len(losses), now.elbo, now.k_hat)

@@ -58,9 +58,6 @@ MAX_VALLEY = 0.5  # nats between two ends of the same mode
 class Target(starts.Target, Protocol):
     """The log density of a model, as an adapter makes it."""
 
-    def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The log densities of ``NUM_SEARCHES`` points, and their gradients."""
-
     def prior_draws(self, num: int, rng: np.random.Generator) -> np.ndarray:
         """Draws of the prior in unconstrained space; rows of what has none are not finite."""
 

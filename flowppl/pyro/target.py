@@ -123,12 +123,6 @@ class Target:
             values, slopes = self.values_and_slopes(self._tensor(points))
         return _to_numpy(values), _to_numpy(slopes)
 
-    def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The log densities of several points, and their gradients."""
-        with self._seeded(0):
-            values, slopes = self.values_and_slopes(self._tensor(points))
-        return _to_numpy(values), _to_numpy(slopes)
-
     @torch.no_grad()
     def prior_draws(self, num: int, rng: np.random.Generator) -> np.ndarray:
         """Draws of the prior in unconstrained space; where it is improper they are not numbers."""
