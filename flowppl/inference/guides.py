@@ -394,7 +394,10 @@ def search_start(init: str, target: Any, dim: int, points: list[np.ndarray], rng
 
 def search_modes(target: Any, dim: int, rng: np.random.Generator) -> Modes | None:
     """The modes that a search from a start of its own finds; ``None`` if there is no start."""
-    start = search_start(choose_init("auto", dim, None), target, dim, [], rng)
+    try:
+        start = search_start(choose_init("auto", dim, None), target, dim, [], rng)
+    except RuntimeError:  # narrower than neighbouring numbers, or without a mode
+        return None
     return None if start is None else find_modes(target, start, rng)
 
 
