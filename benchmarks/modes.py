@@ -82,7 +82,7 @@ def two(dim, gap, share):
 
 
 def wells(num):
-    """Products of double wells; a well to the right holds .843 of the mass."""
+    """Products of double wells; a well to the right holds .844 of the mass."""
 
     def log_density(x, array):
         a, b = x[::2], x[1::2]
@@ -93,7 +93,7 @@ def wells(num):
     )
     right = (ends[:, ::2] > 0).sum(axis=1)
     log_z = num * (math.log(11784.50927) + 0.5 * math.log(2 * math.pi))
-    return density(2 * num, log_density, log_z=log_z, modes=ends, shares=0.8436**right * 0.1564 ** (num - right))
+    return density(2 * num, log_density, log_z=log_z, modes=ends, shares=0.8443**right * 0.1557 ** (num - right))
 
 
 def banana_and_blob():

@@ -146,7 +146,7 @@ def _mean(log_w: Array, log_weights: Array) -> Array:
 
 def particles_of_part(num: int) -> int:
     """The draws of each of ``num`` parts in a gradient."""
-    return max(32, BLOCK // num)
+    return max(16, BLOCK // num)
 
 
 def nearest_parts(log_parts: np.ndarray, log_weights: np.ndarray, source: np.ndarray) -> np.ndarray:

@@ -706,7 +706,8 @@ class PathTrainer(_Trainer):
     def log_prob(self, points):
         """The log densities of the guide at points, of NumPy."""
         own = self.first()[f"{self.guide.prefix}_flow"]
-        return np.asarray(self.guide._posterior(own).log_prob(jnp.asarray(points)), dtype=np.float64)
+        log_prob = jit(lambda own, points: self.guide._posterior(own).log_prob(points))
+        return np.asarray(log_prob(own, points.astype(default_dtype())), dtype=np.float64)
 
     def _density(self, tree, seed):
         """The log density at the scale of the start."""
