@@ -30,6 +30,7 @@ MAX_ROUND_TRIP = 0.01
 MIN_ESS = 100
 MAX_MISSING = 0.05  # of the posterior's mass, in modes that are not in the guide
 MAX_UNSEEN = 0.05
+MAX_LOST = 0.2  # of the searches
 MAX_MARGINALS = 2000  # coordinates; the adapters keep the draws of no more than these, unless there is a reference
 
 
@@ -122,6 +123,7 @@ class Search:
 
     Args:
         num_searches: the number of points from which was searched.
+        num_ended: the number of searches that ended in a mode; others went on for ever, or were cut short.
         num_modes: the number of modes found that hold a thousandth of the mass or more.
         num_held: the number of modes that the guide was made for.
         missing: the share of the posterior's mass, near those modes, that is not in the guide.
@@ -129,6 +131,7 @@ class Search:
     """
 
     num_searches: int
+    num_ended: int
     num_modes: int
     num_held: int
     missing: float
@@ -139,7 +142,9 @@ class Search:
         if self.unseen > MAX_UNSEEN:
             return f"{modes} so far: {self.num_searches} searches kept finding others"
         found = "met no other" if self.num_modes == 1 else "met no others"
-        return f"{modes}; {self.num_searches} searches {found}"
+        lost = self.num_searches - self.num_ended
+        cut = f", but {lost} of them ended nowhere" if lost > MAX_LOST * self.num_searches else ""
+        return f"{modes}; {self.num_searches} searches {found}{cut}"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -47,6 +47,7 @@ MAX_OF_MANY = 16  # and where there are more than can be found, so that it canno
 ABSENT = 20.0  # times denser than in the guide is the posterior where it counts as missing
 LIGHT = math.log(1e-3)  # of a mode that does not count, beside the largest
 NUM_DRAWS = 256  # by which a mode is weighed
+MAX_SECONDS, SHARE = 60.0, 0.2  # of the time that is left
 MAX_STEPS = 200  # of a descent
 MEMORY = 10
 DONE = 1e-3  # nats that a descent would still gain
@@ -71,6 +72,7 @@ class Modes:
         log_weights: the logarithms of their shares of the mass, which sum to one.
         num_found: how many were found; there may be too many to list.
         num_searches: how many searches there were.
+        num_ended: how many of them ended in a mode; others went on for ever, or were cut short.
         unseen: the share of searches that a further one, by an estimate, has of meeting a mode not seen so far.
     """
 
@@ -78,6 +80,7 @@ class Modes:
     log_weights: np.ndarray
     num_found: int
     num_searches: int
+    num_ended: int
     unseen: float
 
     def at_most(self, num: int | str) -> Modes:
@@ -90,7 +93,7 @@ class Modes:
 
 def single(start: Gaussian) -> Modes:
     """The mode of a start alone, with no search for others."""
-    return Modes((start,), np.zeros(1), 1, 0, 1.0)
+    return Modes((start,), np.zeros(1), 1, 0, 0, 1.0)
 
 
 @dataclasses.dataclass
@@ -104,19 +107,19 @@ class _Mode:
     hits: int = 0
 
 
-def find_modes(target: Target, start: Gaussian, rng: np.random.Generator, end: float = math.inf) -> Modes:
-    """The modes of a density.
+def find_modes(target: Target, start: Gaussian, rng: np.random.Generator) -> Modes:
+    """The modes of a density, as far as there is time: a fifth of what is left, a minute at the most.
 
     Args:
         target: the density.
         start: the Gaussian of a start, see :func:`flowppl.inference.starts.newton_start`. It stands for the mode that
             it leads to.
         rng: draws the points to search from.
-        end: when to stop, on the monotonic clock.
     """
+    end = time.monotonic() + min(MAX_SECONDS, SHARE * starts.seconds_left())
     found = [_Mode(start.loc, start, start, _log_mass(start, target, rng))]
     prior = target.prior_draws(MAX_SEARCHES // 2, rng)
-    num_searches, unseen = 0, 1.0
+    num_searches, num_ended, unseen = 0, 0, 1.0
     while num_searches < MAX_SEARCHES:
         if unseen < MAX_UNSEEN and (len(_heavy(found)) == 1 or num_searches >= MIN_SEVERAL):
             break
@@ -125,7 +128,7 @@ def find_modes(target: Target, start: Gaussian, rng: np.random.Generator, end: f
         points = _points(prior[num_searches // 2 :], start, _heavy(found), rng)
         if not num_searches:
             points[0] = start.loc
-        ends, converged = descend(target, points, start)
+        ends, converged = descend(target, points, start, end)
         if not num_searches:
             _adopt(found[0], ends[0], converged[0], target, rng)
         for point, has_end in zip(ends, converged, strict=True):
@@ -134,6 +137,7 @@ def find_modes(target: Target, start: Gaussian, rng: np.random.Generator, end: f
                 mode = _new_mode(point, found, target, rng)
             if mode is not None:
                 mode.hits += 1
+                num_ended += 1
                 found += [] if any(mode is each for each in found) else [mode]
             if time.monotonic() >= end:
                 break
@@ -144,12 +148,13 @@ def find_modes(target: Target, start: Gaussian, rng: np.random.Generator, end: f
     heavy = _heavy(found)
     gaussians = [mode.gaussian for mode in heavy][: MAX_MODES if unseen < MAX_UNSEEN else MAX_OF_MANY]
     if len(gaussians) == 1:
-        return Modes(tuple(gaussians), np.zeros(1), 1, num_searches, unseen)
+        return Modes(tuple(gaussians), np.zeros(1), 1, num_searches, num_ended, unseen)
     log_weights = weigh(gaussians, target, rng)
     kept = [k for k in np.argsort(-log_weights) if log_weights[k] > LIGHT]
     log_weights = log_weights[kept] - logsumexp(log_weights[kept])
     num_found = len(heavy) if len(heavy) > len(gaussians) else len(kept)
-    return Modes(tuple(gaussians[k] for k in kept), log_weights, num_found, num_searches, unseen)
+    kept_gaussians = tuple(gaussians[k] for k in kept)
+    return Modes(kept_gaussians, log_weights, num_found, num_searches, num_ended, unseen)
 
 
 def _heavy(found):
@@ -178,11 +183,14 @@ def _points(prior, start, modes, rng):
 
 
 @np.errstate(over="ignore", invalid="ignore")  # far out, where a step is not taken
-def descend(target: Target, points: np.ndarray, metric: Gaussian) -> tuple[np.ndarray, np.ndarray]:
+def descend(
+    target: Target, points: np.ndarray, metric: Gaussian, end: float = math.inf
+) -> tuple[np.ndarray, np.ndarray]:
     """Where minus the log density leads from each of the points, and whether that is an end.
 
     All descents go side by side, each with its own limited-memory quasi-Newton steps in the coordinates of ``metric``.
     In each round every one has one point evaluated: it is taken if the density has risen enough, else the step is cut.
+    At the time ``end`` of the monotonic clock they stop where they are.
     """
 
     def evaluate(u):
@@ -201,7 +209,7 @@ def descend(target: Target, points: np.ndarray, metric: Gaussian) -> tuple[np.nd
     length, cuts, calm = np.ones(num), np.zeros(num), np.zeros(num)
     direction = _direction(slope, steps, changes, inverses)
     for _ in range(MAX_STEPS):
-        if not active.any():
+        if not active.any() or time.monotonic() >= end:
             break
         descent = np.sum(direction * slope, axis=1)
         trial = u + np.where(active, length, 0.0)[:, None] * direction
@@ -355,7 +363,7 @@ def look_outside(
     missing = 0.0
     if len(modes.gaussians) > 1:
         missing = missing_share(modes, log_prob, check.log_evidence, target)
-    search = Search(modes.num_searches, modes.num_found, num_held, missing, modes.unseen)
+    search = Search(modes.num_searches, modes.num_ended, modes.num_found, num_held, missing, modes.unseen)
     return dataclasses.replace(check, search=search)
 
 

@@ -67,6 +67,11 @@ def search_until(end: float) -> Iterator[None]:
         _end.reset(token)
 
 
+def seconds_left() -> float:
+    """How long searches may still take: infinite outside of :func:`search_until`."""
+    return max(_end.get() - time.monotonic(), 0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
     """A start: the location, a lower-triangular scale or a vector of scales, and the ELBO but for a constant."""

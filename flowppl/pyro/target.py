@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import traceback
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,8 @@ from torch.distributions import biject_to
 
 from flowppl.pyro._host import TorchFunctionMode, tree_leaves
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
+
+PRIOR_SECONDS = 2.0  # after which no more draws are taken of the prior
 
 
 class Target:
@@ -125,8 +128,8 @@ class Target:
 
     @torch.no_grad()
     def prior_draws(self, num: int, rng: np.random.Generator) -> np.ndarray:
-        """Draws of the prior in unconstrained space; where it is improper they are not numbers."""
-        guide, rows = self._guide, []
+        """Draws of the prior in unconstrained space; where it is improper, or took too long, they are not numbers."""
+        guide, rows, begin = self._guide, [], time.monotonic()
         model = InitMessenger(_drawn_or_nan)(self._model)
         with pyro.poutine.block(), self._seeded(int(rng.integers(2**31))):
             for _ in range(num):
@@ -137,7 +140,10 @@ class Target:
                     part = biject_to(site["fn"].support).inv(site["value"]).reshape(-1)
                     parts.append(part[guide._kept(name)].to(self._like))
                 rows.append(torch.cat(parts))
-        return _to_numpy(torch.stack(rows))
+                if time.monotonic() - begin > PRIOR_SECONDS:
+                    break
+        drawn = _to_numpy(torch.stack(rows))
+        return np.concatenate([drawn, np.full((num - len(drawn), drawn.shape[1]), np.nan)])
 
     def hessian_products(self, point: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """The products of the Hessian and each row of ``vectors``."""
