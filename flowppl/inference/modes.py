@@ -7,8 +7,9 @@ that are known, in the metric of their own Gaussians; a new one is given a Gauss
 :math:`m_k = \mathrm{mean}(p(z) / g_k(z))` over draws z of that Gaussian :math:`g_k`, p being the density of the model.
 A mode of less than a thousandth of the largest mass is left out of all that follows.
 
-The searches go on in batches until the modes that were met *once only* are fewer than 1% of all searches: by Good and
-Turing that is the chance that a further search meets a mode not seen so far. At last the Gaussians are weighted
+The searches go on in batches until the modes that were met *once only* are fewer than 0.5% of all searches: by Good and
+Turing that is the chance that a further search meets a mode not seen so far. Where there are several, there are at
+least 16 searches for each. At last the Gaussians are weighted
 together, which corrects for their overlap, by
 
 .. math::
@@ -38,9 +39,9 @@ from flowppl.inference.mixture import fit_weights
 from flowppl.inference.starts import NUM_TRIALS, Gaussian
 
 NUM_SEARCHES = 64  # in each batch
-MAX_SEARCHES = 512
-MAX_UNSEEN = 0.01
-MIN_SEVERAL = 256  # searches, where there are several modes: there may be more of them
+MAX_SEARCHES = 1024
+MAX_UNSEEN = 0.005
+MIN_SEVERAL, PER_MODE = 256, 16  # searches, in all and for each, where there are several modes: there may be more
 MIN_MANY, MANY = 128, 0.2  # after so many searches, and with a larger share of modes met once, the search is given up
 MAX_MODES = 64  # that a guide holds,
 MAX_OF_MANY = 16  # and where there are more than can be found, so that it cannot be right
@@ -121,7 +122,8 @@ def find_modes(target: Target, start: Gaussian, rng: np.random.Generator) -> Mod
     prior = target.prior_draws(MAX_SEARCHES // 2, rng)
     num_searches, num_ended, unseen = 0, 0, 1.0
     while num_searches < MAX_SEARCHES:
-        if unseen < MAX_UNSEEN and (len(_heavy(found)) == 1 or num_searches >= MIN_SEVERAL):
+        num = len(_heavy(found))
+        if unseen < MAX_UNSEEN and (num == 1 or num_searches >= max(MIN_SEVERAL, PER_MODE * num)):
             break
         if num_searches >= MIN_MANY and unseen > MANY:
             break
