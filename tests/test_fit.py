@@ -324,10 +324,10 @@ def test_bad_options_are_told(language):
 
 
 def test_a_budget_that_is_spent_before_the_first_step_ends_the_training():
-    walker = Walker([1.0, 1.0, 1.0], seconds=0.02)
+    walker = Walker([1.0, 1.0, 1.0], seconds=0.2)
     history = train(walker, (Round(10_000, 64, 0.1),), 1e-6, False)
     assert (len(history.losses), history.stopped) == (0, "max_seconds")
-    history = train(walker, (Round(10_000, 64, 0.1),), 0.03, False)
+    history = train(walker, (Round(10_000, 64, 0.1),), 0.3, False)
     assert (len(history.losses), history.stopped) == (2 * CHUNK, "max_seconds")
 
 

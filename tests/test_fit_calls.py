@@ -320,7 +320,7 @@ WRONG = [
     ),
     (
         lambda lang: {"zzz": 100},
-        r"nor does fit\. fit's options are guide, flow, loss, num_steps, .*the model's arguments",
+        r"nor does fit\. fit's options are guide, flow, num_modes, loss, num_steps, .*the model's arguments",
     ),
     (lambda lang: {"guide": "iaf"}, "guide must be a guide, got 'iaf'; for a flow pass flow='iaf'"),
     (lambda lang: {"guide": fp.planar(2)}, "guide must be a guide, got a Planar; for a flow pass flow="),

@@ -42,6 +42,7 @@ from flowppl.inference.guides import (
     no_transform,
     no_transform_of_parts,
     over_events,
+    search_modes,
     search_start,
     start_at,
 )
@@ -315,10 +316,13 @@ class AutoFlow(AutoContinuous):
     def _starts(self, keys, target, args, kwargs) -> tuple[Modes | None, list[Tree]]:
         """The modes of the target, whether the guide holds them all or not, and first parameters for several keys."""
         start_key, flow_key = _split(keys[0])
+        if self._saved_params is not None:
+            modes = None if target.is_random() else search_modes(target, self.latent_dim, numpy_rng(start_key))
+            return modes, [self._saved_params for _ in keys]
         start = self._search(start_key, args, kwargs)
-        modes = None if start is None else self._modes(start, start_key, target)
-        if modes is None or self._saved_params is not None:
-            return modes, [self._start_params(key, args, kwargs) for key in keys]
+        if start is None:
+            return None, [self._start_params(key, args, kwargs) for key in keys]
+        modes = self._modes(start, start_key, target)
         held = modes.at_most(self.num_modes)
         # Guides of one mode search a start each.
         rest = partial(self._start_params, args=args, kwargs=kwargs)

@@ -471,9 +471,9 @@ def fit(
             guide.setup(*args, **kwargs)
         plates = model_plates(model, guide, args, kwargs)
         if isinstance(guide, AutoFlow) and loss is None and not _parameters_of(model, guide, args, kwargs):
-            modes = guide._all_modes(args, kwargs)
             kind = MixtureTrainer if isinstance(guide.flow, MixtureOfFlows) else PathTrainer
             trainer = kind(guide, model, *shared)
+            modes = guide._all_modes(trainer.target)
             default = FLOW_ROUNDS
         else:
             trainer = ElboTrainer(model, guide, loss, num_particles, *shared)

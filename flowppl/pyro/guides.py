@@ -39,6 +39,7 @@ from flowppl.inference.guides import (
     no_transform,
     no_transform_of_parts,
     over_events,
+    search_modes,
     search_start,
     start_at,
 )
@@ -226,17 +227,17 @@ class AutoFlow(AutoContinuous):
         parts = [start_at(bijection, first, each.loc, each.scale, fixed=True) for each in modes.gaussians]
         return MixtureOfFlows(bijection, stack_parts(parts, modes.log_weights), like)
 
-    def _all_modes(self, args, kwargs) -> Modes | None:
+    def _all_modes(self, target) -> Modes | None:
         """All modes that a search finds, whether the guide holds them or not; ``None`` if it starts at a point."""
-        if self._modes is not None and self._modes.num_searches:
-            return self._modes
-        loc = self._init_loc()
-        start = self._search(loc, args, kwargs) if self._modes is None else self._modes.gaussians[0]
-        return None if start is None else self._find_modes(start, loc, args, kwargs)
+        if self._modes is not None:
+            return (
+                self._modes if self._modes.num_searches else find_modes(target, self._modes.gaussians[0], _numpy_rng())
+            )
+        is_at_point = choose_init(self.init, self.latent_dim, self.init_scale) == "point"
+        return None if is_at_point or target.is_random() else search_modes(target, self.latent_dim, _numpy_rng())
 
     def _find_modes(self, start, loc, args, kwargs) -> Modes:
-        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        return find_modes(Target(self, args, kwargs, loc), start, rng)
+        return find_modes(Target(self, args, kwargs, loc), start, _numpy_rng())
 
     def _search(self, loc, args, kwargs) -> Gaussian | None:
         """The best Gaussian of a search from several points; ``None`` if the guide starts at a point."""
@@ -244,9 +245,8 @@ class AutoFlow(AutoContinuous):
         target = Target(self, args, kwargs, loc)
         if init == "point" or (self.init == "auto" and target.is_random()):
             return None
-        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         points = [loc.cpu().double().numpy()] if self._has_init_loc else []
-        start = search_start(init, target, self.latent_dim, points, rng)
+        start = search_start(init, target, self.latent_dim, points, _numpy_rng())
         if start is None:
             raise no_start(target.observed_sites())
         return start
@@ -455,6 +455,11 @@ class AutoFlow(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model = self._model
         return new
+
+
+def _numpy_rng() -> np.random.Generator:
+    """NumPy's random numbers, as ``pyro.set_rng_seed`` determines."""
+    return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
 
 def unconstrained_zeros(site) -> torch.Tensor:
