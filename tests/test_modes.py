@@ -479,3 +479,33 @@ def test_what_is_no_number_of_modes():
             adapter.AutoFlow(model, num_modes=0)
     with pytest.raises(TypeError, match="num_modes=2 beside guide="):
         fpp.fit(pyro_two, guide=fpp.AutoFlow(pyro_two), num_modes=2)
+
+
+def test_a_guide_takes_no_weights_of_another_number_of_modes():
+    one, two = fpp.AutoFlow(pyro_two), fpp.AutoFlow(pyro_two, num_modes=2)
+    one.setup()
+    two.setup()
+    with pytest.raises(RuntimeError, match="of a guide of 2 modes, and this one was set up with 1"):
+        one.load_state_dict(two.state_dict())
+
+
+def test_a_number_of_modes_needs_a_search():
+    for adapter, model in ((fnp, numpyro_two), (fpp, pyro_two)):
+        for options in ({"init": "point"}, {"init_scale": 0.1}):
+            with pytest.raises(ValueError, match="num_modes=2 needs a search"):
+                adapter.AutoFlow(model, num_modes=2, **options)
+
+
+def test_modes_are_found_far_out_under_a_flat_prior():
+    target = mixture_of_normals([[0.0, 0.0], [300.0, 300.0]], [0.5, 0.5], 1.0)
+    target.prior_draws = lambda num, rng: np.full((num, 2), np.nan)
+    assert len(search(target, 0).gaussians) == 2
+
+
+def test_where_second_derivatives_are_no_numbers_there_is_a_start():
+    def model():
+        x = pyro.sample("x", pdist.ImproperUniform(pdist.constraints.real, (), ()))
+        pyro.factor("density", torch.logaddexp(-0.5 * (x - 20) ** 2, -0.5 * x**2))
+
+    result = fpp.fit(model, progress=False, num_steps=100)
+    assert abs(result.history.check.log_evidence - math.log(2 * math.sqrt(2 * math.pi))) < 0.1

@@ -244,6 +244,11 @@ class Diagnosis:
                 "of a mixture, or run a sampler that is made for many modes."
             )
         if modes is not None and modes.missing > MAX_MISSING:
+            if modes.num_held >= modes.num_modes:
+                return "do not trust", (
+                    f"About {modes.missing:.0%} of the mass, near the modes that were found, is not in the guide: "
+                    "train it longer, or use fit."
+                )
             return "do not trust", (
                 f"Another mode, or more, with about {modes.missing:.0%} of the mass, is not in the guide: the search "
                 f'found {modes.num_modes}, and the guide was made for {modes.num_held}. Fit with num_modes="auto", or '
@@ -273,7 +278,9 @@ class Diagnosis:
         if close and not self.nonfinite:
             unseen = ""
             if modes is not None:
-                unseen = f" {str(modes).capitalize()}."
+                share = 3 / modes.num_searches  # by the rule of three, of 95% confidence
+                found = str(modes).capitalize()
+                unseen = f" {found}. A mode that fewer than {share:.0%} of searches meet may be missing."
             elif not seen:
                 unseen = " A mode that the guide never visits would not show; reference draws tell."
             return "good", f"The draws can be used as they are.{unseen}"

@@ -374,6 +374,8 @@ def search_start(init: str, target: Any, dim: int, points: list[np.ndarray], rng
     points = points + [rng.uniform(-radius, radius, dim) for radius in START_RADII]
     search = quasi_newton_start if init == "diagonal" else newton_start if dim <= MAX_TRIANGULAR else dense_start
     start = search(points, target, rng)
+    if start is None and init == "newton":  # second derivatives may not be numbers where the first are
+        start = quasi_newton_start(points, target, rng)
     if start is None:  # where most of the space is ruled out, more points may meet the rest
         more = rng.uniform(-1, 1, (NUM_TRIALS, dim)) * np.geomspace(0.1, 10.0, NUM_TRIALS)[:, None]
         inside = list(more[np.isfinite(target.log_probs(more))])
@@ -445,12 +447,17 @@ def no_transform_of_parts(num: int) -> ValueError:
     )
 
 
-def check_init(init: str, init_scale: float | None) -> None:
-    """Raise ValueError for an unknown start, or a scale that is not positive or that the start has no use for."""
+def check_init(init: str, init_scale: float | None, num_modes: int | str) -> None:
+    """Raise ValueError for an unknown start, or a scale or number of modes that it has no use for."""
     if init not in INITS:
         nearest = did_you_mean(init, INITS) if isinstance(init, str) else ""
         raise ValueError(f"AutoFlow: init must be one of {', '.join(INITS)}, got {init!r}{nearest}")
     if init_scale is not None:
         check_positive("AutoFlow", init_scale=init_scale)
+    if num_modes != 1 and (init == "point" or init_scale is not None):
+        raise ValueError(
+            f'AutoFlow: num_modes={num_modes!r} needs a search, and init_scale and init="point" start at one point '
+            "without it: leave them out"
+        )
     if init_scale is not None and init not in ("auto", "point"):
         raise ValueError(f'AutoFlow: init={init!r} finds the scale itself; leave init_scale out, or take init="point"')

@@ -51,6 +51,7 @@ NUM_DRAWS = 256  # by which a mode is weighed
 MAX_SECONDS, SHARE = 60.0, 0.2  # of the time that is left
 MAX_STEPS = 200  # of a descent
 MEMORY = 10
+WIDEST = 1000.0  # of the points in the place of draws of a prior that has none
 DONE = 1e-3  # nats that a descent would still gain
 MAX_FULL = 256  # latents up to which the Gaussian at a mode has a full covariance
 MAX_DISTANCE = 4.0  # squared, in sds of a mode, of what ends in it
@@ -174,8 +175,8 @@ def _points(prior, start, modes, rng):
     points = unit * radius
     points[::2] = start.loc + _scaled(start.scale, 3 * points[::2])
     half = prior[: NUM_SEARCHES // 2]
-    usable = np.isfinite(half).all(axis=1)
-    points[: NUM_SEARCHES // 2][usable] = half[usable]
+    wide = unit[: len(half)] * np.exp(rng.uniform(0, math.log(WIDEST), (len(half), 1)))  # in the place of a flat prior
+    points[: len(half)] = np.where(np.isfinite(half).all(axis=1)[:, None], half, wide)
     if len(modes) > 1:
         locs, widths = np.stack([m.gaussian.loc for m in modes]), np.stack([_widths(m.gaussian) for m in modes])
         low, high = (locs - 3 * widths).min(axis=0), (locs + 3 * widths).max(axis=0)

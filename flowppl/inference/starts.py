@@ -183,7 +183,7 @@ def _floored(curvature):
     """The size of the curvature above each of the floors, where that changes it."""
     last = None
     for floor in FLOORS:
-        floored = np.maximum(np.abs(curvature), floor)
+        floored = np.fmax(np.abs(curvature), floor)  # where a second derivative is no number, the floor alone
         if last is None or not np.array_equal(floored, last):
             yield floored
         last = floored

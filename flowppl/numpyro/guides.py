@@ -155,8 +155,8 @@ class AutoFlow(AutoContinuous):
         prefix: str = "auto",
     ) -> None:
         check_model("AutoFlow", model)
-        check_init(init, init_scale)
         check_num_modes("AutoFlow", num_modes)
+        check_init(init, init_scale, num_modes)
         super().__init__(model, init_loc_fn=init_loc_fn or init_to_median, create_plates=create_plates, prefix=prefix)
         self.flow_choice = flow
         self.init = init

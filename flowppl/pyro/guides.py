@@ -141,8 +141,8 @@ class AutoFlow(AutoContinuous):
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
         check_model("AutoFlow", model)
-        check_init(init, init_scale)
         check_num_modes("AutoFlow", num_modes)
+        check_init(init, init_scale, num_modes)
         super().__init__(model, init_loc_fn=_or_origin(init_loc_fn or init_to_median))
         self._model: Any = (self.model, model)  # the second is the user's own, without the host's draws of a start
         self.create_plates = create_plates
@@ -442,6 +442,13 @@ class AutoFlow(AutoContinuous):
             raise RuntimeError(
                 "this AutoFlow has not seen its model yet, so it has no weights to load into: call guide.setup(*args) "
                 "first, or save and load with flowppl.save and flowppl.load, which need no model"
+            )
+        weights = state_dict.get(f"{prefix}flow.log_weights")
+        found, own = 1 if weights is None else len(weights), len(self._parts_of_flow())
+        if found != own and any(name.startswith(f"{prefix}flow.") for name in state_dict):
+            raise RuntimeError(
+                f"these weights are of a guide of {found} modes, and this one was set up with {own}: make it with "
+                f"num_modes={found}, or save and load with flowppl.save and flowppl.load"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
