@@ -35,7 +35,7 @@ import numpy as np
 
 from flowppl.checks import check_sizes, describe
 from flowppl.inference.convergence import effective_draws, r_hat
-from flowppl.inference.diagnostics import coordinates
+from flowppl.inference.diagnostics import Search, coordinates
 from flowppl.inference.importance import k_hat, k_hat_threshold, weigh
 from flowppl.progress import progress_bar
 
@@ -368,6 +368,9 @@ class ChainsBase(abc.ABC):
 
     def _judge(self) -> tuple[str, str]:
         wanted = MIN_EFFECTIVE * self.num_chains
+        search = self._search
+        if search is not None and search.fault:
+            return "do not trust", f"The chains start from the guide and stay where it is. {search.fault}"
         helps = "pass nuts=True" if not self.nuts and self.walk.can_run_nuts else "train the guide longer"
         if not self.nuts and self.acceptance == 0:
             return "do not trust", f"No proposal of the guide was accepted, so the chains never moved: {helps}."
@@ -388,10 +391,13 @@ class ChainsBase(abc.ABC):
                 f"Means and central intervals can be used, but the guide proposes its rare draws far too seldom (k-hat "
                 f"{self.walk.k_hat:.2f}, limit {limit:.2f}), so the tails need far longer chains: {helps}."
             )
-        return "good", (
-            "The draws are of the posterior, as far as chains can tell that all start from the guide: a mode that it "
-            "never visits would not show."
-        )
+        known = "a mode that it never visits would not show" if search is None else str(search)
+        return "good", f"The draws are of the posterior, as far as chains can tell that start from the guide: {known}."
+
+    @property
+    def _search(self) -> Search | None:
+        """What the fit knows of modes that the guide does not have."""
+        return None if self.fit.history is None else self.fit.history.check.search
 
     def _table(self, num_rows: int) -> str:
         proposals = f"{self.num_proposals} of the guide for each draw, {self.acceptance:.0%} accepted"

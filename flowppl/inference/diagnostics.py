@@ -146,6 +146,28 @@ class Search:
         cut = f", but {lost} of them ended nowhere" if lost > MAX_LOST * self.num_searches else ""
         return f"{modes}; {self.num_searches} searches {found}{cut}"
 
+    @property
+    def fault(self) -> str:
+        """What the guide lacks, and what to do; empty if it lacks nothing that was found."""
+        if self.unseen > MAX_UNSEEN:
+            return (
+                f"There are more modes than could be found: {self.num_modes} are known, and about {self.unseen:.0%} "
+                "of further searches would meet another. Break what makes them alike, such as by an order on the means "
+                "of a mixture, or run a sampler that is made for many modes."
+            )
+        if self.missing > MAX_MISSING and self.num_held >= self.num_modes:
+            return (
+                f"About {self.missing:.0%} of the mass, near the modes that were found, is not in the guide: train it "
+                "longer, or use fit."
+            )
+        if self.missing > MAX_MISSING:
+            return (
+                f"Another mode, or more, with about {self.missing:.0%} of the mass, is not in the guide: the search "
+                f'found {self.num_modes}, and the guide was made for {self.num_held}. Fit with num_modes="auto", or '
+                "a larger number."
+            )
+        return ""
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Diagnosis:
@@ -161,8 +183,9 @@ class Diagnosis:
     ``"bulk only"``           k-hat is too large but the gap is small: a few draws in the tails, which spoil a
                               correction and hardly move means
     ``"not judged"``          the model saw a part of its data only, so that the weights carry the noise of the batch
-    ``"do not trust"``        otherwise, and whenever more than 8% of the reference is missed, a flow is inverted with
-                              an error above 0.01, or more than a tenth of the draws is not finite
+    ``"do not trust"``        otherwise, and whenever a search found modes that are not in the guide, with more than 5%
+                              of the mass, or would find more; more than 8% of the reference is missed; a flow is
+                              inverted with an error above 0.01; or more than a tenth of the draws is not finite
     ========================= =======================================================================================
 
     Args:
@@ -237,23 +260,8 @@ class Diagnosis:
                 "use float64 or fewer layers, or bring data and latents to scales near 1."
             )
         modes = self.search
-        if modes is not None and modes.unseen > MAX_UNSEEN:
-            return "do not trust", (
-                f"There are more modes than could be found: {modes.num_modes} are known, and about {modes.unseen:.0%} "
-                "of further searches would meet another. Break what makes them alike, such as by an order on the means "
-                "of a mixture, or run a sampler that is made for many modes."
-            )
-        if modes is not None and modes.missing > MAX_MISSING:
-            if modes.num_held >= modes.num_modes:
-                return "do not trust", (
-                    f"About {modes.missing:.0%} of the mass, near the modes that were found, is not in the guide: "
-                    "train it longer, or use fit."
-                )
-            return "do not trust", (
-                f"Another mode, or more, with about {modes.missing:.0%} of the mass, is not in the guide: the search "
-                f'found {modes.num_modes}, and the guide was made for {modes.num_held}. Fit with num_modes="auto", or '
-                "a larger number."
-            )
+        if modes is not None and modes.fault:
+            return "do not trust", modes.fault
         if seen is not None and seen.missed > MAX_MISSED:
             return "do not trust", (
                 f"The guide misses {seen.missed:.0%} of the reference draws, worst in {seen.worst}: it has lost a mode "

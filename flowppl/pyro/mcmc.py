@@ -52,7 +52,7 @@ class Chains(ChainsBase):
     ``"good"``            R-hat is below 1.01, 100 draws of each chain are effective, and all else is in order
     ``"too few draws"``   R-hat is below 1.05
     ``"bulk only"``       as for good, but without NUTS, and k-hat is too large, so that tails are met far too seldom
-    ``"do not trust"``    otherwise
+    ``"do not trust"``    otherwise, and whenever the search of the fit found modes that the guide does not have
     ===================== ===========================================================================================
 
     Example:
