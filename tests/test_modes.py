@@ -426,6 +426,7 @@ def test_a_guide_of_one_mode_is_not_called_good(language):
     assert abs(check.search.missing - 0.3) < 0.03 or abs(check.search.missing - 0.7) < 0.03
     assert f"about {check.search.missing:.0%} of the mass, is not in the guide" in check.advice
     assert result.k_hat < 0.5  # which says nothing of it
+    assert all(each.verdict != "good" for each in result.checks)
     chains = result.mcmc(500, num_chains=2, num_warmup=10, nuts=False, progress=False)
     assert chains.r_hat < 1.01  # the chains agree, as all of them stay in the mode
     assert chains.verdict == "do not trust"

@@ -8,9 +8,10 @@ that are known, in the metric of their own Gaussians; a new one is given a Gauss
 A mode of less than a thousandth of the largest mass is left out of all that follows.
 
 The searches go on in batches until the modes that were met *once only* are fewer than 0.5% of all searches: by Good and
-Turing that is the chance that a further search meets a mode not seen so far. Where there are several, there are at
-least 16 searches for each. At last the Gaussians are weighted
-together, which corrects for their overlap, by
+Turing that is the chance that a further search meets a mode not seen so far. Where there are several modes, there are
+256 searches or more, and at least 16 for each. They end after 1,024, and after 128 if more than a fifth of these met a
+mode that no other met: there are too many to list. At last the Gaussians are weighted together, which corrects for
+their overlap, by
 
 .. math::
     w_k \leftarrow w_k\; \mathrm{mean}\Big(\frac{p(z)}{\sum_j w_j\, g_j(z)}\Big), \qquad z \sim g_k .

@@ -92,7 +92,8 @@ class Fit(FitBase):
         as many draws as it is judged by, the guide misses a part of the posterior. NaN after a fit to batches of the
         data.
     ``checks``
-        a :class:`flowppl.diagnostics.Diagnosis` at the start and after each round.
+        a :class:`flowppl.diagnostics.Diagnosis` at the start and after each round, all with what the search for modes
+        says of the guide in the end.
     ``stopped``
         why the training ended: "converged", "rounds", "max_seconds", "callback" or "interrupted".
     ``model``, ``arguments``
@@ -400,9 +401,9 @@ def fit(
             there.
         flow: the flow of that :class:`AutoFlow`, such as ``"iaf"`` or ``fp.nsf``: whatever :class:`AutoFlow` takes. Not
             beside ``guide``.
-        num_modes: how many modes that :class:`AutoFlow` holds: ``None`` and ``"auto"`` mean all that a search finds, a
-            number so many at the most. Whatever it holds, the verdict speaks of all that were found. Not beside
-            ``guide``.
+        num_modes: how many modes of the posterior that :class:`AutoFlow` holds. ``None`` and ``"auto"`` mean all that a
+            search finds; a number means so many at the most, the heaviest. The verdict speaks of all that were found,
+            whether the guide holds them or not. Not beside ``guide``.
         loss: an objective of Pyro for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
         num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 500 to 12,000,
             as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
@@ -435,10 +436,12 @@ def fit(
         TypeError: for what is no model, guide, flow, objective or optimiser, and for arguments that the model does not
             take.
         ValueError: for an option that cannot be meant, or a model that the guide cannot serve.
-        RuntimeError: if the model's log density is finite at no start, or no step has a finite gradient.
+        RuntimeError: if the model's log density is finite at no start, no step has a finite gradient, or the search of
+            the start finds that the posterior is improper or has no mode.
 
     Warns:
-        RuntimeWarning: if more than a twentieth of the steps had to be skipped, as they were not finite.
+        RuntimeWarning: if more than a twentieth of the steps had to be skipped, as they were not finite, or the
+            posterior seems to have a sharp edge.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -488,7 +491,8 @@ def fit(
     params = trainer.parameters()
     if modes is not None:
         check = look_outside(history.check, modes, trainer.num_parts, trainer.log_prob, trainer.target)
-        history = dataclasses.replace(history, check=check)
+        checks = tuple(dataclasses.replace(each, search=check.search) for each in history.checks)
+        history = dataclasses.replace(history, check=check, checks=checks)
     return Fit(guide, params, history, model, (args, kwargs))
 
 
