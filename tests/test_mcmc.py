@@ -284,10 +284,11 @@ def test_nuts_sees_the_density_of_the_model(lang):
     model = grouped(lang)
     y = np.array([0.3, -1.0, 2.0])
     params = {"scale": lang.array(np.array(0.7))}
-    guide = lang.adapter.AutoFlow(model, fp.TriangularAffine, init="point", init_scale=0.8)
+    guide = lang.adapter.AutoFlow(model, fp.TriangularAffine)
     first = guide.setup(lang.array(y))
     result = lang.result(guide, model, lang.array(y), params=params | (first if lang.name == "numpyro" else {}))
-    chains = result.mcmc(400, num_warmup=150, nuts=True, num_proposals=1, progress=False, **lang.reseeded(6))
+    num_samples = 1000 if lang.name == "numpyro" else 400
+    chains = result.mcmc(num_samples, num_warmup=200, nuts=True, num_proposals=1, progress=False, **lang.reseeded(6))
     assert chains.nuts
     assert set(chains.summary()) == {"tau", "theta[0]", "theta[1]", "theta[2]"}
     tau = np.linspace(1e-3, 12, 20_001)
