@@ -254,7 +254,13 @@ def _jax_namespace():
         return solve(matrix, xp.broadcast_to(x, batch + x.shape[-1:])[..., None])[..., 0]
 
     def pick(table, index):
-        # A sum over a mask: XLA fuses it with what comes before and after, which it does not do with a gather.
+        # XLA fuses both with what comes before and after, which it does not do with a gather. The chain takes a tenth
+        # of the time of the sum over a mask, but is compiled for twice as long where a table has eight rows.
+        if table.shape[0] <= 6:
+            picked = xp.broadcast_to(table[0], xp.broadcast_shapes(table.shape[1:], index.shape))
+            for i in range(1, table.shape[0]):
+                picked = xp.where(index == i, table[i], picked)
+            return picked
         rows = xp.arange(table.shape[0]).reshape(-1, *(1,) * index.ndim)
         return xp.sum(xp.where(rows == index, table, xp.zeros_like(table)), axis=0)
 
