@@ -31,7 +31,7 @@ ROUNDS = (Round(200, 64, 0.1), Round(300, 64, 0.01), Round(100, 64, 0.01))
 class Walker:
     """Fits the mean of a normal by going along a list of positions, one for each round."""
 
-    has_affine, is_subsampled, num_restarts = False, False, 1
+    has_affine, is_dense, is_subsampled, num_restarts = False, False, False, 1
 
     def __init__(self, positions, losses=0.0, seconds=0.0):
         self.positions, self.losses, self.seconds = list(positions), losses, seconds

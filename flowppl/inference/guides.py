@@ -288,7 +288,7 @@ def start_at(bijection: Chain, params: Tree, loc: Array, scale: Array, *, fixed:
     trained_key, fixed_key = _affine_keys(bijection)
     placed = {fixed_key if fixed else trained_key: _affine_parameters(bijection.bijections[-2], loc, scale)}
     full: Any = Frozen(FullTriangular(*bijection.x_shape))
-    if scale.ndim == 2 and full in bijection.bijections:  # the scales stand in the last layer, the correlations here
+    if scale.ndim == 2 and is_dense(bijection):  # the scales stand in the last layer, the correlations here
         width = namespace(scale).sqrt(namespace(scale).sum(scale**2, axis=-1))
         placed[str(bijection.bijections.index(full))] = full.bijection.parameters_for(scale / width[:, None])
     return params | placed
@@ -345,6 +345,12 @@ def distance_from_identity(bijection: Chain, params: Tree) -> Array:
     xp = namespace(loc)
     identity = xp.ones_like(loc) if scale.ndim == 1 else diagonal(xp.ones_like(loc))
     return xp.maximum(xp.max(xp.abs(loc)) / 2, xp.max(xp.abs(scale - identity)))
+
+
+def is_dense(bijection: Chain) -> bool:
+    """Whether a guide has a fixed matrix of correlations beside elementwise layers: see :func:`guide_bijection`."""
+    full: Any = Frozen(FullTriangular(*bijection.x_shape))
+    return full in bijection.bijections
 
 
 def _affine_parameters(layer: Any, loc: Array, scale: Array) -> Tree:

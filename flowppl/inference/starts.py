@@ -11,14 +11,19 @@ on a Newton path. A quasi-Newton path, for many dimensions, takes the steps of L
 diagonal, estimated by products with random signs.
 
 For hundreds of dimensions a few Newton steps follow the best point of the quasi-Newton paths. The Gaussian of a Hessian
-at one point is not the best one, and with the dimensions the loss adds up, to 20 nats of a Cox process of 1,600. So its
-mean m and its root A, with the covariance A A', then follow the natural gradient of the ELBO, which the scores of its
-draws give (the path gradient, with noise that vanishes where the posterior is that Gaussian):
+at one point loses up to 20 nats there, and where many latents share a scale no mode is of use. So the mean m and the
+precision P then follow the natural gradient of the ELBO, by draws z of the Gaussian,
 
 .. math::
-    z = m + A \varepsilon, \quad r = A^\top \nabla \log p(z) + \varepsilon, \qquad
-    m \leftarrow m + \rho\, A\, \mathrm{E}\, r, \quad
-    A \leftarrow A + \tfrac{\rho}{4} A\, \mathrm{E}\,(r \varepsilon^\top + \varepsilon r^\top).
+    m \leftarrow m + \rho\, P^{-1}\, \mathrm{E}\, r, \quad r = \nabla \log p(z) + P (z - m), \qquad
+    P \leftarrow P + \rho\, (-\nabla^2 \log p(z) - P) .
+
+A Hessian says more than the scores of a thousand draws, which leave noise in each entry of the matrix. In the last
+steps only the diagonal of P moves on, along its own natural gradient, which scores give:
+
+.. math::
+    P \leftarrow P - \rho\, \mathrm{diag}(\delta), \qquad
+    (P^{-1} \circ P^{-1})\, \delta = \mathrm{E}\,\big[(P^{-1} r) \circ (z - m)\big].
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
+import scipy.linalg
 import scipy.optimize
 
 NUM_TRIALS = 32  # points in each call of the log density: the trial steps of an iteration, or the draws of a score
@@ -40,9 +46,13 @@ MAX_NEWTON_STEPS = 60
 LONG = 400  # steps of a second path, if the best start is the end of one
 MAX_QUASI_NEWTON_STEPS = 500
 DENSE_STEPS = 10  # Newton steps with a Hessian of hundreds of dimensions
-BATCH = 64  # draws in each step of the natural gradient
-CHUNK = 20  # steps of it between two estimates of the ELBO, which end it
-MAX_CHUNKS = 15
+BATCH = 256  # draws in each step of the natural gradient
+CHUNK = 4  # steps between two estimates of the ELBO, which end them
+MAX_CHUNKS = 30
+NEAR = 10.0  # nats in one chunk: from then on the steps get smaller
+NUM_HESSIANS = 28  # of the smaller steps, that use one
+NUM_SMALL = 36  # of them all, at the least
+RIDGE = 1e-3  # of that metric: keeps small what the ELBO hardly depends on
 LEAST_GAIN = 0.25  # nats in one chunk
 # Of the curvature: the first is that of scales of 1e31, the last keeps what the data leave open at the unit scale.
 FLOORS = (1e-62, 1e-10, 1e-2, 1.0)
@@ -144,39 +154,69 @@ def _triangular(root):
 
 def _improved(start, target, rng):
     """The start after steps of the natural gradient, as long as these gain."""
-    loc, root, elbo, num = start.loc, start.scale, -np.inf, 0
-    before = start
+    inverse = np.linalg.inv(start.scale)
+    loc, precision, is_near, num_small = start.loc, inverse.T @ inverse, False, 0
+    factor = np.linalg.cholesky(precision)
+    best, kept = dataclasses.replace(start, elbo=-np.inf), (loc, precision, factor)
     for _ in range(MAX_CHUNKS):
-        found, log_det = [], np.linalg.slogdet(root)[1]
+        found = []
         for _ in range(CHUNK):
             half = rng.standard_normal((BATCH // 2, len(loc)))
             noise = np.concatenate([half, -half])
-            moved = noise @ root.T
-            log_p, slopes = target.values_and_gradients(loc + moved)
+            moved = _solve(factor, noise, transposed=True)
+            batches = [target.values_and_gradients(loc + each) for each in np.split(moved, BATCH // (2 * NUM_TRIALS))]
+            log_p, slopes = (np.concatenate(each) for each in zip(*batches, strict=True))
             finite = np.isfinite(log_p) & np.isfinite(slopes).all(axis=1)
             if not finite.any():
-                return before
-            found.append((log_p + 0.5 * np.sum(noise**2, axis=1))[finite])
-            residual = np.where(finite[:, None], slopes, 0.0) @ root + finite[:, None] * noise
+                break
+            log_det = -np.sum(np.log(factor.diagonal()))
+            found.append((log_p + 0.5 * np.sum(noise**2, axis=1))[finite] + log_det)
+            residual = _solve(factor, np.where(finite[:, None], slopes, 0.0)) + finite[:, None] * noise
             size = np.maximum(np.sqrt(np.sum(residual**2, axis=1)), np.finfo(float).tiny)
             residual *= np.minimum(1.0, 2 * np.median(size[finite]) / size)[:, None]  # no draw of a far tail leads
-            # The noise of the matrix has about this norm; no step is longer than 1.
-            norm = np.sqrt(0.5 * len(loc) / BATCH * np.mean(np.sum(residual**2, axis=1)))
-            rate = 1 / max(5 + num / 2, norm)
-            back = residual @ root.T
-            loc = loc + rate * back.mean(axis=0)
-            root = root + rate / (4 * BATCH) * (back.T @ noise + moved.T @ residual)
-            num += 1
+            steps = _solve(factor, residual, transposed=True)
+            if num_small < NUM_HESSIANS:
+                rate = 1 / (5 + num_small / 2)
+                hessian = _derivatives(loc + moved[0], target)[1]
+                change = -hessian - precision if np.isfinite(hessian).all() else np.zeros_like(precision)
+            else:
+                rate = 1 / (2 + (num_small - NUM_HESSIANS) / 2)
+                covariance = np.linalg.inv(precision)
+                metric = covariance**2 + np.diag(RIDGE * covariance.diagonal() ** 2)
+                change = -np.diag(np.linalg.solve(metric, np.mean(steps * moved, axis=0)))
+            loc, num_small = loc + rate * steps.mean(axis=0), num_small + is_near
+            precision, factor = _changed(precision, factor, rate * change)
             if time.monotonic() >= _end.get():
                 break
-        now = np.mean(np.concatenate(found)) + (log_det + np.linalg.slogdet(root)[1]) / 2
-        if not now > elbo:
+        now = np.mean(np.concatenate(found)) if found else -np.inf
+        gain = now - best.elbo
+        if gain > 0:
+            best = Gaussian(loc, _solve(factor, np.eye(len(loc))), now)
+            kept = loc, precision, factor
+        elif gain < -NEAR or not is_near:  # too far
+            loc, precision, factor = kept
+            num_small += CHUNK
+        is_near = is_near or gain < NEAR
+        if (num_small >= NUM_SMALL and gain < LEAST_GAIN) or time.monotonic() >= _end.get():
             break
-        gain, elbo = now - elbo, now
-        before = Gaussian(loc, root, elbo)
-        if gain < LEAST_GAIN or time.monotonic() >= _end.get():
-            break
-    return before if before.elbo > start.elbo - 1 else start
+    return best if best.elbo > start.elbo - 1 else start
+
+
+def _solve(factor, rows, transposed=False):
+    """The inverse of a lower-triangular matrix, or of its transpose, times each of the rows."""
+    return scipy.linalg.solve_triangular(factor, rows.T, trans=int(transposed), lower=True).T
+
+
+def _changed(precision, factor, change):
+    """The precision after a change, and its factor; after a part of it where less than a half would be left."""
+    for _ in range(20):
+        try:
+            np.linalg.cholesky(precision + 2 * change)
+        except np.linalg.LinAlgError:
+            change = change / 2
+        else:
+            return precision + change, np.linalg.cholesky(precision + change)
+    return precision, factor
 
 
 def _floored(curvature):

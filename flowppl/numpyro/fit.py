@@ -39,7 +39,7 @@ from flowppl.inference.fitting import (
     time_limit,
     train,
 )
-from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
+from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, is_dense, path_flow, stage
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.mixture import BATCH, is_mixture, mixture_loss, particles_of_part, stacked_part, weigh_parts
@@ -525,6 +525,7 @@ class _Trainer(abc.ABC):
     """The steps that all guides share; parameters have a leading axis for the restarts."""
 
     has_affine = False
+    is_dense = False
     is_subsampled: bool
     block: int  # the particles of one gradient
     params: Any
@@ -664,6 +665,7 @@ class PathTrainer(_Trainer):
     def __init__(self, guide, target, starts, key, optimizer, clip_norm):
         self.guide, self.bijection, self.target = guide, guide.bijection, target
         *trained, self.fixed = guide.bijection.bijections
+        self.is_dense = is_dense(guide.bijection)
         self.trained, self._fixed_key = Chain(trained), str(len(trained))
         self._affine = affine_part(self.trained, jax.tree.map(np.asarray, self._tree(starts[0])))
         super().__init__(starts, key, optimizer, clip_norm)

@@ -39,7 +39,7 @@ from flowppl.inference.fitting import (
     train,
     warn_of_slowness,
 )
-from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, path_flow, stage
+from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, is_dense, path_flow, stage
 from flowppl.inference.inference_data import convert
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, weigh_parts
@@ -509,6 +509,7 @@ class _Trainer(abc.ABC):
     """The steps that all guides share."""
 
     has_affine = False
+    is_dense = False
     is_subsampled: bool
     obstacle = ""  # what of the model cannot be run for many draws at once, so that each is run alone
 
@@ -586,6 +587,7 @@ class PathTrainer(_Trainer):
 
     def __init__(self, guide, model, args, kwargs, num_restarts, optimizer, clip_norm):
         self.guide, self.bijection = guide, guide.flow.bijection
+        self.is_dense = is_dense(self.bijection)
         self.like = guide.flow._zeros
         self.target = Target(guide, args, kwargs, self.like, model)
         self.flows = [guide.flow, *(self._another_flow(args, kwargs) for _ in range(num_restarts - 1))]
