@@ -273,8 +273,8 @@ class Diagnosis:
                 "the posterior, or the reference is not of this model or has not converged."
             )
         if self.k_hat > self.k_hat_threshold:
-            # A lost mode looks like this too, but with weights that have no mean.
-            if close and (self.k_hat < 1 or seen is not None):
+            # A lost mode looks like this too, but with weights that have no mean; unless it was looked for.
+            if close and (self.k_hat < 1 or seen is not None or modes is not None):
                 return "bulk only", (
                     f"Means and central intervals can be used as they are, but rare draws have far too large weights "
                     f"({tail}): do not resample or read off tail probabilities; train longer or use a richer flow."
