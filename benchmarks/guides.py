@@ -38,7 +38,7 @@ import flowppl as fp
 import flowppl.numpyro
 import flowppl.pyro
 from flowppl.inference.fitting import CHUNK, Chunk
-from flowppl.pyro.fit import PathTrainer
+from flowppl.pyro.trainers import PathTrainer
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore")  # of the peers, about their own future

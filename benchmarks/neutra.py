@@ -25,7 +25,7 @@ from numpyro.infer import MCMC, NUTS
 from numpyro.infer.reparam import NeuTraReparam
 
 from flowppl.numpyro import fit
-from flowppl.numpyro.fit import PathTrainer
+from flowppl.numpyro.trainers import PathTrainer
 
 
 def funnel():

@@ -23,7 +23,8 @@ from flowppl._arrays.tree import map_tree, merge
 from flowppl.inference.fitting import CHUNK, NUM_CHECKS, Round, train
 from flowppl.inference.guides import distance_from_identity, fold, guide_bijection, start_at
 from flowppl.inference.losses import elbo_loss, guide_loss, log_prob, path_loss
-from flowppl.pyro.fit import PathTrainer, record
+from flowppl.pyro.steps import record
+from flowppl.pyro.trainers import PathTrainer
 
 ROUNDS = (Round(200, 64, 0.1), Round(300, 64, 0.01), Round(100, 64, 0.01))
 

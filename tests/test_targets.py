@@ -254,7 +254,7 @@ def resident():
 
 @pytest.mark.skipif(not __import__("pathlib").Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_programs_are_freed():
-    from flowppl.pyro.fit import record
+    from flowppl.pyro.steps import record
 
     def function(x):
         for _ in range(150):
@@ -277,7 +277,7 @@ def test_programs_are_freed():
 
 
 def test_a_recorded_program_may_hold_what_asks_for_a_gradient():
-    from flowppl.pyro.fit import record
+    from flowppl.pyro.steps import record
 
     weight = torch.tensor([2.0], requires_grad=True)
     program = record(lambda x: (weight.detach() * x + weight,), (torch.ones(1),))

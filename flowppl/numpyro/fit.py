@@ -2,65 +2,47 @@
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import math
 import numbers
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpyro
-from jax.flatten_util import ravel_pytree
 from numpyro import handlers
-from numpyro.infer import SVI, TraceEnum_ELBO
 
-from flowppl._arrays.tree import merge
-from flowppl.bijections.combine import Chain
 from flowppl.checks import check_sizes, describe
-from flowppl.inference import mixture
 from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
-    BLOCK,
-    CHUNK,
     FLOW_ROUNDS,
-    NUM_CHECKS,
     OTHER_ROUNDS,
-    Chunk,
     FitBase,
     check_options,
     choose_rounds,
     time_limit,
     train,
 )
-from flowppl.inference.guides import FlowChoice, affine_part, distance_from_identity, fold, is_dense, path_flow, stage
+from flowppl.inference.guides import FlowChoice, path_flow
 from flowppl.inference.inference_data import convert
-from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
-from flowppl.inference.mixture import BATCH, is_mixture, mixture_loss, particles_of_part, stacked_part, weigh_parts
+from flowppl.inference.mixture import is_mixture
 from flowppl.inference.modes import Modes, look_outside
 from flowppl.inference.starts import search_until
 from flowppl.numpyro.diagnostics import _draw, diagnose, is_guide, model_plates, resample
-from flowppl.numpyro.enumeration import nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.mcmc import Chains, run_chains
-from flowppl.numpyro.mixture import staged
-from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.predictive import predict, with_deterministic
-from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
-from flowppl.numpyro.target import Target, jit
-from flowppl.numpyro.transforms import _constants, as_key, check_key, default_dtype, numpy_rng, seeds, split_key
+from flowppl.numpyro.steps import Optimizer, check_optimizer
+from flowppl.numpyro.target import Target
+from flowppl.numpyro.trainers import ElboTrainer, MixtureTrainer, PathTrainer
+from flowppl.numpyro.transforms import check_key, split_key
 from flowppl.serialization import absent_model, save
-
-MANY = 2**24  # numbers drawn at a time
-JUDGE_SECONDS = 5.0  # after which no more draws are judged: so many that they hardly count on a busy machine
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -519,371 +501,3 @@ def _has_parameters(model, guide, args, kwargs) -> bool:
     with handlers.block():
         jax.eval_shape(look)
     return any(found)
-
-
-class _Trainer(abc.ABC):
-    """The steps that all guides share; parameters have a leading axis for the restarts."""
-
-    has_affine = False
-    is_dense = False
-    is_subsampled: bool
-    block: int  # the particles of one gradient
-    params: Any
-
-    def __init__(self, starts, key, optimizer, clip_norm):
-        self.set(jax.tree.map(lambda *leaves: np.stack(leaves), *starts))
-        self.rng = numpy_rng(key)
-        self.has_rate = has_rate(optimizer)
-        self.own = make_optimizer("adam" if self.has_rate else optimizer, clip_norm, eps=1e-4)
-        self.optimizer = make_optimizer(optimizer, clip_norm) if self.has_rate else self.own
-        self.state, self.was_affine = None, False
-        self.pace = 1  # steps in one call of the program
-        self._run = jit(_over_restarts(self._steps, 3), static_argnums=6)
-        self._weigh = jit(_over_restarts(self._log_weights, 2))
-
-    @abc.abstractmethod
-    def _draws(self, num_steps, num_blocks, stretches) -> Any:
-        """What is random in so many steps, by NumPy: for each restart, step and block of particles."""
-
-    @abc.abstractmethod
-    def _loss(self, params, draws, power, affine):
-        """A number with the gradient to go along, in all layers or the affine ones, and minus the ELBO's estimate."""
-
-    @abc.abstractmethod
-    def _log_weights(self, params, draws):
-        """As many log weights as there are draws."""
-
-    @abc.abstractmethod
-    def log_weights(self) -> list[np.ndarray]: ...
-
-    def constrained(self, params):
-        """The parameters as the host's ``get_params`` gives them."""
-        return params
-
-    def first(self):
-        """The parameters of the first restart, as the host's ``get_params`` gives them."""
-        return self.constrained(jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[0]), self.params))
-
-    def _trained(self, params, affine):
-        """Those of the parameters that a round moves."""
-        return params
-
-    def begin(self, affine):
-        trained = self._trained(self.params, affine)
-        if affine or not self.has_rate:
-            size = sum(leaf[0].size for leaf in jax.tree.leaves(trained))
-            flat = jax.ShapeDtypeStruct((self.num_restarts, size), jnp.result_type(*jax.tree.leaves(trained)))
-            zeros = jax.eval_shape(jax.vmap(self.own.init), flat)
-            self.state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), zeros)
-        elif self.state is None or self.was_affine:  # the host's goes through all rounds
-            self.state = jax.jit(jax.vmap(self.optimizer.init))(trained)
-        self.was_affine = affine
-
-    def run(self, chunk: Chunk):
-        num_blocks, losses = max(1, chunk.num_particles // self.block), []
-        size = self._length(num_blocks)
-        for first in range(0, CHUNK, size):
-            here, done = slice(first, first + size), 0
-            draws = jax.device_put(self._draws(size, num_blocks, chunk.stretches[here]))
-            while done < size:
-                begin, end = time.monotonic(), size if math.isinf(chunk.end) else min(done + self.pace, size)
-                known = (self.params, self.state, draws, (chunk.rates[here], chunk.powers[here]), done, end)
-                self.params, self.state, new = self._run(*known, chunk.affine)
-                losses.append(np.asarray(new)[:, done:end])
-                now = time.monotonic()
-                # So many that there is a look at the clock each second. The first time is the compiler's.
-                self.pace, done = max(1, int((end - done) / max(now - begin, 1e-9))), end
-                if now >= chunk.end:
-                    return np.concatenate(losses, axis=1)
-        return np.concatenate(losses, axis=1)
-
-    def _length(self, num_blocks) -> int:
-        """For how many steps there is memory for all that is random in them: a divisor of ``CHUNK``."""
-        return CHUNK
-
-    def fold(self):
-        return 0.0  # no affine layer, nothing to take in
-
-    def select(self, index, kept):
-        chosen = jax.tree.map(lambda leaf: leaf[index : index + 1], (self.params, self.state, kept))
-        self.params, self.state, kept = chosen
-        self.num_restarts = 1
-        return kept
-
-    def get(self):
-        return self.params
-
-    def set(self, params):
-        self.params = params
-        self.num_restarts = len(jax.tree.leaves(params)[0])
-
-    def _steps(self, params, state, draws, schedule, begin, end, affine):
-        is_own = affine or not self.has_rate
-        trained = self._trained(params, affine)
-        # Of one vector, the program of a step of Adam is shorter; other optimisers may look at names and shapes.
-        start, unravel = ravel_pytree(trained) if is_own else (trained, lambda tree: tree)
-
-        def gradient(position, power, draws):
-            def loss(position):
-                return self._loss(params | unravel(position), draws, power, affine)
-
-            return jax.grad(loss, has_aux=True)(position)
-
-        def step(i, carry):
-            (position, state), losses = carry
-            (rates, powers), here = schedule, jax.tree.map(lambda leaf: leaf[i], draws)
-            num_blocks = len(jax.tree.leaves(here)[0])
-            if num_blocks == 1:
-                slope, loss = gradient(position, powers[i], jax.tree.map(lambda leaf: leaf[0], here))
-            else:
-                zeros = jax.tree.map(jnp.zeros_like, (position, jnp.zeros(())))
-                sums = jax.lax.scan(
-                    lambda sums, block: (jax.tree.map(jnp.add, sums, gradient(position, powers[i], block)), None),
-                    zeros,
-                    here,
-                )[0]
-                slope, loss = jax.tree.map(lambda leaf: leaf / num_blocks, sums)
-            optimizer, rate = (self.own, rates[i]) if is_own else (self.optimizer, None)
-            carry, loss = take_step(optimizer, (position, state), slope, loss, rate)
-            return carry, losses.at[i].set(loss)
-
-        losses = jnp.zeros(len(jax.tree.leaves(draws)[0]))
-        (position, state), losses = jax.lax.fori_loop(begin, end, step, ((start, state), losses))
-        return params | unravel(position), state, losses
-
-
-class PathTrainer(_Trainer):
-    """Trains an ``AutoFlow`` on the log density of the model; nothing else of model and guide is run.
-
-    The fixed layer belongs to the density here, which is that of the posterior at the scale of its start.
-    """
-
-    has_affine = True
-    block = BLOCK
-    num_parts = 1
-
-    def __init__(self, guide, target, starts, key, optimizer, clip_norm):
-        self.guide, self.bijection, self.target = guide, guide.bijection, target
-        *trained, self.fixed = guide.bijection.bijections
-        self.is_dense = is_dense(guide.bijection)
-        self.trained, self._fixed_key = Chain(trained), str(len(trained))
-        self._affine = affine_part(self.trained, jax.tree.map(np.asarray, self._tree(starts[0])))
-        super().__init__(starts, key, optimizer, clip_norm)
-
-    def constrained(self, params):
-        return {f"{self.guide.prefix}_flow": params}
-
-    def fold(self):
-        distances, folded = [], []
-        for i in range(self.num_restarts):  # by NumPy: nothing to compile
-            tree = self._tree(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], self.params))
-            distances.append(float(distance_from_identity(self.bijection, tree)))
-            folded.append(fold(self.bijection, tree))
-        self.params = jax.tree.map(lambda *leaves: np.stack(leaves), *folded)
-        return max(distances)
-
-    def log_weights(self):
-        def draw(num):
-            noise = self._noise(num)
-            return self._weigh(self.params, (noise, seeds(self.rng, self.num_restarts)))
-
-        return in_time(draw, NUM_CHECKS, 8 * BLOCK)
-
-    def _trained(self, params, affine):
-        return {key: tree for key, tree in params.items() if key != self._fixed_key and not (affine and key == "0")}
-
-    def _length(self, num_blocks):
-        size = self.num_restarts * num_blocks * self.block * self.bijection.x_shape[0]
-        return max(each for each in range(1, CHUNK + 1) if CHUNK % each == 0 and (each == 1 or each * size <= MANY))
-
-    def _noise(self, *shape):
-        return self.rng.standard_normal((self.num_restarts, *shape, *self.bijection.x_shape), dtype=default_dtype())
-
-    def _draws(self, num_steps, num_blocks, stretches):
-        noise = self._noise(num_steps, num_blocks, self.block)
-        if practises(self.trained) and (stretches != 1).any():
-            directions = self._noise(num_steps, num_blocks, self.block // 2)
-            noise = stretched(noise, directions, stretches[:, None, None, None].astype(noise.dtype))
-        return noise, seeds(self.rng, self.num_restarts, num_steps, num_blocks)
-
-    def _tree(self, params):
-        return merge(params, _constants(self.bijection))
-
-    def log_prob(self, points):
-        """The log densities of the guide at points, of NumPy."""
-        own = self.first()[f"{self.guide.prefix}_flow"]
-        log_prob = jit(lambda own, points: self.guide._posterior(own).log_prob(points))
-        return np.asarray(log_prob(own, points.astype(default_dtype())), dtype=np.float64)
-
-    def _density(self, tree, seed):
-        """The log density at the scale of the start."""
-        key = as_key(seed)
-
-        def log_prob(x):
-            z, log_det = self.fixed.forward(tree[self._fixed_key], x)
-            return self.target.log_prob(z, key) + log_det
-
-        return log_prob
-
-    def _loss(self, params, draws, power, affine):
-        tree, (noise, seed) = self._tree(params), draws
-        log_density = jax.vmap(jax.value_and_grad(self._density(tree, seed)))
-        bijection, trained = stage(self.trained, self._affine, tree, affine)
-        return guide_loss(bijection, trained, noise, self.block // 2, log_density, power)
-
-    def _log_weights(self, params, draws):
-        tree, (noise, seed) = self._tree(params), draws
-        x, log_det = self.trained.forward(tree, noise)
-        return jax.vmap(self._density(tree, seed))(x) - standard_log_prob(noise) + log_det
-
-
-class MixtureTrainer(PathTrainer):
-    """Trains an ``AutoFlow`` of several modes: all its flows at once, by draws of each."""
-
-    def __init__(self, guide, target, starts, key, optimizer, clip_norm):
-        self._staged, self._near = staged(guide.bijection), np.zeros(0)
-        self.num_parts = len(starts[0]["log_weights"])
-        self._shape = self.num_parts, particles_of_part(self.num_parts)
-        super().__init__(guide, target, starts, key, optimizer, clip_norm)
-        self._affine = affine_part(self.bijection, self._tree(jax.tree.map(np.asarray, starts[0])))
-
-    def _tree(self, params):
-        """The weights of the first part; all have flows alike."""
-        return self._staged(jax.tree.map(lambda leaf: leaf[0], stacked_part(params)))[1]
-
-    def fold(self):
-        distances = []
-
-        def folded(part):
-            tree = self._staged(part)[1]
-            distances.append(float(distance_from_identity(self.bijection, tree)))
-            return fold(self.bijection, tree)
-
-        params = jax.tree.map(np.asarray, self.params)
-        parts = stacked_part(params)
-        new = [
-            [folded(jax.tree.map(lambda leaf, i=i, k=k: leaf[i, k], parts)) for k in range(self.num_parts)]
-            for i in range(self.num_restarts)
-        ]
-        stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *each) for each in new]
-        self.params = params | jax.tree.map(lambda *leaves: np.stack(leaves), *stacked)
-        return max(distances)
-
-    def log_weights(self):
-        rows, fitted = [], []
-        for i in range(self.num_restarts):
-            params = jax.tree.map(lambda leaf, i=i: leaf[i], self.params)
-            before = np.asarray(params["log_weights"], dtype=np.float64)
-            log_weights, row, near = weigh_parts(before, partial(self._draw_parts, params))
-            self._near = self._near if self._near.size else near  # before the first step, which is compiled with it
-            fitted.append(log_weights.astype(default_dtype()))
-            rows.append(row)
-        self.params = self.params | {"log_weights": np.stack(fitted)}
-        return rows
-
-    def _draw_parts(self, params, batches):
-        shape = (len(batches), BATCH, *self.bijection.x_shape)
-        noise = self.rng.standard_normal(shape, dtype=default_dtype())
-        drawn = self._drawn(params, batches, noise, seeds(self.rng, len(batches)))
-        return jax.tree.map(partial(np.asarray, dtype=np.float64), drawn)
-
-    @cached_property
-    def _drawn(self):
-        """The log densities of draws of each part that is named, under the model and under all parts."""
-
-        def draw(params, now):
-            part, noise, seed = now
-            stacked = stacked_part(params)
-            bijection, tree = self._staged(jax.tree.map(lambda leaf: leaf[part], stacked))
-            z, _ = bijection.forward(tree, noise)
-            log_p = jax.vmap(partial(self.target.log_prob, key=as_key(seed)))(z)
-            return log_p, mixture.log_probs(self._staged, stacked, z)
-
-        return jit(lambda params, *inputs: jax.lax.map(partial(draw, params), inputs))
-
-    def _trained(self, params, affine):
-        return super()._trained(stacked_part(params), affine)
-
-    def _length(self, num_blocks):
-        return super()._length(num_blocks * math.ceil(math.prod(self._shape) / self.block))
-
-    def _draws(self, num_steps, num_blocks, stretches):
-        num, each = self._shape
-        noise = self._noise(num_steps, num_blocks, num, each)
-        if (stretches != 1).any():
-            directions = self._noise(num_steps, num_blocks, num, each // 2)
-            noise = stretched(noise, directions, stretches[:, None, None, None, None].astype(noise.dtype))
-        return noise, seeds(self.rng, self.num_restarts, num_steps, num_blocks)
-
-    def _loss(self, params, draws, power, affine):
-        noise, seed = draws
-        log_density = jax.vmap(jax.value_and_grad(partial(self.target.log_prob, key=as_key(seed))))
-
-        def to_train(part):
-            return stage(self.bijection, self._affine, self._staged(part)[1], affine)
-
-        log_weights = jax.lax.stop_gradient(params["log_weights"])
-        settings = (self._shape[1] // 2, self._near, log_density, power)
-        return mixture_loss(to_train, stacked_part(params), log_weights, noise, *settings)
-
-
-class ElboTrainer(_Trainer):
-    """Trains any guide, and the parameters of its model, by an objective of the host."""
-
-    def __init__(self, model, guide, loss, num_particles, args, kwargs, start_keys, key, optimizer, clip_norm):
-        self.block = OTHER_ROUNDS[0].num_particles if num_particles is None else num_particles
-        if loss is None:
-            seeded = handlers.seed(model, 0)
-            sums_out = nesting_of_sums(seeded, args, kwargs) is not None
-            loss = (TraceEnum_ELBO if sums_out else PathELBO)(num_particles=self.block)
-        self.svi = SVI(model, guide, numpyro.optim.Adam(1.0), loss)
-        self.args, self.kwargs = args, kwargs
-        states = [self.svi.init(start_key, *args, **kwargs) for start_key in start_keys]
-        if states[0].mutable_state is not None:
-            raise ValueError("fit: models with mutable state are not supported; train them with SVI")
-        super().__init__([self.svi.optim.get_params(state.optim_state) for state in states], key, optimizer, clip_norm)
-
-    def constrained(self, params):
-        return self.svi.constrain_fn(params)
-
-    def log_weights(self):
-        def draw(num):
-            return self._weigh(self.params, seeds(self.rng, self.num_restarts))
-
-        return in_time(draw, NUM_CHECKS // 4, 8 * BLOCK)
-
-    def _draws(self, num_steps, num_blocks, stretches):
-        return seeds(self.rng, self.num_restarts, num_steps, num_blocks)
-
-    def _loss(self, params, seed, power, affine):
-        svi = self.svi
-        known = (svi.constrain_fn(params), svi.model, svi.guide)
-        loss = svi.loss.loss(as_key(seed), *known, *self.args, **self.kwargs)
-        return loss, jax.lax.stop_gradient(loss)
-
-    def _log_weights(self, params, seed):
-        svi = self.svi
-        known = (as_key(seed), svi.model, svi.guide, svi.constrain_fn(params), self.args, self.kwargs)
-        return _draw(*known, 8 * BLOCK, 8 * BLOCK, keep=False)[0]
-
-
-def in_time(draw, num_draws, batch_size) -> np.ndarray:
-    """What ``draw`` gives, in batches: ``num_draws`` of them, or as many as a judgement has time for."""
-    batches = [np.asarray(draw(batch_size))]
-    begin = time.monotonic()  # the time of the first is the compiler's
-    while len(batches) * batch_size < num_draws and time.monotonic() - begin <= JUDGE_SECONDS:
-        batches.append(np.asarray(draw(batch_size)))
-    return np.concatenate(batches, axis=-1)
-
-
-def _over_restarts(function, num_mapped):
-    """``function`` over the leading axis of its first arguments; that of one restart is taken off, for speed."""
-
-    def mapped(*args):
-        own, shared = args[:num_mapped], args[num_mapped:]
-        if len(jax.tree.leaves(own)[0]) > 1:
-            return jax.vmap(lambda *own: function(*own, *shared))(*own)
-        result = function(*jax.tree.map(lambda leaf: leaf[0], own), *shared)
-        return jax.tree.map(lambda leaf: leaf[None], result)
-
-    return mapped

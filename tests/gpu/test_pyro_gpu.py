@@ -210,7 +210,7 @@ def test_a_training_step_of_a_density_waits_for_nothing(device):
 
 def test_a_training_step_of_a_guide_waits_for_nothing(device):
     from flowppl.inference.fitting import FLOW_ROUNDS, Chunk
-    from flowppl.pyro.fit import PathTrainer
+    from flowppl.pyro.trainers import PathTrainer
 
     guide = fpp.AutoFlow(model, fp.realnvp)
     guide.setup(*data(device))
