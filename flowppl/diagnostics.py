@@ -1,7 +1,7 @@
 """Whether a guide can be trusted: checks of any log weights and draws, whatever made them."""
 
 from flowppl.inference.calibration import Calibration
-from flowppl.inference.diagnostics import Comparison, Diagnosis, compare, diagnose
+from flowppl.inference.diagnostics import Comparison, Diagnosis, Search, compare, diagnose
 from flowppl.inference.importance import (
     effective_sample_size,
     k_hat,
@@ -14,6 +14,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Diagnosis",
+    "Search",
     "compare",
     "diagnose",
     "effective_sample_size",

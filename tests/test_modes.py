@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import time
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from flowppl.bijections.contract import initialize
 from flowppl.inference import mixture
 from flowppl.inference.losses import path_loss, stretched
 from flowppl.inference.modes import MAX_SEARCHES, NUM_SEARCHES, descend, find_modes
-from flowppl.inference.starts import Gaussian, newton_start
+from flowppl.inference.starts import Gaussian, newton_start, search_until
 
 DATA = np.array([-5.3, -4.6, -5.1, 4.7, 5.2, 4.9, 5.5])
 LOC = np.array([0.0, 8.0])  # of two normals, with weights .7 and .3
@@ -262,6 +263,37 @@ def test_draws_follow_new_weights():
     assert near.tolist() == [[0, 1], [1, 0]]
 
 
+def test_draws_may_come_in_the_order_of_the_parts():
+    """As in Pyro, which runs one part after the other."""
+    rng = np.random.default_rng(0)
+    locs = 20.0 * np.arange(5)
+
+    def draw(batches):
+        z = rng.normal(locs[np.sort(batches)][:, None], size=(len(batches), mixture.BATCH))
+        log_parts = -0.5 * (z[:, None] - locs[:, None]) ** 2
+        return logsumexp(log_parts - math.log(5), axis=1), log_parts
+
+    log_weights, log_w, _ = mixture.weigh_parts(np.log(np.full(5, 0.2)), draw)
+    np.testing.assert_allclose(np.exp(log_weights), 0.2, rtol=1e-6)
+    assert np.abs(log_w).max() < 1e-6
+
+
+def test_modes_that_cannot_be_listed_are_missing(monkeypatch):
+    monkeypatch.setattr("flowppl.inference.modes.MAX_MODES", 4)
+    target = mixture_of_normals([[i, j] for i in (-8, 0, 8) for j in (-8, 0, 8)], np.full(9, 1 / 9), 1.0)
+    modes = search(target, 0)
+    assert len(modes.gaussians) == 4
+    assert modes.num_found == 9
+    assert modes.left_out == pytest.approx(5 / 9, abs=0.05)
+
+
+def test_a_search_without_time_tells_nothing():
+    target = mixture_of_normals([[0.0, 0.0], [8.0, 8.0]], [0.5, 0.5], 1.0)
+    with search_until(time.monotonic()):
+        modes = search(target, 0)
+    assert modes.num_ended < NUM_SEARCHES / 2
+
+
 # Models of both languages.
 
 
@@ -415,6 +447,23 @@ def test_chains_visit_both_modes(fitted):
         chains = result.mcmc(300, num_chains=2, num_warmup=50, nuts=nuts, progress=False)
         far = np.asarray(chains.get_samples()["z"])[:, 1] > 4
         assert abs(far.mean() - 0.3) < 0.1
+
+
+@both
+def test_restarts_of_a_guide_of_two_modes(language):
+    result = language.fit(num_restarts=2, num_steps=100)
+    assert abs(result.elbo) < 0.01
+    assert result.history.check.search.num_held == 2
+
+
+def test_weights_that_an_optimiser_decays_still_sum_to_one(fitted):
+    language, result = fitted
+    if language is InNumPyro:
+        own = dict(result.params["auto_flow"])
+        own["log_weights"] = 0.7 * own["log_weights"]
+        z = np.stack(np.meshgrid(*[np.linspace(-6, 14, 201)] * 2), -1).reshape(-1, 2)
+        density = np.exp(result.guide.get_posterior({"auto_flow": own}).log_prob(jnp.asarray(z)))
+        assert density.sum() * 0.01 == pytest.approx(1, abs=0.02)
 
 
 @both

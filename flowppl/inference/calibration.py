@@ -78,6 +78,8 @@ class Calibration:
                 f"Calibration: ranks must be a dict with vectors of integers from 0 to {self.num_draws}, all as long, "
                 f"got {', '.join(f'{ranks.dtype} {ranks.shape}' for ranks in arrays) or 'none'}"
             )
+        signed = {name: ranks.astype(np.int64) for name, ranks in zip(self.ranks, arrays, strict=True)}
+        object.__setattr__(self, "ranks", signed)
 
     @property
     def num_simulations(self) -> int:

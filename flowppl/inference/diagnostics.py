@@ -31,6 +31,7 @@ MIN_ESS = 100
 MAX_MISSING = 0.05  # of the posterior's mass, in modes that are not in the guide
 MAX_UNSEEN = 0.05
 MAX_LOST = 0.2  # of the searches
+MIN_ENDED = 30  # searches that tell something
 MAX_MARGINALS = 2000  # coordinates; the adapters keep the draws of no more than these, unless there is a reference
 
 
@@ -274,7 +275,8 @@ class Diagnosis:
             )
         if self.k_hat > self.k_hat_threshold:
             # A lost mode looks like this too, but with weights that have no mean; unless it was looked for.
-            if close and (self.k_hat < 1 or seen is not None or modes is not None):
+            is_searched = modes is not None and modes.num_ended >= MIN_ENDED
+            if close and (self.k_hat < 1 or seen is not None or is_searched):
                 return "bulk only", (
                     f"Means and central intervals can be used as they are, but rare draws have far too large weights "
                     f"({tail}): do not resample or read off tail probabilities; train longer or use a richer flow."
@@ -286,7 +288,7 @@ class Diagnosis:
         if close and not self.nonfinite:
             unseen = ""
             if modes is not None:
-                share = 3 / modes.num_searches  # by the rule of three, of 95% confidence
+                share = min(1.0, 3 / max(modes.num_ended, 1))  # by the rule of three, of 95% confidence
                 found = str(modes).capitalize()
                 unseen = f" {found}. A mode that fewer than {share:.0%} of searches meet may be missing."
             elif not seen:

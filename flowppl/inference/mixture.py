@@ -181,7 +181,8 @@ def weigh_parts(
         # Each part has its share of the batches, and one at least; always as many, for one program.
         quota = np.ceil(np.exp(log_weights) * total / BATCH - 1e-9).astype(int).clip(1)
         batches = np.repeat(np.arange(num), quota)
-        batches = np.concatenate([batches, np.zeros(total // BATCH + num - len(batches), dtype=int)])
+        spare = np.zeros(total // BATCH + num - len(batches), dtype=int)
+        batches = np.sort(np.concatenate([batches, spare]))
         log_p, log_parts = draw(batches)
         log_p, log_parts = log_p.ravel(), np.moveaxis(log_parts, 1, 0).reshape(num, -1)
         source = np.repeat(batches, BATCH)

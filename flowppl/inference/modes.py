@@ -41,7 +41,7 @@ from flowppl.inference.starts import NUM_TRIALS, Gaussian
 
 NUM_SEARCHES = 64  # in each batch
 MAX_SEARCHES = 1024
-MAX_UNSEEN = 0.005
+ENOUGH = 0.005  # share of searches that met a mode alone, at which they end
 MIN_SEVERAL, PER_MODE = 256, 16  # searches, in all and for each, where there are several modes: there may be more
 MIN_MANY, MANY = 128, 0.2  # after so many searches, and with a larger share of modes met once, the search is given up
 MAX_MODES = 64  # that a guide holds,
@@ -74,6 +74,7 @@ class Modes:
         gaussians: a Gaussian at each.
         log_weights: the logarithms of their shares of the mass, which sum to one.
         num_found: how many were found; there may be too many to list.
+        left_out: the share of the mass of all that were found that is in those not listed.
         num_searches: how many searches there were.
         num_ended: how many of them ended in a mode; others went on for ever, or were cut short.
         unseen: the share of searches that a further one, by an estimate, has of meeting a mode not seen so far.
@@ -82,6 +83,7 @@ class Modes:
     gaussians: tuple[Gaussian, ...]
     log_weights: np.ndarray
     num_found: int
+    left_out: float
     num_searches: int
     num_ended: int
     unseen: float
@@ -96,7 +98,7 @@ class Modes:
 
 def single(start: Gaussian) -> Modes:
     """The mode of a start alone, with no search for others."""
-    return Modes((start,), np.zeros(1), 1, 0, 0, 1.0)
+    return Modes((start,), np.zeros(1), 1, 0.0, 0, 0, 1.0)
 
 
 @dataclasses.dataclass
@@ -125,7 +127,7 @@ def find_modes(target: Target, start: Gaussian, rng: np.random.Generator) -> Mod
     num_searches, num_ended, unseen = 0, 0, 1.0
     while num_searches < MAX_SEARCHES:
         num = len(_heavy(found))
-        if unseen < MAX_UNSEEN and (num == 1 or num_searches >= max(MIN_SEVERAL, PER_MODE * num)):
+        if unseen < ENOUGH and (num == 1 or num_searches >= max(MIN_SEVERAL, PER_MODE * num)):
             break
         if num_searches >= MIN_MANY and unseen > MANY:
             break
@@ -146,19 +148,22 @@ def find_modes(target: Target, start: Gaussian, rng: np.random.Generator) -> Mod
             if time.monotonic() >= end:
                 break
         num_searches += len(points)
-        unseen = sum(mode.hits == 1 for mode in _heavy(found)) / num_searches
+        unseen = sum(mode.hits == 1 for mode in _heavy(found)) / max(num_ended, 1)
         if time.monotonic() >= end:
             break
     heavy = _heavy(found)
-    gaussians = [mode.gaussian for mode in heavy][: MAX_MODES if unseen < MAX_UNSEEN else MAX_OF_MANY]
+    most = MAX_MODES if unseen <= MANY else MAX_OF_MANY
+    gaussians = [mode.gaussian for mode in heavy[:most]]
     if len(gaussians) == 1:
-        return Modes(tuple(gaussians), np.zeros(1), 1, num_searches, num_ended, unseen)
+        return Modes(tuple(gaussians), np.zeros(1), 1, 0.0, num_searches, num_ended, unseen)
     log_weights = weigh(gaussians, target, rng)
     kept = [k for k in np.argsort(-log_weights) if log_weights[k] > LIGHT]
     log_weights = log_weights[kept] - logsumexp(log_weights[kept])
-    num_found = len(heavy) if len(heavy) > len(gaussians) else len(kept)
+    masses = np.exp(np.array([mode.log_mass for mode in heavy]) - heavy[0].log_mass)
+    left_out = float(masses[most:].sum() / masses.sum())
+    num_found = len(kept) if left_out == 0 else len(heavy)
     kept_gaussians = tuple(gaussians[k] for k in kept)
-    return Modes(kept_gaussians, log_weights, num_found, num_searches, num_ended, unseen)
+    return Modes(kept_gaussians, log_weights, num_found, left_out, num_searches, num_ended, unseen)
 
 
 def _heavy(found):
@@ -293,6 +298,8 @@ def _mode_of(point, found, target):
         return nearest
     way = np.linspace(0, 1, NUM_TRIALS)[:, None]
     values = target.log_probs(point + way * (nearest.centre - point))
+    if not np.isfinite(values[0]):  # a descent that never began
+        return None
     return nearest if values.min() >= min(values[0], values[-1]) - MAX_VALLEY else None
 
 
@@ -367,6 +374,7 @@ def look_outside(
     missing = 0.0
     if len(modes.gaussians) > 1:
         missing = missing_share(modes, log_prob, check.log_evidence, target)
+        missing = 1 - (1 - missing) * (1 - modes.left_out)
     search = Search(modes.num_searches, modes.num_ended, modes.num_found, num_held, missing, modes.unseen)
     return dataclasses.replace(check, search=search)
 

@@ -323,11 +323,13 @@ class AutoFlow(AutoContinuous):
         if start is None:
             return None, [self._start_params(key, args, kwargs) for key in keys]
         modes = self._modes(start, start_key, target)
-        held = modes.at_most(self.num_modes)
-        # Guides of one mode search a start each.
-        rest = partial(self._start_params, args=args, kwargs=kwargs)
-        rest = partial(self._params_at, modes=held) if len(held.gaussians) > 1 else rest
-        return modes, [self._params_at(flow_key, held), *map(rest, keys[1:])]
+        held = single(start) if self.num_modes == 1 else modes.at_most(self.num_modes)
+        params = [self._params_at(flow_key, held)]
+        for key in keys[1:]:  # guides of one mode have a start each
+            start_key, flow_key = _split(key)
+            own = self._search(start_key, args, kwargs) if len(held.gaussians) == 1 else None
+            params.append(self._params_at(flow_key, held if own is None else single(own)))
+        return modes, params
 
     def _modes(self, start, key, target) -> Modes:
         """What a search from the start finds, outside of whatever transformation this runs in."""

@@ -37,7 +37,8 @@ class FlowMixture(Distribution):
         self, bijection: Bijection, parts: Tree, log_weights: jax.Array, *, validate_args: bool | None = None
     ) -> None:
         self.bijection, self.parts = bijection, parts
-        self.log_weights = jax.lax.stop_gradient(log_weights)
+        # An optimiser that decays what it is given moves these too.
+        self.log_weights = jax.lax.stop_gradient(jax.nn.log_softmax(log_weights))
         super().__init__(event_shape=bijection.y_shape, validate_args=validate_args)
 
     @property

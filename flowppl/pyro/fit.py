@@ -384,13 +384,14 @@ def fit(
         flow: the flow of that :class:`AutoFlow`, such as ``"iaf"`` or ``fp.nsf``: whatever :class:`AutoFlow` takes. Not
             beside ``guide``.
         num_modes: how many modes of the posterior that :class:`AutoFlow` holds. ``None`` and ``"auto"`` mean all that a
-            search finds; a number means so many at the most, the heaviest. The verdict speaks of all that were found,
-            whether the guide holds them or not. Not beside ``guide``.
+            search finds, 1 the one that the start is in, a larger number so many at the most, the heaviest. The verdict
+            speaks of all that were found, whether the guide holds them or not. Not beside ``guide``.
         loss: an objective of Pyro for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
         num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 500 to 12,000,
             as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
             this and the next three options have no effect.
-        num_particles: draws for each step; ``None`` means 64 (16 for guides trained by Pyro's means).
+        num_particles: draws for each step; ``None`` means 64 (16 for guides trained by Pyro's means). An
+            ``AutoFlow`` of several modes has 16 or more for each.
         learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 3e-3 to 1e-3, and 1e-2 to
             1e-3 for guides trained by Pyro's means.
         optimizer: an optimiser in the place of Adam with that learning rate: a class of ``torch.optim``, or a function
@@ -452,13 +453,14 @@ def fit(
     modes: Modes | None = None
     shared = (args, kwargs, num_restarts, optimizer, math.inf if clip_norm is None else float(clip_norm))
     with search_until(end):
+        is_new = isinstance(guide, AutoFlow) and guide.prototype_trace is None
         if isinstance(guide, AutoFlow):
             guide.setup(*args, **kwargs)
         plates = model_plates(model, guide, args, kwargs)
         if isinstance(guide, AutoFlow) and loss is None and not _parameters_of(model, guide, args, kwargs):
             kind = MixtureTrainer if isinstance(guide.flow, MixtureOfFlows) else PathTrainer
             trainer = kind(guide, model, *shared)
-            modes = guide._all_modes(trainer.target)
+            modes = guide._all_modes(trainer.target, is_new)
             default = FLOW_ROUNDS
         else:
             trainer = ElboTrainer(model, guide, loss, num_particles, *shared)

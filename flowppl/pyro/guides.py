@@ -227,12 +227,14 @@ class AutoFlow(AutoContinuous):
         parts = [start_at(bijection, first, each.loc, each.scale, fixed=True) for each in modes.gaussians]
         return MixtureOfFlows(bijection, stack_parts(parts, modes.log_weights), like)
 
-    def _all_modes(self, target) -> Modes | None:
-        """All modes that a search finds, whether the guide holds them or not; ``None`` if it starts at a point."""
-        if self._modes is not None:
-            return (
-                self._modes if self._modes.num_searches else find_modes(target, self._modes.gaussians[0], _numpy_rng())
-            )
+    def _all_modes(self, target, is_new) -> Modes | None:
+        """All modes that a search finds, whether the guide holds them or not; ``None`` if it starts at a point.
+
+        What the search of a new guide found is known; one made before may be fitted to other data now.
+        """
+        if self._modes is not None and is_new:
+            start = self._modes.gaussians[0]
+            return self._modes if self._modes.num_searches else find_modes(target, start, _numpy_rng())
         is_at_point = choose_init(self.init, self.latent_dim, self.init_scale) == "point"
         return None if is_at_point or target.is_random() else search_modes(target, self.latent_dim, _numpy_rng())
 

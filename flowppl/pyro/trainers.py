@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import time
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from flowppl.inference.fitting import (
 from flowppl.inference.guides import affine_part, distance_from_identity, fold, is_dense, stage
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, weigh_parts
+from flowppl.inference.modes import single
 from flowppl.pyro.diagnostics import (
     _draw,
     _traces,
@@ -137,7 +139,10 @@ class PathTrainer(_Trainer):
 
     def _another_flow(self, args, kwargs):
         """A flow with first weights and a start of its own."""
-        return self.guide._started_flow(self.bijection, self.guide._init_loc(), args, kwargs)
+        guide, loc = self.guide, self.guide._init_loc()
+        if guide._modes is None:
+            return guide._started_flow(self.bijection, loc, args, kwargs)
+        return guide._flow_at(single(guide._search(loc, args, kwargs)), Flow(self.bijection).to(loc))
 
     def _first_tree(self):
         return self.flows[0].transform.weights.tree()
@@ -225,6 +230,8 @@ class MixtureTrainer(PathTrainer):
         super().__init__(guide, *rest)
 
     def _another_flow(self, args, kwargs):
+        if self.guide._modes is None:  # loaded from a file
+            return copy.deepcopy(self.guide.flow)
         modes = self.guide._modes.at_most(self.num_parts)
         return self.guide._flow_at(modes, Flow(self.bijection).to(self.like))
 
@@ -233,6 +240,8 @@ class MixtureTrainer(PathTrainer):
 
     def _inputs(self, index, num):
         each = max(num // BLOCK, 1) * particles_of_part(self.num_parts)
+        if self.obstacle:
+            each = max(2, num // self.num_parts)
         noise, directions = self._noise(self.num_parts, each), self._noise(self.num_parts, each // 2)
         return self.flows[index].log_weights, noise, directions
 
