@@ -456,7 +456,8 @@ def in_words_of(language, kind):
         elif kind == "bounds":
             observe(dist.Uniform(array(0.0), host.sample("b", dist.HalfNormal(array(5.0)))).expand([2]), [0.3, 1.2])
         elif kind == "half":
-            host.factor("f", lib.where(normal("b") > 0, array(0.0), array(-np.inf)))
+            inside = (normal("b") > 0) & (normal("c") > 0) & (normal("d") > 0)
+            host.factor("f", lib.where(inside, array(0.0), array(-np.inf)))
         elif kind == "heavy tails":
             host.sample("a", dist.Cauchy(array(0.0), 1.0))
             host.sample("s", dist.HalfCauchy(array(1.0)))

@@ -401,12 +401,14 @@ def search_start(init: str, target: Any, dim: int, points: list[np.ndarray], rng
 
 
 def search_modes(target: Any, dim: int, rng: np.random.Generator) -> Modes | None:
-    """The modes that a search from a start of its own finds; ``None`` if there is no start."""
+    """The modes that a search from a start of its own finds; ``None`` if the density allows none."""
     try:
+        if target.is_random():
+            return None
         start = search_start(choose_init("auto", dim, None), target, dim, [], rng)
-    except RuntimeError:  # narrower than neighbouring numbers, or without a mode
+        return None if start is None else find_modes(target, start, rng)
+    except RuntimeError:  # narrower than neighbouring numbers, without a mode, or the model cannot be run far out
         return None
-    return None if start is None else find_modes(target, start, rng)
 
 
 def no_start(sites: Iterable[tuple[str, np.ndarray, float]]) -> RuntimeError:

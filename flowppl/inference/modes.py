@@ -120,7 +120,17 @@ def find_modes(target: Target, start: Gaussian, rng: np.random.Generator) -> Mod
         start: the Gaussian of a start, see :func:`flowppl.inference.starts.newton_start`. It stands for the mode that
             it leads to.
         rng: draws the points to search from.
+
+    Returns:
+        What was found; the mode of the start, with no searches, if the model cannot be run far from it.
     """
+    try:
+        return _find_modes(target, start, rng)
+    except RuntimeError:
+        return single(start)
+
+
+def _find_modes(target, start, rng):
     end = time.monotonic() + min(MAX_SECONDS, SHARE * starts.seconds_left())
     found = [_Mode(start.loc, start, start, _log_mass(start, target, rng))]
     prior = target.prior_draws(MAX_SEARCHES // 2, rng)
@@ -371,6 +381,8 @@ def look_outside(
         log_prob: the log density of the guide at points.
         target: the density.
     """
+    if not modes.num_searches:
+        return check
     missing = 0.0
     if len(modes.gaussians) > 1:
         missing = missing_share(modes, log_prob, check.log_evidence, target)

@@ -291,7 +291,7 @@ def _look_outside(check, rng_key, model, guide, params, args, kwargs):
     """The judgement with what a search for modes says of it, unless the density is random."""
     target = Target(guide, args, kwargs, model)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)))
-    modes = None if target.is_random() else search_modes(target, guide.latent_dim, rng)
+    modes = search_modes(target, guide.latent_dim, rng)
     if modes is None:
         return check
     posterior = guide.get_posterior(params)

@@ -317,7 +317,7 @@ class AutoFlow(AutoContinuous):
         """The modes of the target, whether the guide holds them all or not, and first parameters for several keys."""
         start_key, flow_key = _split(keys[0])
         if self._saved_params is not None:
-            modes = None if target.is_random() else search_modes(target, self.latent_dim, numpy_rng(start_key))
+            modes = search_modes(target, self.latent_dim, numpy_rng(start_key))
             return modes, [self._saved_params for _ in keys]
         start = self._search(start_key, args, kwargs)
         if start is None:

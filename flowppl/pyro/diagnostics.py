@@ -339,8 +339,6 @@ def _look_outside(check, model, guide, args, kwargs):
     """The judgement with what a search for modes says of it, unless the density is random."""
     like = guide.get_posterior(*args, **kwargs).sample()
     target = Target(guide, args, kwargs, like, model)
-    if target.is_random():
-        return check
     rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
     modes = search_modes(target, len(like), rng)
     if modes is None:

@@ -236,7 +236,7 @@ class AutoFlow(AutoContinuous):
             start = self._modes.gaussians[0]
             return self._modes if self._modes.num_searches else find_modes(target, start, _numpy_rng())
         is_at_point = choose_init(self.init, self.latent_dim, self.init_scale) == "point"
-        return None if is_at_point or target.is_random() else search_modes(target, self.latent_dim, _numpy_rng())
+        return None if is_at_point else search_modes(target, self.latent_dim, _numpy_rng())
 
     def _find_modes(self, start, loc, args, kwargs) -> Modes:
         return find_modes(Target(self, args, kwargs, loc), start, _numpy_rng())

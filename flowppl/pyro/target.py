@@ -94,12 +94,17 @@ class Target:
                 if site["type"] == "sample" and site["is_observed"] and name not in self._guide._unconstrained_shapes
             ]
 
-    # What a search calls: NumPy in, NumPy out.
+    # What a search calls: NumPy in, NumPy out. Where a matrix of the model cannot be factorised there is no number.
 
     def log_probs(self, points: np.ndarray, seed: int = 0) -> np.ndarray:
         """The log densities of several points."""
-        with torch.no_grad(), self._seeded(seed):
-            return _to_numpy(self.batched(self._tensor(points)))
+        try:
+            with torch.no_grad(), self._seeded(seed):
+                return _to_numpy(self.batched(self._tensor(points)))
+        except torch.linalg.LinAlgError:
+            if len(points) == 1:
+                return np.full(1, np.nan)
+            return np.concatenate([self.log_probs(point[None], seed) for point in points])
 
     def derivatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The gradient and the Hessian."""
@@ -122,8 +127,14 @@ class Target:
 
     def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The log densities of several points, and their gradients."""
-        with self._seeded(0):
-            values, slopes = self.values_and_slopes(self._tensor(points))
+        try:
+            with self._seeded(0):
+                values, slopes = self.values_and_slopes(self._tensor(points))
+        except torch.linalg.LinAlgError:
+            if len(points) == 1:
+                return np.full(1, np.nan), np.full_like(points, np.nan)
+            rows = [self.values_and_gradients(point[None]) for point in points]
+            return tuple(map(np.concatenate, zip(*rows, strict=True)))  # type: ignore[return-value]
         return _to_numpy(values), _to_numpy(slopes)
 
     @torch.no_grad()
