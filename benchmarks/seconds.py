@@ -41,7 +41,7 @@ def fit(known, seed):
     result = flowppl.numpyro.fit(jax.random.key(seed), known.model, known.data, progress=False)
     check = result.history.check
     quality = {"k_hat": check.k_hat, "verdict": check.verdict, "kl": known.log_z - check.elbo}
-    return result.guide.sample_posterior(jax.random.key(seed), result.params, sample_shape=(4000,)), quality
+    return result.sample(4000), quality
 
 
 def nuts(known, seed):
