@@ -126,6 +126,11 @@ class History:
     check: Diagnosis
     stopped: str
 
+    def told(self, check: Diagnosis) -> History:
+        """With this judgement of the result, and in all others what it says of the search for modes."""
+        checks = tuple(dataclasses.replace(each, search=check.search) for each in self.checks)
+        return dataclasses.replace(self, check=check, checks=checks)
+
 
 def train(
     trainer: Trainer,

@@ -37,7 +37,7 @@ from scipy.special import logsumexp
 from flowppl.inference import starts
 from flowppl.inference.diagnostics import Diagnosis, Search
 from flowppl.inference.mixture import fit_weights
-from flowppl.inference.starts import NUM_TRIALS, Gaussian
+from flowppl.inference.starts import NUM_TRIALS, Gaussian, scaled, widths
 
 NUM_SEARCHES = 64  # in each batch
 MAX_SEARCHES = 1024
@@ -189,13 +189,13 @@ def _points(prior, start, modes, rng):
     unit = rng.uniform(-1, 1, (NUM_SEARCHES, dim))
     radius = np.exp(rng.uniform(0, math.log(20), (NUM_SEARCHES, 1)))
     points = unit * radius
-    points[::2] = start.loc + _scaled(start.scale, 3 * points[::2])
+    points[::2] = start.loc + scaled(start.scale, 3 * points[::2])
     half = prior[: NUM_SEARCHES // 2]
     wide = unit[: len(half)] * np.exp(rng.uniform(0, math.log(WIDEST), (len(half), 1)))  # in the place of a flat prior
     points[: len(half)] = np.where(np.isfinite(half).all(axis=1)[:, None], half, wide)
     if len(modes) > 1:
-        locs, widths = np.stack([m.gaussian.loc for m in modes]), np.stack([_widths(m.gaussian) for m in modes])
-        low, high = (locs - 3 * widths).min(axis=0), (locs + 3 * widths).max(axis=0)
+        locs, margins = np.stack([m.gaussian.loc for m in modes]), 3 * np.stack([widths(m.gaussian) for m in modes])
+        low, high = (locs - margins).min(axis=0), (locs + margins).max(axis=0)
         box = (low + high) / 2 + 1.5 * (high - low) / 2 * unit
         points[NUM_SEARCHES // 4 : 3 * NUM_SEARCHES // 4] = box[: NUM_SEARCHES // 2]
     return points
@@ -213,7 +213,7 @@ def descend(
     """
 
     def evaluate(u):
-        values, slopes = target.values_and_gradients(metric.loc + _scaled(metric.scale, u))
+        values, slopes = target.values_and_gradients(metric.loc + scaled(metric.scale, u))
         finite = np.isfinite(values) & np.isfinite(slopes).all(axis=1)
         slopes = np.where(finite[:, None], slopes, 0.0)
         slopes = slopes @ metric.scale if metric.scale.ndim == 2 else slopes * metric.scale
@@ -253,7 +253,7 @@ def descend(
         calm = np.where(taken, np.where(is_small, calm + 1, 0), calm)
         converged |= (active & (calm == 3)) | (active & (cuts > 20) & (-descent / 2 < 10 * DONE))
         active &= ~converged & (cuts <= 20)
-    return metric.loc + _scaled(metric.scale, u), converged
+    return metric.loc + scaled(metric.scale, u), converged
 
 
 def _direction(slope, steps, changes, inverses):
@@ -315,7 +315,7 @@ def _mode_of(point, found, target):
 
 def _log_mass(gaussian, target, rng):
     noise = rng.standard_normal((NUM_DRAWS, len(gaussian.loc)))
-    log_p = _log_probs(target, gaussian.loc + _scaled(gaussian.scale, noise))
+    log_p = _log_probs(target, gaussian.loc + scaled(gaussian.scale, noise))
     return float(logsumexp(log_p - _log_normal(noise) + _log_det(gaussian)) - math.log(NUM_DRAWS))
 
 
@@ -329,7 +329,7 @@ def weigh(gaussians: Sequence[Gaussian], target: Target, rng: np.random.Generato
 def _drawn(gaussians, target, rng):
     """Draws of each Gaussian, their log densities under the target, and under all Gaussians."""
     noise = rng.standard_normal((len(gaussians), NUM_DRAWS, len(gaussians[0].loc)))
-    draws = np.concatenate([g.loc + _scaled(g.scale, e) for g, e in zip(gaussians, noise, strict=True)])
+    draws = np.concatenate([g.loc + scaled(g.scale, e) for g, e in zip(gaussians, noise, strict=True)])
     return draws, _log_probs(target, draws), np.stack([log_density(g, draws) for g in gaussians])
 
 
@@ -353,20 +353,12 @@ def _log_det(gaussian):
     return float(np.sum(np.log(gaussian.scale if gaussian.scale.ndim == 1 else gaussian.scale.diagonal())))
 
 
-def _scaled(scale, noise):
-    return noise * scale if scale.ndim == 1 else noise @ scale.T
-
-
 def _whitened(gaussian, points):
     """Points in the coordinates in which a Gaussian is a standard normal."""
     centred = points - gaussian.loc
     if gaussian.scale.ndim == 1:
         return centred / gaussian.scale
     return scipy.linalg.solve_triangular(gaussian.scale, centred.T, lower=True).T
-
-
-def _widths(gaussian):
-    return gaussian.scale if gaussian.scale.ndim == 1 else np.sqrt(np.sum(gaussian.scale**2, axis=1))
 
 
 def look_outside(

@@ -267,12 +267,12 @@ def check_start(start: Gaussian, target: Target, rng: np.random.Generator) -> fl
     half = rng.standard_normal((NUM_TRIALS // 2, len(start.loc)))
     noise = np.concatenate([half, -half])
     full = start.scale.ndim == 2
-    moved = noise @ start.scale.T if full else noise * start.scale
+    moved = scaled(start.scale, noise)
     log_p = target.log_probs(start.loc + moved)
     finite = np.isfinite(log_p)
     if not finite.any():
         return 0.0
-    width = _width(start)
+    width = widths(start)
     axes = np.eye(len(width))[np.argsort(-width)[:NUM_AXES]]
     if full and len(width) <= MAX_PRINCIPAL:
         axes = np.concatenate([axes, np.linalg.svd(start.scale)[0].T[:NUM_AXES]])
@@ -308,15 +308,20 @@ def _listed(numbers):
     return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
 
 
-def _width(gaussian):
+def widths(gaussian: Gaussian) -> np.ndarray:
     """The standard deviation of each coordinate."""
     return np.abs(gaussian.scale) if gaussian.scale.ndim == 1 else np.sqrt(np.sum(gaussian.scale**2, axis=1))
+
+
+def scaled(scale: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Rows of noise by a scale that is a matrix or a vector."""
+    return noise * scale if scale.ndim == 1 else noise @ scale.T
 
 
 def _check_width(best, target):
     """Raise RuntimeError if the posterior is too narrow for numbers of this precision, or has no end."""
     eps = getattr(target, "eps", np.finfo(float).eps)
-    width = _width(best)
+    width = widths(best)
     far = np.flatnonzero(np.abs(best.loc) > np.maximum(FAR, FAR * width))
     if len(far):
         i = int(far[0])
@@ -342,7 +347,7 @@ def _check_width(best, target):
 def _elbo(loc, scale, noise, target):
     """The ELBO but for a constant. What one draw deep in a tail can take away is bounded."""
     full = scale.ndim == 2
-    log_p = target.log_probs(loc + (noise @ scale.T if full else noise * scale))
+    log_p = target.log_probs(loc + scaled(scale, noise))
     if not np.isfinite(log_p).any():
         return -np.inf
     log_p = np.maximum(np.where(np.isfinite(log_p), log_p, -np.inf), LOWEST)

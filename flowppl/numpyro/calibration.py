@@ -24,7 +24,7 @@ from flowppl.inference.simulation import (
 from flowppl.numpyro.diagnostics import is_guide
 from flowppl.numpyro.enumeration import is_summed_out
 from flowppl.numpyro.fit import fit as default_fit
-from flowppl.numpyro.transforms import check_key
+from flowppl.numpyro.transforms import check_key, numpy_rng
 
 
 def sbc(
@@ -135,7 +135,7 @@ def sbc(
         simulate,
         fitted,
         np.asarray,
-        np.random.default_rng(np.asarray(jax.random.key_data(rank_key))),
+        numpy_rng(rank_key),
         num_simulations=num_simulations,
         num_draws=num_draws,
         resample=resample,

@@ -32,7 +32,7 @@ from flowppl.inference.density import (
 from flowppl.inference.epochs import Callback
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
-from flowppl.numpyro.transforms import FlowTransform, check_key
+from flowppl.numpyro.transforms import FlowTransform, check_key, numpy_rng
 
 
 def fit_density(
@@ -138,7 +138,7 @@ def fit_density(
     if fitted.base is not None:
         check_base(fitted.bijection, fitted.base, np.asarray)
     # What runs once is left to NumPy: jax would compile each operation, and a permutation for seconds.
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)))
+    rng = numpy_rng(rng_key)
     convert = partial(np.asarray, dtype=jnp.result_type(*trained))
     batches: Batches | None = None
     rows: Any = None

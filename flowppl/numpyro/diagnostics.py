@@ -23,7 +23,7 @@ from flowppl.numpyro.enumeration import is_summed_out, log_joint, nesting_of_sum
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.predictive import with_deterministic
 from flowppl.numpyro.target import Target
-from flowppl.numpyro.transforms import check_key
+from flowppl.numpyro.transforms import check_key, numpy_rng
 
 
 def log_weights(
@@ -180,7 +180,7 @@ def resample(
     diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
     draw_key, choice_key = jax.random.split(rng_key)
     weights, draws = _draw(draw_key, model, guide, params, args, kwargs, number, chunk_size, keep=True)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)))
+    rng = numpy_rng(choice_key)
     chosen = resample_indices(np.asarray(weights), num_samples, rng)
     corrected = {name: value[chosen] for name, value in draws.items()}
     return with_deterministic(model, dict(params), corrected, args, kwargs)
@@ -290,7 +290,7 @@ def _round_trip_error(rng_key, guide, params):
 def _look_outside(check, rng_key, model, guide, params, args, kwargs):
     """The judgement with what a search for modes says of it, unless the density is random."""
     target = Target(guide, args, kwargs, model)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)))
+    rng = numpy_rng(rng_key)
     modes = search_modes(target, guide.latent_dim, rng)
     if modes is None:
         return check

@@ -485,8 +485,7 @@ def fit(
     history = train(trainer, rounds, end - time.monotonic(), progress, callback)
     if modes is not None:
         check = look_outside(history.check, modes, trainer.num_parts, trainer.log_prob, target)
-        checks = tuple(dataclasses.replace(each, search=check.search) for each in history.checks)
-        history = dataclasses.replace(history, check=check, checks=checks)
+        history = history.told(check)
     return Fit(guide, trainer.first(), history, model, (args, kwargs), fit_key)
 
 

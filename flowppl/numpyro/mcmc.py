@@ -23,6 +23,7 @@ from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.predictive import with_deterministic
 from flowppl.numpyro.target import Target
+from flowppl.numpyro.transforms import numpy_rng
 
 if TYPE_CHECKING:
     from flowppl.numpyro.fit import Fit
@@ -145,7 +146,7 @@ def run_chains(
     walker_key, choice_key = jax.random.split(rng_key)
     kind: Any = _InSpace if isinstance(fit.guide, AutoFlow) else _OfSites
     walker = kind(walker_key, fit, chunk_size)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)))
+    rng = numpy_rng(choice_key)
     found = walk(walker, num_samples, num_chains, num_warmup, num_proposals, nuts, rng, progress)
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in found.points.items()}
     latents = walker.sites(flat)

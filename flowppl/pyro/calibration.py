@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyro
-import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
@@ -28,6 +26,7 @@ from flowppl.pyro.diagnostics import _numpy, aside, is_guide, plates_of
 from flowppl.pyro.enumeration import is_summed_out, trace_of
 from flowppl.pyro.fit import fit as default_fit
 from flowppl.pyro.predictive import uncondition
+from flowppl.pyro.transforms import numpy_rng
 
 
 @one_at_a_time
@@ -125,7 +124,7 @@ def sbc(
             simulate,
             fitted,
             _numpy,
-            np.random.default_rng(int(torch.randint(2**63 - 1, ()))),
+            numpy_rng(),
             num_simulations=num_simulations,
             num_draws=num_draws,
             resample=resample,

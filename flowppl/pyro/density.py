@@ -30,7 +30,7 @@ from flowppl.inference.density import (
 from flowppl.inference.epochs import Callback
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
-from flowppl.pyro.transforms import FlowTransform
+from flowppl.pyro.transforms import FlowTransform, numpy_rng
 
 
 def fit_density(
@@ -140,7 +140,7 @@ def fit_density(
     base = fitted.base() if isinstance(fitted.base, torch.nn.Module) else fitted.base
     if base is not None:
         check_base(fitted.bijection, base, lambda value: torch.as_tensor(value).detach().cpu().numpy())
-    rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+    rng = numpy_rng()
     batches: Batches | None = None
     data: Any = None
     if is_batches(x):

@@ -25,6 +25,7 @@ from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, tr
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.predictive import with_deterministic
 from flowppl.pyro.target import Target, place_of
+from flowppl.pyro.transforms import numpy_rng
 
 
 @one_at_a_time
@@ -169,7 +170,7 @@ def resample(
     number = 10 * num_samples if num_proposals is None else num_proposals
     diagnostics.check_whole(model_plates(model, guide, args, kwargs))
     weights, draws = _draw(model, guide, args, kwargs, number, chunk_size, keep=True)
-    rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+    rng = numpy_rng()
     chosen = torch.as_tensor(resample_indices(_numpy(weights), num_samples, rng), device=weights.device)
     corrected = {name: value[chosen] for name, value in draws.items()}
     return with_deterministic(model, corrected, _traces(model, guide, args, kwargs)[0], args, kwargs)
@@ -339,7 +340,7 @@ def _look_outside(check, model, guide, args, kwargs):
     """The judgement with what a search for modes says of it, unless the density is random."""
     like = guide.get_posterior(*args, **kwargs).sample()
     target = Target(guide, args, kwargs, like, model)
-    rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+    rng = numpy_rng()
     modes = search_modes(target, len(like), rng)
     if modes is None:
         return check

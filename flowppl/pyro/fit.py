@@ -475,8 +475,7 @@ def fit(
     params = trainer.parameters()
     if modes is not None:
         check = look_outside(history.check, modes, trainer.num_parts, trainer.log_prob, trainer.target)
-        checks = tuple(dataclasses.replace(each, search=check.search) for each in history.checks)
-        history = dataclasses.replace(history, check=check, checks=checks)
+        history = history.told(check)
     return Fit(guide, params, history, model, (args, kwargs))
 
 

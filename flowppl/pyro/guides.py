@@ -7,7 +7,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -51,7 +50,7 @@ from flowppl.pyro.enumeration import is_summed_out
 from flowppl.pyro.flow import Flow, FlowDistribution, standard_normal
 from flowppl.pyro.mixture import FlowMixture, MixtureOfFlows
 from flowppl.pyro.target import Target
-from flowppl.pyro.transforms import FlowTransform
+from flowppl.pyro.transforms import FlowTransform, numpy_rng
 from flowppl.serialization import absent_model
 
 
@@ -212,7 +211,8 @@ class AutoFlow(AutoContinuous):
             start_loc, scale = loc, torch.full_like(loc, self.init_scale or 0.1)
             weights.assign(start_at(bijection, weights.tree(), start_loc, scale, fixed=False))
             return flow
-        self._modes = single(start) if self.num_modes == 1 else self._find_modes(start, loc, args, kwargs)
+        target = Target(self, args, kwargs, loc)
+        self._modes = single(start) if self.num_modes == 1 else find_modes(target, start, numpy_rng())
         return self._flow_at(self._modes.at_most(self.num_modes), flow)
 
     def _flow_at(self, modes: Modes, flow: Flow) -> Flow | MixtureOfFlows:
@@ -234,12 +234,9 @@ class AutoFlow(AutoContinuous):
         """
         if self._modes is not None and is_new:
             start = self._modes.gaussians[0]
-            return self._modes if self._modes.num_searches else find_modes(target, start, _numpy_rng())
+            return self._modes if self._modes.num_searches else find_modes(target, start, numpy_rng())
         is_at_point = choose_init(self.init, self.latent_dim, self.init_scale) == "point"
-        return None if is_at_point else search_modes(target, self.latent_dim, _numpy_rng())
-
-    def _find_modes(self, start, loc, args, kwargs) -> Modes:
-        return find_modes(Target(self, args, kwargs, loc), start, _numpy_rng())
+        return None if is_at_point else search_modes(target, self.latent_dim, numpy_rng())
 
     def _search(self, loc, args, kwargs) -> Gaussian | None:
         """The best Gaussian of a search from several points; ``None`` if the guide starts at a point."""
@@ -248,7 +245,7 @@ class AutoFlow(AutoContinuous):
         if init == "point" or (self.init == "auto" and target.is_random()):
             return None
         points = [loc.cpu().double().numpy()] if self._has_init_loc else []
-        start = search_start(init, target, self.latent_dim, points, _numpy_rng())
+        start = search_start(init, target, self.latent_dim, points, numpy_rng())
         if start is None:
             raise no_start(target.observed_sites())
         return start
@@ -464,11 +461,6 @@ class AutoFlow(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model = self._model
         return new
-
-
-def _numpy_rng() -> np.random.Generator:
-    """NumPy's random numbers, as ``pyro.set_rng_seed`` determines."""
-    return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
 
 def unconstrained_zeros(site) -> torch.Tensor:

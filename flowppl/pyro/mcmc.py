@@ -21,7 +21,7 @@ from flowppl.pyro.inference_data import make_groups
 from flowppl.pyro.predictive import with_deterministic
 from flowppl.pyro.steps import record
 from flowppl.pyro.target import Target
-from flowppl.pyro.transforms import FlowTransform
+from flowppl.pyro.transforms import FlowTransform, numpy_rng
 
 if TYPE_CHECKING:
     from flowppl.pyro.fit import Fit
@@ -140,7 +140,7 @@ def run_chains(
     diagnostics.check_whole(model_plates(model, fit.guide, args, kwargs))
     kind: Any = _InSpace if isinstance(fit.guide, AutoFlow) else _OfSites
     walker = kind(model, fit.guide, args, kwargs, chunk_size)
-    rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+    rng = numpy_rng()
     found = walk(walker, num_samples, num_chains, num_warmup, num_proposals, nuts, rng, progress)
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in found.points.items()}
     latents = walker.sites(flat)

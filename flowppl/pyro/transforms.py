@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from pyro.distributions import ConditionalTransform, TransformModule
 from torch.distributions import constraints
@@ -28,6 +29,11 @@ class _Draws:
 
     def uniform(self, shape):
         return torch.rand(shape)
+
+
+def numpy_rng() -> np.random.Generator:
+    """NumPy's random numbers, as ``pyro.set_rng_seed`` determines."""
+    return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
 
 class Weights(torch.nn.Module):
