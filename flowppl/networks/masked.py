@@ -1,177 +1,18 @@
-r"""The networks of coupling and autoregressive layers, and the protocol that any other network can follow.
-
-A *conditioner network* is a hashable object with ``parameters()`` and ``constants()``, as a bijection has, and
-``__call__(params, x, context) -> output``. Its output layer starts at zero, so that the layer it serves starts
-at the identity.
-"""
+"""The masked perceptron, whose outputs for a coordinate depend on the coordinates before it only."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-import numbers
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import numpy as np
 
-from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.declare import Constant, Parameter, Uniform
-
-ACTIVATIONS = ("elu", "relu", "silu", "softplus", "tanh")
-
-
-class Network(Protocol):
-    """What a layer needs of its network; see the text at the head of this module."""
-
-    def parameters(self) -> Tree: ...
-    def constants(self) -> Tree: ...
-    def __call__(self, params: Tree, x: Array, context: Array | None) -> Array: ...
-
-
-def as_dims(owner: str, hidden_dims) -> tuple[int, ...]:
-    """``hidden_dims`` as a tuple: an int means one hidden layer."""
-    if isinstance(hidden_dims, str) or not isinstance(hidden_dims, numbers.Integral | Iterable):
-        raise TypeError(
-            f"{owner}: hidden_dims must be a tuple of widths, such as (64, 64), or one, got {hidden_dims!r}"
-        )
-    dims = (hidden_dims,) if isinstance(hidden_dims, numbers.Integral) else tuple(hidden_dims)
-    for width in dims:
-        check_sizes(owner, hidden_dims=width)
-    return dims
-
-
-def check_network(owner: str, network: Any) -> None:
-    """Raise TypeError unless ``network`` follows the protocol."""
-    follows = callable(network) and all(hasattr(network, name) for name in ("parameters", "constants"))
-    if isinstance(network, type) or not follows:
-        what = f"the class {network.__name__}" if isinstance(network, type) else repr(network)[:80]
-        raise TypeError(
-            f"{owner}: network must have parameters() and constants() and be callable, as flowppl.MLP(2, 4) is, or be "
-            f"None for a perceptron with hidden_dims, got {what}"
-        )
-
-
-def check_activation(owner: str, activation: str) -> None:
-    """Raise ValueError unless the activation is a known one."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{owner}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-
-
-def dense_parameters(sizes: tuple[int, ...], context_dim: int, residual: bool = False) -> Tree:
-    """Layers of the given sizes; the context enters the first; the last, and the last of each block, start at zero."""
-    layers: Tree = {}
-    for i, (fan_in, width) in enumerate(itertools.pairwise(sizes)):
-        ends = i == len(sizes) - 2 or (residual and _closes_block(i))
-        total = fan_in + (context_dim if i == 0 else 0)
-        draw = Constant(0.0) if ends else Uniform((3 / max(total, 1)) ** 0.5)  # keeps the variance of its input
-        layers[str(i)] = {"weight": Parameter((fan_in, width), draw), "bias": Parameter((width,))}
-        if i == 0 and context_dim:
-            layers[str(i)]["context_weight"] = Parameter((context_dim, width), draw)
-    return layers
-
-
-def _closes_block(i: int) -> bool:
-    """Whether dense layer i is the second of a residual block: layer 0 comes first, then two layers for each block."""
-    return i > 0 and i % 2 == 0
-
-
-def dense_layers(params: Tree, context: Array | None) -> tuple[list[Array], list[Array]]:
-    """The weights of dense layers, masked where a layer has a ``mask``, and what is added: bias and context."""
-    weights, sums = [], []
-    for i in range(len(params)):
-        layer = params[str(i)]
-        weight, bias = layer["weight"], layer["bias"]
-        xp = namespace(weight)
-        if "mask" in layer:
-            weight = xp.where(layer["mask"], weight, xp.zeros_like(weight))
-        if "context_weight" in layer:
-            bias = xp.linear(context, layer["context_weight"], bias)
-        weights.append(weight)
-        sums.append(bias)
-    return weights, sums
-
-
-def hidden_units(first, weights, sums, activation: str, residual: bool, product) -> list[Array]:
-    """All hidden layers, given the first before its activation, and of the others the weights and what is added.
-
-    ``product(x, weight, added)`` is what a layer does.
-    """
-    activate = getattr(namespace(first), activation)
-    before = skipped = first
-    hidden = [activate(before)]
-    for i, (weight, added) in enumerate(zip(weights, sums, strict=True), start=1):
-        before = product(hidden[-1], weight, added)
-        if residual and _closes_block(i):
-            before = skipped = before + skipped
-        hidden.append(activate(before))
-    return hidden
-
-
-def dense(params: Tree, x: Array, context: Array | None, activation: str, residual: bool = False) -> Array:
-    """Apply dense layers, masked where a layer has a ``mask``."""
-    xp = namespace(x)
-    weights, sums = dense_layers(params, context)
-    output = xp.linear(x, weights[0], sums[0])
-    if len(weights) == 1:
-        return output
-    hidden = hidden_units(output, weights[1:-1], sums[1:-1], activation, residual, xp.linear)
-    return xp.linear(hidden[-1], weights[-1], sums[-1])
-
-
-def split_raw(output: Array, num_raw: int) -> Array:
-    """The output of a network, ``(..., num_raw * n)``, as raw numbers for n univariate maps: ``(num_raw, ..., n)``."""
-    xp = namespace(output)
-    blocks = xp.reshape(output, (*output.shape[:-1], num_raw, output.shape[-1] // num_raw))
-    raw = xp.moveaxis(blocks, -2, 0)
-    # In one piece of memory: splines are then much faster.
-    return xp.reshape(xp.reshape(raw, (num_raw, math.prod(raw.shape[1:]))), raw.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class MLP:
-    r"""A multi-layer perceptron: :math:`h_{i+1} = \sigma(h_i) W_i + b_i`, with the context added to the first product.
-
-    Args:
-        in_dim: the size of the input; may be 0 (the output then depends on the context only).
-        out_dim: the size of the output.
-        hidden_dims: the widths of the hidden layers; an int means one layer; ``()`` means a linear map.
-        context_dim: the size of the context, 0 for none.
-        activation: one of elu, relu, silu, softplus, tanh. Smooth ones give smooth densities.
-
-    Raises:
-        ValueError: for a size that is not a positive integer or an unknown activation.
-
-    Example:
-        >>> import flowppl as fp
-        >>> fp.MLP(2, 3, hidden_dims=8).parameters()["0"]["weight"].shape
-        (2, 8)
-    """
-
-    in_dim: int
-    out_dim: int
-    hidden_dims: tuple[int, ...] = (64, 64)
-    context_dim: int = 0
-    activation: str = "silu"
-
-    def __post_init__(self):
-        assign(self, hidden_dims=as_dims("MLP", self.hidden_dims))
-        check_sizes("MLP", out_dim=self.out_dim)
-        check_sizes("MLP", at_least=0, in_dim=self.in_dim, context_dim=self.context_dim)
-        check_activation("MLP", self.activation)
-
-    def parameters(self) -> Tree:
-        return dense_parameters((self.in_dim, *self.hidden_dims, self.out_dim), self.context_dim)
-
-    def constants(self) -> Tree:
-        return {}
-
-    def __call__(self, params, x, context=None):
-        return dense(params, x, context, self.activation)
+from flowppl.networks.dense import dense, dense_parameters
+from flowppl.networks.protocol import as_dims, check_activation
 
 
 def read_dependencies(owner: str, dim: int, order, adjacency) -> tuple[np.ndarray, np.ndarray]:
