@@ -10,6 +10,8 @@ What is added to the standard:
 ``softplus sigmoid silu elu relu``     activations, stable in both tails and exact in float64
 ``linear(x, weight, bias)``            ``x @ weight + bias``; ``weight`` may carry batch dimensions
 ``matmul_add(x, weight, added)``       ``weight @ x + added``, the same with events as columns
+``conv2d(x, weight, bias, ...)``       what convolutional networks call so, of images ``(..., C, H, W)``: see below
+``conv1d(x, weight, bias, ...)``       the same, of sequences ``(..., C, L)``
 ``softmax(x)``, ``log_softmax(x)``     over the first axis
 ``logsumexp(x)``                       over the first axis
 ``pick(table, index)``                 ``table[index]``, entry by entry, in the first axis of ``table``
@@ -24,9 +26,16 @@ What is added to the standard:
 ``collect(n, body, carry, *items)``     ``carry, outs = body(i, carry, *item)``; the last carry and each out, stacked
 ``segment(x, bounds, i, axis)``        ``x`` from ``bounds[i]`` to ``bounds[i + 1]``; JAX adds zeros up to the longest
 =====================================  ==================================================================
+
+``conv2d(x, weight, bias, padding=((0, 0), (0, 0)), dilation=(1, 1))`` gives ``(..., O, H', W')``, each entry
+``bias[o]`` plus the sum over c, i, j of ``weight[o, c, i, j] * x[..., c, h + i * dilation[0], w + j * dilation[1]]``,
+once there are zeros around ``x``: ``padding`` says how many rows above and below, and columns left and right. The
+shapes are ``(..., C, H, W)`` of ``x``, ``(..., O, C, kH, kW)`` of ``weight`` and ``(..., O)`` of ``bias``; leading axes
+of all three broadcast. ``conv1d`` takes ``padding=(0, 0)`` and ``dilation=1``.
 """
 
 import functools
+import math
 import sys
 import types
 from typing import Any
@@ -97,6 +106,18 @@ def _shared(xp):
         num = len(next(leaf for _, leaf in leaves(trees[0])))
         return xp.stack([function(*(map_tree(lambda leaf, i=i: leaf[i], tree) for tree in trees)) for i in range(num)])
 
+    def conv2d(x, weight, bias, padding=((0, 0), (0, 0)), dilation=(1, 1)):
+        for axis, sizes in zip((-2, -1), padding, strict=True):
+            x = _with_zeros(xp, x, axis, sizes) if any(sizes) else x
+        (down, right), kernel = dilation, weight.shape[-2:]
+        height, width = (x.shape[i] - dilation[i] * (kernel[i] - 1) for i in (-2, -1))
+        total = bias[..., None]
+        for i, j in np.ndindex(*kernel):
+            part = x[..., i * down : i * down + height, j * right : j * right + width]
+            part = xp.reshape(part, (*part.shape[:-2], height * width))
+            total = total + xp.matmul(weight[..., i, j], part)
+        return xp.reshape(total, (*total.shape[:-1], height, width))
+
     def split(x, sizes):
         ends = np.cumsum(sizes).tolist()
         return [x[end - size : end, ...] for size, end in zip(sizes, ends, strict=True)]
@@ -120,6 +141,8 @@ def _shared(xp):
     return {
         "linear": linear,
         "matmul_add": lambda x, weight, added: xp.matmul(weight, x) + added,
+        "conv2d": conv2d,
+        "conv1d": _conv1d(conv2d),
         "fori_loop": fori_loop,
         "vmap": vmap,
         "split": split,
@@ -127,6 +150,24 @@ def _shared(xp):
         "collect": collect,
         "segment": segment,
     }
+
+
+def _with_zeros(xp, x, axis, sizes):
+    """``x`` with so many zeros before and behind it along an axis."""
+    before, behind = (
+        xp.zeros((*x.shape[:axis], n, *x.shape[axis:][1:]), dtype=x.dtype, device=x.device) for n in sizes
+    )
+    return xp.concat([before, x, behind], axis=axis)
+
+
+def _conv1d(conv2d):
+    """``conv1d`` through ``conv2d`` of images one pixel high."""
+
+    def conv1d(x, weight, bias, padding=(0, 0), dilation=1):
+        y = conv2d(x[..., None, :], weight[..., None, :], bias, ((0, 0), padding), (1, dilation))
+        return y[..., 0, :]
+
+    return conv1d
 
 
 def _same_batch(xp, table, index):
@@ -190,6 +231,19 @@ def _torch_namespace():
             return torch.addmm(added, weight, x)
         return torch.matmul(weight, x) + added
 
+    def conv2d(x, weight, bias, padding=((0, 0), (0, 0)), dilation=(1, 1)):
+        (top, bottom), (left, right) = padding
+        is_even = (top, left) == (bottom, right)
+        if weight.ndim > 4 or not is_even:
+            x = F.pad(x, (left, right, top, bottom))
+        if weight.ndim > 4:
+            return shared["conv2d"](x, weight, bias, dilation=dilation)
+        images = x if x.ndim == 4 else x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
+        within = bias if bias.ndim == 1 else None
+        y = F.conv2d(images, weight, within, padding=(top, left) if is_even else 0, dilation=dilation)
+        y = y if x.ndim == 4 else y.reshape(*x.shape[:-3], *y.shape[1:])
+        return y if bias.ndim == 1 else y + bias[..., None, None]
+
     def pick(table, index):
         if table.shape[1:] == index.shape:
             return table.gather(0, index[None])[0]
@@ -222,9 +276,10 @@ def _torch_namespace():
 
         return values if torch.is_grad_enabled() else tuple(value.detach() for value in values), pull
 
+    convolutions = {"conv2d": conv2d, "conv1d": _conv1d(conv2d)}
     return _extended(
         xp,
-        **(shared | {"linear": linear, "matmul_add": matmul_add, "split": split, "vmap": vmap}),
+        **(shared | convolutions | {"linear": linear, "matmul_add": matmul_add, "split": split, "vmap": vmap}),
         # At its default threshold torch's softplus becomes the identity and loses 1e-9 in float64.
         softplus=lambda x: F.softplus(x, threshold=40.0),
         sigmoid=torch.sigmoid,
@@ -245,6 +300,8 @@ def _jax_namespace():
     import jax
     import jax.numpy as xp
 
+    shared = _shared(xp)
+
     def solve_unit_triangular(matrix, x, upper=False):
         solve = functools.partial(jax.scipy.linalg.solve_triangular, lower=not upper, unit_diagonal=True)
         if matrix.ndim == 2:
@@ -252,6 +309,14 @@ def _jax_namespace():
         batch = xp.broadcast_shapes(matrix.shape[:-2], x.shape[:-1])
         matrix = xp.broadcast_to(matrix, batch + matrix.shape[-2:])
         return solve(matrix, xp.broadcast_to(x, batch + x.shape[-1:])[..., None])[..., 0]
+
+    def conv2d(x, weight, bias, padding=((0, 0), (0, 0)), dilation=(1, 1)):
+        if weight.ndim > 4:  # the derivative of a convolution in groups takes a hundred times as long on a CPU
+            x = xp.pad(x, (*((0, 0),) * (x.ndim - 2), *padding))
+            return shared["conv2d"](x, weight, bias, dilation=dilation)
+        images = x.reshape((math.prod(x.shape[:-3]), *x.shape[-3:]))
+        y = jax.lax.conv_general_dilated(images, weight, (1, 1), padding, rhs_dilation=dilation)
+        return y.reshape((*x.shape[:-3], *y.shape[1:])) + bias[..., None, None]
 
     def pick(table, index):
         # XLA fuses both with what comes before and after, which it does not do with a gather. The chain takes a tenth
@@ -293,9 +358,10 @@ def _jax_namespace():
         inside = (place >= xp.asarray(bounds)[i]) & (place < xp.asarray(bounds)[i + 1])
         return xp.where(inside, window, xp.zeros_like(window))
 
+    loops = {"fori_loop": fori_loop, "vmap": vmap, "scan": scan, "collect": collect}
     return _extended(
         xp,
-        **(_shared(xp) | {"fori_loop": fori_loop, "vmap": vmap, "scan": scan, "collect": collect, "segment": segment}),
+        **(shared | loops | {"conv2d": conv2d, "conv1d": _conv1d(conv2d), "segment": segment}),
         softplus=jax.nn.softplus,
         sigmoid=jax.nn.sigmoid,
         silu=jax.nn.silu,
