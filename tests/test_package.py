@@ -74,7 +74,7 @@ FLOORS = (
     {"declare"},
     {"networks", "univariate"},
     {"bijections"},
-    {"recipes"},
+    {"recipes", "discrete"},
     {"inference"},
     {"serialization", "plotting"},
     {"autoencoders"},

@@ -10,6 +10,7 @@ from flowppl.autoencoders.training import VAEFit
 from flowppl.numpyro.calibration import sbc
 from flowppl.numpyro.density import DensityFit, fit_density
 from flowppl.numpyro.diagnostics import diagnose, log_weights, resample
+from flowppl.numpyro.discrete import DiscretizedLogisticMixture
 from flowppl.numpyro.fit import Fit, fit
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
@@ -60,6 +61,7 @@ __all__ = [
     "Chains",
     "Coupling",
     "DensityFit",
+    "DiscretizedLogisticMixture",
     "Elementwise",
     "ElementwiseAffine",
     "Evaluation",
