@@ -21,7 +21,7 @@ from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.declare import Constant, Normal, Parameter, Uniform
-from flowppl.networks import MADE, MLP
+from flowppl.networks import MADE, MLP, ConvNet
 from flowppl.progress import set_progress
 from flowppl.recipes import (
     available_flows,
@@ -63,6 +63,7 @@ __all__ = [
     "CircularSpline",
     "Conditional",
     "Constant",
+    "ConvNet",
     "Coupling",
     "Damped",
     "Elementwise",

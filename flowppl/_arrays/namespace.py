@@ -10,9 +10,9 @@ What is added to the standard:
 ``softplus sigmoid silu elu relu``     activations, stable in both tails and exact in float64
 ``linear(x, weight, bias)``            ``x @ weight + bias``; ``weight`` may carry batch dimensions
 ``matmul_add(x, weight, added)``       ``weight @ x + added``, the same with events as columns
-``conv2d(x, weight, bias, ...)``       what convolutional networks call so, of images ``(..., C, H, W)``: see below
+``conv2d(x, weight, bias, ...)``       a convolution of images ``(..., C, H, W)``, as networks have it: see below
 ``conv1d(x, weight, bias, ...)``       the same, of sequences ``(..., C, L)``
-``softmax(x)``, ``log_softmax(x)``     over the first axis
+``softmax(x)``, ``log_softmax(x)``     over the first axis, the former over another ``axis`` where that is given
 ``logsumexp(x)``                       over the first axis
 ``pick(table, index)``                 ``table[index]``, entry by entry, in the first axis of ``table``
 ``split(x, sizes)``                    ``x`` cut into parts of these sizes along the first axis
@@ -185,6 +185,10 @@ def _standard_namespace(xp):
     def sigmoid(x):
         return xp.exp(-softplus(-x))
 
+    def softmax(x, axis=0):
+        shares = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
+        return shares / xp.sum(shares, axis=axis, keepdims=True)
+
     def logsumexp(x):
         largest = xp.max(x, axis=0)
         return largest + xp.log(xp.sum(xp.exp(x - largest), axis=0))
@@ -201,7 +205,7 @@ def _standard_namespace(xp):
         silu=lambda x: x * sigmoid(x),
         elu=lambda x: xp.where(x > 0, x, xp.expm1(xp.minimum(x, xp.zeros_like(x)))),
         relu=lambda x: xp.maximum(x, xp.zeros_like(x)),
-        softmax=lambda x: xp.exp(x - logsumexp(x)),
+        softmax=softmax,
         log_softmax=lambda x: x - logsumexp(x),
         logsumexp=logsumexp,
         pick=lambda table, index: xp.take_along_axis(*_same_batch(xp, table, index[None, ...]), axis=0)[0, ...],
@@ -286,7 +290,7 @@ def _torch_namespace():
         silu=F.silu,
         elu=F.elu,
         relu=F.relu,
-        softmax=lambda x: torch.softmax(x, dim=0),
+        softmax=lambda x, axis=0: torch.softmax(x, dim=axis),
         log_softmax=lambda x: torch.log_softmax(x, dim=0),
         logsumexp=lambda x: torch.logsumexp(x, dim=0),
         pick=pick,
@@ -367,7 +371,7 @@ def _jax_namespace():
         silu=jax.nn.silu,
         elu=jax.nn.elu,
         relu=jax.nn.relu,
-        softmax=lambda x: jax.nn.softmax(x, axis=0),
+        softmax=lambda x, axis=0: jax.nn.softmax(x, axis=axis),
         log_softmax=lambda x: jax.nn.log_softmax(x, axis=0),
         logsumexp=lambda x: jax.nn.logsumexp(x, axis=0),
         pick=pick,

@@ -5,6 +5,7 @@ A *conditioner network* is a hashable object with ``parameters()`` and ``constan
 at the identity.
 """
 
+from flowppl.networks.convolution import ConvNet
 from flowppl.networks.dense import MLP, dense, dense_layers, dense_parameters, hidden_units
 from flowppl.networks.masked import MADE, read_dependencies
 from flowppl.networks.protocol import ACTIVATIONS, Network, as_dims, check_activation, check_network, split_raw
@@ -13,6 +14,7 @@ __all__ = [
     "ACTIVATIONS",
     "MADE",
     "MLP",
+    "ConvNet",
     "Network",
     "as_dims",
     "check_activation",

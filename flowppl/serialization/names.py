@@ -18,7 +18,7 @@ from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
-from flowppl.networks import MADE, MLP
+from flowppl.networks import MADE, MLP, ConvNet
 from flowppl.univariate.base import Affine, Scale, Shift
 from flowppl.univariate.mixture import LogisticMixture
 from flowppl.univariate.splines import CircularSpline, RationalQuadraticSpline
@@ -38,6 +38,7 @@ CLASSES: dict[str, type] = {
         Chain,
         CircularSpline,
         Conditional,
+        ConvNet,
         Coupling,
         Damped,
         Elementwise,
