@@ -15,6 +15,8 @@ from flowppl.bijections.contract import Bijection, initialize, num_parameters
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
 from flowppl.bijections.frozen import Damped, Frozen
+from flowppl.bijections.image.pixelwise import Pixelwise
+from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
 from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
@@ -78,14 +80,17 @@ __all__ = [
     "OrthogonalSylvester",
     "Parameter",
     "Permute",
+    "Pixelwise",
     "Planar",
     "Radial",
     "RationalQuadraticSpline",
     "Repeat",
+    "Reshape",
     "Scale",
     "Shift",
     "Sigmoid",
     "Softplus",
+    "Squeeze",
     "Subspace",
     "Tanh",
     "TriangularAffine",

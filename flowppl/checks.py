@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -15,6 +15,27 @@ def check_sizes(owner: str, *, at_least: int = 1, **sizes: int) -> None:
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
             raise ValueError(f"{owner}: {name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def as_shape(owner: str, **shape: Sequence[int]) -> tuple[int, ...]:
+    """The one ``shape`` as a tuple; raise unless it has positive integers, and at least one."""
+    ((name, value),) = shape.items()
+    if isinstance(value, str) or not isinstance(value, Iterable) or not tuple(value):
+        raise ValueError(f"{owner}: {name} must be a tuple of sizes, such as (3, 32, 32), got {value!r}")
+    for size in value:
+        check_sizes(owner, **{f"each size in {name}": size})
+    return tuple(int(size) for size in value)
+
+
+def as_image_shape(owner: str, shape: Sequence[int]) -> tuple[int, int, int]:
+    """``shape`` as a tuple; raise ValueError unless it is (channels, height, width)."""
+    sizes = shape if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    if len(sizes) != 3:
+        raise ValueError(
+            f"{owner}: shape must be (channels, height, width), such as (1, 28, 28) or (3, 32, 32), got {shape!r}"
+        )
+    channels, height, width = as_shape(owner, shape=sizes)
+    return channels, height, width
 
 
 def check_positive(owner: str, **values: float) -> None:

@@ -79,6 +79,13 @@ BIJECTIONS = {
     "damped-repeat": fp.Damped(fp.Repeat(fp.Coupling(3, hidden_dims=4), 2), factor=0.5),
     "repeat-scan": fp.Repeat(fp.Autoregressive(3, hidden_dims=4, context_dim=2), 3, scan=True),
     "repeat-conditional": fp.Conditional(fp.Repeat(fp.ElementwiseAffine(3), 2), context_dim=2),
+    "squeeze": fp.Squeeze((1, 2, 4)),
+    "reshape": fp.Reshape((4,), (1, 2, 2)),
+    "elementwise-image": fp.Elementwise((2, 1, 2), fp.RationalQuadraticSpline(3)),
+    "pixelwise-lu": fp.Pixelwise((3, 2, 1), fp.LU(3, permutation=(2, 0, 1))),
+    "pixelwise-act-norm": fp.Pixelwise((2, 2, 1), fp.ActNorm(2)),
+    "pixelwise-coupling": fp.Pixelwise((2, 1, 2), fp.Coupling(2, hidden_dims=4, context_dim=2)),
+    "pixelwise-conditional": fp.Conditional(fp.Pixelwise((2, 1, 2), fp.QR(2)), context_dim=2),
 }
 
 # Maps onto an interval: they cannot start at the identity.

@@ -34,6 +34,15 @@ def call(direction, bijection, params, event, context=None, namespace="numpy"):
     return numpy(event), numpy(log_det)
 
 
+def start_shape(bijection, direction):
+    """The shape of one event on the side that a direction starts from."""
+    return bijection.x_shape if direction == "forward" else bijection.y_shape
+
+
+def end_shape(bijection, direction):
+    return bijection.y_shape if direction == "forward" else bijection.x_shape
+
+
 def inside(bijection, direction, event):
     """A real event brought into the support of the side that a direction starts from."""
     low, high = bijection.x_support if direction == "forward" else bijection.y_support
@@ -70,9 +79,8 @@ def test_all_libraries_give_the_same_numbers(name, namespace, rng):
     bijection = ALL[name]
     params = draw(bijection, rng, 0.3 if name in RECIPES else 1.0)  # deep stacks amplify the rounding of each layer
     context = context_for(bijection, rng, (4,))
-    event = rng.normal(size=(4, *bijection.x_shape))
     for direction in ("forward", "inverse"):
-        event = inside(bijection, direction, event)
+        event = inside(bijection, direction, rng.normal(size=(4, *start_shape(bijection, direction))))
         expected = call(direction, bijection, params, event, context)
         with jax.numpy_dtype_promotion("strict"):
             found = call(direction, bijection, params, event, context, namespace)
@@ -94,9 +102,9 @@ def test_log_det_is_that_of_the_autodiff_jacobian(name, namespace, rng):
             jacobian = jax.jit(jax.jacfwd(function, argnums=1, has_aux=True))
         for scale in (1.0, 3.0):
             params = merged(bijection, draw(bijection, rng, scale), namespace)
-            event = inside(bijection, direction, rng.normal(size=bijection.x_shape))
+            event = inside(bijection, direction, rng.normal(size=start_shape(bijection, direction)))
             matrix, found = jacobian(params, to(namespace, event), to(namespace, context_for(bijection, rng)))
-            matrix = numpy(matrix)
+            matrix = numpy(matrix).reshape(event.size, event.size)
             rounding = 1e-14 * np.linalg.cond(matrix)  # of the oracle
             np.testing.assert_allclose(numpy(found), np.linalg.slogdet(matrix)[1], rtol=1e-9, atol=1e-9 + rounding)
 
@@ -175,9 +183,8 @@ def test_every_weight_gets_a_gradient(name, rng):
         params = _tree.map_tree(lambda a: torch.tensor(a, requires_grad=True), draw(bijection, rng))
         tree = _tree.merge(params, _tree.map_tree(torch.as_tensor, constants))
         context = to("torch", context_for(bijection, rng, (50,)))
-        event, log_det = getattr(bijection, direction)(
-            tree, to("torch", rng.normal(size=(50, *bijection.x_shape))), context
-        )
+        start = inside(bijection, direction, rng.normal(size=(50, *start_shape(bijection, direction))))
+        event, log_det = getattr(bijection, direction)(tree, to("torch", start), context)
         ((event**3).sum() + (log_det**2).sum()).backward()
         masks = dict(_tree.leaves(constants))
         for path, _ in _tree.leaves(declared):
@@ -198,7 +205,7 @@ def test_starts_at_the_identity(name, rng):
     params = fp.initialize(bijection, NumpyDraws(rng))
     x = rng.normal(size=(3, *bijection.x_shape))
     y, log_det = call("forward", bijection, params, x, context_for(bijection, rng, (3,)))
-    np.testing.assert_allclose(np.sort(y), np.sort(x), atol=1e-12)
+    np.testing.assert_allclose(np.sort(y.reshape(3, -1)), np.sort(x.reshape(3, -1)), atol=1e-12)
     np.testing.assert_allclose(log_det, 0, atol=1e-12)
 
 
@@ -227,10 +234,10 @@ BATCHES = itertools.product(("torch", "jax", "strict"), [(3,), (2, 1, 3), ()])
 def test_batch_axes_are_independent(name, case, rng):
     bijection, (namespace, batch) = BIJECTIONS[name], case
     params, context = draw(bijection, rng), context_for(bijection, rng, batch)
-    event = rng.normal(size=(*batch, *bijection.x_shape))
     for direction in ("forward", "inverse"):
+        event = rng.normal(size=(*batch, *start_shape(bijection, direction)))
         found, log_det = call(direction, bijection, params, event, context, namespace)
-        assert found.shape == event.shape
+        assert found.shape == (*batch, *end_shape(bijection, direction))
         assert log_det.shape == batch
         for index in np.ndindex(*batch):
             one = call(direction, bijection, params, event[index], None if context is None else context[index])
@@ -248,10 +255,10 @@ def test_context_broadcasts_against_events(name, namespace, rng):
     for event in (rng.normal(size=bijection.x_shape), rng.normal(size=(3, 1, *bijection.x_shape))):
         for direction in ("forward", "inverse"):
             found, log_det = call(direction, bijection, params, event, context, namespace)
-            batch = np.broadcast_shapes(event.shape[:-1], (4,))
+            batch = np.broadcast_shapes(event.shape[: event.ndim - len(bijection.x_shape)], (4,))
             assert found.shape == (*batch, *bijection.y_shape)
             assert log_det.shape == batch
-            wide = np.broadcast_to(event, found.shape)
+            wide = np.broadcast_to(event, (*batch, *bijection.x_shape))
             expected = call(direction, bijection, params, wide, np.broadcast_to(context, (*batch, context.shape[-1])))
             np.testing.assert_allclose(found, expected[0], rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(log_det, expected[1], rtol=1e-9, atol=1e-9)
@@ -265,8 +272,8 @@ def test_weights_may_carry_batch_axes(name, namespace, rng):
     bijection = BIJECTIONS[name]
     params = draw(bijection, rng, batch=(4,))
     context = context_for(bijection, rng, (4,))
-    event = rng.normal(size=(4, *bijection.x_shape))
     for direction in ("forward", "inverse"):
+        event = rng.normal(size=(4, *start_shape(bijection, direction)))
         found, log_det = call(direction, bijection, params, event, context, namespace)
         assert log_det.shape == (4,)
         for i in range(4):
@@ -336,9 +343,9 @@ def test_far_events_give_finite_values_and_gradients(name, namespace, rng):
     bijection = BIJECTIONS[name]
     tree = merged(bijection, draw(bijection, rng), namespace)
     context = to(namespace, context_for(bijection, rng))
-    far = to(namespace, 1e4 * np.where(rng.uniform(size=(8, *bijection.x_shape)) < 0.5, -1.0, 1.0))
     for direction in ("forward", "inverse"):
-        function = getattr(bijection, direction)
+        shape, function = start_shape(bijection, direction), getattr(bijection, direction)
+        far = to(namespace, 1e4 * np.where(rng.uniform(size=(8, *shape)) < 0.5, -1.0, 1.0))
 
         def total(event, function=function):
             image, log_det = function(tree, event, context)
@@ -379,8 +386,8 @@ def test_events_of_1e30_are_safe_in_single_precision(name, namespace, rng):
     tree = _tree.map_tree(lambda leaf: to(namespace, leaf), single(merged(bijection, draw(bijection, rng))))
     context = context_for(bijection, rng)
     context = None if context is None else to(namespace, context.astype(np.float32))
-    far = 1e30 * rng.normal(size=(8, *bijection.x_shape)).astype(np.float32)
     for direction in ("forward", "inverse"):
+        far = 1e30 * rng.normal(size=(8, *start_shape(bijection, direction))).astype(np.float32)
         for array in total_and_gradients(bijection, namespace, tree, to(namespace, far), context, direction):
             assert np.isfinite(array).all()
 
@@ -512,9 +519,9 @@ def test_maps_over_events_and_weights(name, rng):
     bijection = BIJECTIONS[name]
     params = draw(bijection, rng, batch=(3,))
     context = context_for(bijection, rng, (3,))
-    event = rng.normal(size=(3, *bijection.x_shape))
     constants = bijection.constants()
     for direction in ("forward", "inverse"):
+        event = rng.normal(size=(3, *start_shape(bijection, direction)))
         expected = call(direction, bijection, params, event, context)
         function = getattr(bijection, direction)
         mapped = jax.jit(jax.vmap(lambda p, e, c, f=function: f(_tree.merge(p, constants), e, c)))
@@ -557,10 +564,11 @@ def test_scores_are_pushed_as_the_jacobian_says(name, rng):
     jacobian = torch.func.jacrev(bijection.forward, argnums=1)
     for i in range(4):
         matrix, slope = jacobian(weights, to("torch", x[i]), to("torch", None if context is None else context[i]))
-        expected = np.linalg.solve(numpy(matrix).T, score[i] - numpy(slope))
-        rounding = 1e-14 * np.linalg.cond(numpy(matrix)) * np.abs(expected).max()  # of the oracle
+        matrix = numpy(matrix).reshape(score[i].size, score[i].size)
+        expected = np.linalg.solve(matrix.T, (score[i] - numpy(slope)).ravel())
+        rounding = 1e-14 * np.linalg.cond(matrix) * np.abs(expected).max()  # of the oracle
         for *_, found in results:
-            np.testing.assert_allclose(numpy(found)[i], expected, rtol=1e-9, atol=1e-9 + rounding)
+            np.testing.assert_allclose(numpy(found)[i].ravel(), expected, rtol=1e-9, atol=1e-9 + rounding)
     plain = call("forward", bijection, params, x, context)
     for result in results:
         for one, other in zip(result, plain, strict=False):

@@ -66,7 +66,13 @@ def test_every_argument_reaches_the_bijection(name):
         "bound": 2.0,
         "num_components": 3,
         "log_scale_bound": 2.0,
+        "start": "rotation",
+        "factor": 3,
+        "new_shape": (9, 12),
+        "bijection": fp.LU(2),
     }
+    if "shape" in inspect.signature(core).parameters:
+        odd["shape"] = (2, 6, 9)
     parameters = inspect.signature(core).parameters
     given = {key: odd[key] for key in parameters if key in odd}
     variants = [given]
@@ -128,7 +134,8 @@ def test_definition_and_documentation_stand_in_the_source(language, name):
     assert source.startswith(f"class {name}(" if name in LAYERS else f"def {name}(")
     doc = inspect.getdoc(thing)
     assert doc == ast.get_docstring(ast.parse(source).body[0])
-    assert re.search(r"x and\s+y have the shape\s+``\(\.\.\., (dim|D)\)``", doc)
+    shape = r"``\(\.\.\., [^`]+\)``"
+    assert re.search(rf"x and\s+y have the shape\s+{shape}|x has the shape\s+{shape},\s+y the shape\s+{shape}", doc)
     assert "``transform(x)``" in doc
     assert "Example:\n    >>> import" in doc
     assert f"flowppl.{language} import" in doc
@@ -143,7 +150,13 @@ def test_definition_and_documentation_stand_in_the_source(language, name):
 
 
 def example_arguments(name):
-    return {"Permute": [(1, 0)], "Elementwise": [2, fp.Scale()]}.get(name, [2])
+    return {
+        "Permute": [(1, 0)],
+        "Elementwise": [2, fp.Scale()],
+        "Squeeze": [(1, 2, 2)],
+        "Reshape": [(4,), (2, 2)],
+        "Pixelwise": [(2, 1, 1), fp.LU(2)],
+    }.get(name, [2])
 
 
 def prose(doc):

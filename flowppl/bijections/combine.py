@@ -10,6 +10,7 @@ from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import COSTS, REAL_LINE, Bijection, check_bijection, check_event
+from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import Permute
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.declare import Constant, Draws, Normal, Parameter, Uniform
@@ -41,7 +42,7 @@ class Chain(Bijection):
     """
 
     bijections: Sequence[Bijection]
-    _bounding: tuple[Bijection, ...] = derived()  # without permutations, which leave supports as they are
+    _bounding: tuple[Bijection, ...] = derived()  # without those that only move numbers, and leave supports as they are
 
     def __post_init__(self):
         if isinstance(self.bijections, Bijection):
@@ -58,7 +59,7 @@ class Chain(Bijection):
                     f"Chain: bijections[{i}] ({type(first).__name__}) gives events of shape {first.y_shape}, but "
                     f"bijections[{i + 1}] ({type(second).__name__}) takes events of shape {second.x_shape}"
                 )
-        bounding = [(i, part) for i, part in enumerate(self.bijections) if not isinstance(part, Permute)]
+        bounding = [(i, part) for i, part in enumerate(self.bijections) if not _only_moves(part)]
         for (i, first), (j, second) in itertools.pairwise(bounding):
             if first.y_support != second.x_support:
                 raise ValueError(
@@ -140,6 +141,11 @@ class Chain(Bijection):
             new[str(i)] = part.init_from(own, y, given)
             y, _ = part.inverse(_tree.replace(own, new[str(i)]), y, given)
         return _tree.select(self.parameters(), new)
+
+
+def _only_moves(part: Bijection) -> bool:
+    """Whether a bijection does no more than to put numbers in other places."""
+    return isinstance(part.bijection if isinstance(part, Invert) else part, (Permute, Squeeze, Reshape))
 
 
 class SameWeights(Bijection):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
-from flowppl.checks import check_sizes
+from flowppl.checks import as_shape, assign, check_sizes
 from flowppl.declare import Parameter
 from flowppl.univariate.base import Univariate, check_univariate
 
@@ -18,17 +19,17 @@ class Elementwise(Bijection):
     r"""A univariate map :math:`\tau` of each coordinate, with parameters of its own: :math:`y_i = \tau(x_i;\, r_i)`.
 
     Maps without parameters serve here too: as the last layer, ``Elementwise(dim, Bounded(0.0, 10.0))`` gives a flow its
-    support.
+    support. Events of any other shape, such as images, are mapped in the same way: ``Elementwise((3, 32, 32), ...)``.
 
     Args:
-        dim: the number of coordinates.
+        dim: the number of coordinates, or the shape of an event.
         univariate: the map: :class:`~flowppl.Affine`, :class:`~flowppl.Scale`,
             :class:`~flowppl.RationalQuadraticSpline`, :class:`~flowppl.LogisticMixture`, ...; or one without
             parameters: :class:`~flowppl.Sigmoid`, :class:`~flowppl.Softplus`, :class:`~flowppl.Tanh`,
             :class:`~flowppl.LeakyReLU`, :class:`~flowppl.Bounded`.
 
     Raises:
-        ValueError: if ``dim`` < 1.
+        ValueError: if ``dim`` < 1, or a size of the shape is.
         TypeError: if ``univariate`` is no univariate map.
 
     Example:
@@ -39,12 +40,19 @@ class Elementwise(Bijection):
         (array([0.6931, 3.0486]), (0.0, inf))
     """
 
-    dim: int
+    dim: int | Sequence[int]
     univariate: Univariate
 
     def __post_init__(self):
-        check_sizes("Elementwise", dim=self.dim)
+        if isinstance(self.dim, Sequence) and not isinstance(self.dim, str):
+            assign(self, dim=as_shape("Elementwise", dim=self.dim))
+        else:
+            check_sizes("Elementwise", dim=self.dim)  # type: ignore[arg-type]
         check_univariate("Elementwise", self.univariate)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return tuple(self.dim) if isinstance(self.dim, Sequence) else (self.dim,)
 
     @property
     def y_support(self) -> tuple[float, float]:
@@ -56,7 +64,7 @@ class Elementwise(Bijection):
 
     def parameters(self) -> Tree:
         num_raw = self.univariate.num_raw
-        return {"raw": Parameter((num_raw, self.dim))} if num_raw else {}
+        return {"raw": Parameter((num_raw, *self.x_shape))} if num_raw else {}
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
@@ -69,20 +77,25 @@ class Elementwise(Bijection):
     def push_score(self, params, x, score, context=None):
         check_event(self, x, self.x_shape, context)
         xp = namespace(x)
-        raw = xp.moveaxis(params["raw"], -2, 0) if "raw" in params else None
-        if raw is not None and raw.ndim > 2:  # batch axes of the weights
+        raw = self._raw(params)
+        if raw is not None and raw.ndim > 1 + len(self.x_shape):  # batch axes of the weights
             return super().push_score(params, x, score, context)
         (y, log_slope), pull = xp.vjp(lambda x: self.univariate.forward(raw, x), x)
         new = (xp.stop_gradient(score) - pull(xp.zeros_like(y), xp.ones_like(log_slope))[0]) * xp.exp(
             -xp.stop_gradient(log_slope)
         )
-        return y, xp.sum(log_slope + xp.zeros_like(y), axis=-1), new
+        return y, self._total(log_slope + xp.zeros_like(y)), new
+
+    def _raw(self, params):
+        """The parameters with the axis of each entry's own numbers in front."""
+        return namespace(params["raw"]).moveaxis(params["raw"], -1 - len(self.x_shape), 0) if "raw" in params else None
+
+    def _total(self, log_slope):
+        return namespace(log_slope).sum(log_slope, axis=tuple(range(-len(self.x_shape), 0)))
 
     def _map(self, univariate, params, event):
-        xp = namespace(event)
-        raw = xp.moveaxis(params["raw"], -2, 0) if "raw" in params else None
-        event, log_slope = univariate(raw, event)
-        return event, xp.sum(log_slope + xp.zeros_like(event), axis=-1)
+        event, log_slope = univariate(self._raw(params), event)
+        return event, self._total(log_slope + namespace(event).zeros_like(event))
 
 
 class _Fixed:

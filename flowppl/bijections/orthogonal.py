@@ -21,7 +21,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.bijections.linear import positive, triangle, triangle_position
 from flowppl.checks import check_sizes
-from flowppl.declare import Parameter
+from flowppl.declare import Normal, Parameter
 
 
 def unit_rows(vectors: Array) -> Array:
@@ -54,6 +54,15 @@ class InPairs:
         return xp.reshape(xp.concat([half, half], axis=1), (-1, columns))[:rows, :]
 
 
+STARTS: dict[str, InPairs | Normal] = {"identity": InPairs(), "rotation": Normal(1.0)}
+
+
+def check_start(owner: str, start: str) -> None:
+    """Raise ValueError unless ``start`` names a way of drawing the first reflections."""
+    if start not in STARTS:
+        raise ValueError(f"{owner}: start must be one of {', '.join(STARTS)}, got {start!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Householder(Bijection):
     r"""A product of Householder reflections: :math:`y = H_K \cdots H_1\, x`, :math:`H_k = I - 2 v_k v_k^\top /
@@ -62,14 +71,15 @@ class Householder(Bijection):
     An orthogonal map; its log determinant is 0. With K = D reflections it can be any rotation, if D is even, and any
     reflected one if D is odd. All reflections are applied at once, in O(KD) operations for each event also where every
     event has vectors of its own (:class:`~flowppl.Conditional`). An even number of reflections starts at the
-    identity, an odd number at a reflection.
+    identity, an odd number at a reflection; or, with ``start="rotation"``, at reflections drawn at random.
 
     Args:
         dim: the number D of coordinates.
         num_reflections: the number K of reflections.
+        start: ``"identity"``, or ``"rotation"`` for a random one, drawn with the other weights.
 
     Raises:
-        ValueError: if one of them is below 1.
+        ValueError: if one of the sizes is below 1, or the start is unknown.
 
     References:
         Tomczak, Welling: Improving Variational Auto-Encoders using Householder Flow, 2016, arXiv 1611.09630.
@@ -83,12 +93,14 @@ class Householder(Bijection):
 
     dim: int
     num_reflections: int = 2
+    start: str = "identity"
 
     def __post_init__(self):
         check_sizes("Householder", dim=self.dim, num_reflections=self.num_reflections)
+        check_start("Householder", self.start)
 
     def parameters(self) -> Tree:
-        return {"v": Parameter((self.num_reflections, self.dim), InPairs())}
+        return {"v": Parameter((self.num_reflections, self.dim), STARTS[self.start])}
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
@@ -108,15 +120,17 @@ class QR(Bijection):
 
     Q is a product of Householder reflections, U strictly upper triangular, and :math:`\sigma > 0` as in
     :class:`~flowppl.ElementwiseAffine`. The determinant is the product of :math:`\sigma`, or minus
-    it for an odd number of reflections.
+    it for an odd number of reflections. It starts at the identity or, as the invertible 1x1 convolution of Glow does,
+    at a random rotation.
 
     Args:
         dim: the number D of coordinates.
         num_reflections: the number of reflections; ``None`` is the largest even number up to D, and at
             least 2.
+        start: ``"identity"``, or ``"rotation"`` for a random one, drawn with the other weights.
 
     Raises:
-        ValueError: if one of them is below 1.
+        ValueError: if one of the sizes is below 1, or the start is unknown.
 
     References:
         Hoogeboom, van den Berg, Welling: Emerging Convolutions for Generative Normalizing Flows, 2019, arXiv
@@ -130,16 +144,18 @@ class QR(Bijection):
 
     dim: int
     num_reflections: int | None = None
+    start: str = "identity"
 
     def __post_init__(self):
         check_sizes("QR", dim=self.dim)
+        check_start("QR", self.start)
         if self.num_reflections is not None:
             check_sizes("QR", num_reflections=self.num_reflections)
 
     @property
     def _householder(self) -> Householder:
         num = max(self.dim - self.dim % 2, 2) if self.num_reflections is None else self.num_reflections
-        return Householder(self.dim, num)
+        return Householder(self.dim, num, self.start)
 
     def parameters(self) -> Tree:
         sizes = {"scale": self.dim, "upper": self.dim * (self.dim - 1) // 2}

@@ -14,6 +14,7 @@ from flowppl.numpyro.discrete import DiscretizedLogisticMixture
 from flowppl.numpyro.fit import Fit, fit
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
+from flowppl.numpyro.image_layers import Pixelwise, Reshape, Squeeze
 from flowppl.numpyro.layers import (
     Autoregressive,
     Coupling,
@@ -77,8 +78,11 @@ __all__ = [
     "OrthogonalSylvester",
     "PathELBO",
     "Permute",
+    "Pixelwise",
     "Planar",
     "Radial",
+    "Reshape",
+    "Squeeze",
     "TriangularAffine",
     "TriangularSylvester",
     "VAEFit",

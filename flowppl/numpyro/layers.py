@@ -504,7 +504,8 @@ class Elementwise(FlowTransform):
 
     The weights are ``raw``, of shape ``(univariate.num_raw, dim)``, with the columns :math:`r_i`, the numbers from
     which the map :math:`\tau` makes its parameters. At the start they are 0, and the transform the identity. Maps
-    without parameters serve here too: they give a flow its support, which is then the transform's ``codomain``.
+    without parameters serve here too: they give a flow its support, which is then the transform's ``codomain``. Events
+    of another shape, such as images, are mapped in the same way: ``dim`` may be their shape.
 
     x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
 
@@ -512,14 +513,14 @@ class Elementwise(FlowTransform):
     inverse is iterative.
 
     Args:
-        dim: the number D of coordinates.
+        dim: the number D of coordinates, or the shape of an event.
         univariate: the map: :class:`flowppl.Affine`, :class:`flowppl.Scale`, :class:`flowppl.RationalQuadraticSpline`,
             :class:`flowppl.LogisticMixture`, ...; or one without parameters: :class:`flowppl.Sigmoid`,
             :class:`flowppl.Softplus`, :class:`flowppl.Tanh`, :class:`flowppl.LeakyReLU`, :class:`flowppl.Bounded`.
         params: the weights, a nested dict of arrays; :meth:`init` draws them.
 
     Raises:
-        ValueError: if ``dim`` < 1.
+        ValueError: if ``dim`` < 1, or a size of the shape is.
         TypeError: if ``univariate`` is no univariate map.
         ValueError: if ``params`` lacks a weight or one has a wrong shape.
 
@@ -533,10 +534,10 @@ class Elementwise(FlowTransform):
         False
     """
 
-    def __init__(self, dim: int, univariate: Univariate, *, params: Tree) -> None:
+    def __init__(self, dim: int | Sequence[int], univariate: Univariate, *, params: Tree) -> None:
         super().__init__(elementwise.Elementwise(dim, univariate), params)
 
     @classmethod
-    def init(cls, key: jax.Array, dim: int, univariate: Univariate) -> Self:
+    def init(cls, key: jax.Array, dim: int | Sequence[int], univariate: Univariate) -> Self:
         """The transform with first weights drawn by ``key``; the other arguments are those of the class."""
         return cls._drawn(key, elementwise.Elementwise(dim, univariate))

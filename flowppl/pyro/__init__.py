@@ -13,6 +13,7 @@ from flowppl.pyro.discrete import DiscretizedLogisticMixture
 from flowppl.pyro.fit import Fit, fit
 from flowppl.pyro.flow import Flow, FlowDistribution
 from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.image_layers import Pixelwise, Reshape, Squeeze
 from flowppl.pyro.layers import (
     Autoregressive,
     Coupling,
@@ -76,8 +77,11 @@ __all__ = [
     "OrthogonalSylvester",
     "PathELBO",
     "Permute",
+    "Pixelwise",
     "Planar",
     "Radial",
+    "Reshape",
+    "Squeeze",
     "TriangularAffine",
     "TriangularSylvester",
     "VAEFit",

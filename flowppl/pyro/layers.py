@@ -413,7 +413,8 @@ class Elementwise(FlowTransform):
 
     The weights are ``raw``, of shape ``(univariate.num_raw, dim)``, with the columns :math:`r_i`, the numbers from
     which the map :math:`\tau` makes its parameters. At the start they are 0, and the transform the identity. Maps
-    without parameters serve here too: they give a flow its support, which is then the transform's ``codomain``.
+    without parameters serve here too: they give a flow its support, which is then the transform's ``codomain``. Events
+    of another shape, such as images, are mapped in the same way: ``dim`` may be their shape.
 
     x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
 
@@ -421,13 +422,13 @@ class Elementwise(FlowTransform):
     inverse is iterative.
 
     Args:
-        dim: the number D of coordinates.
+        dim: the number D of coordinates, or the shape of an event.
         univariate: the map: :class:`flowppl.Affine`, :class:`flowppl.Scale`, :class:`flowppl.RationalQuadraticSpline`,
             :class:`flowppl.LogisticMixture`, ...; or one without parameters: :class:`flowppl.Sigmoid`,
             :class:`flowppl.Softplus`, :class:`flowppl.Tanh`, :class:`flowppl.LeakyReLU`, :class:`flowppl.Bounded`.
 
     Raises:
-        ValueError: if ``dim`` < 1.
+        ValueError: if ``dim`` < 1, or a size of the shape is.
         TypeError: if ``univariate`` is no univariate map.
 
     Example:
@@ -440,5 +441,5 @@ class Elementwise(FlowTransform):
         False
     """
 
-    def __init__(self, dim: int, univariate: Univariate) -> None:
+    def __init__(self, dim: int | Sequence[int], univariate: Univariate) -> None:
         super().__init__(elementwise.Elementwise(dim, univariate))

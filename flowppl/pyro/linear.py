@@ -43,8 +43,8 @@ class Householder(FlowTransform):
         y = H_K \cdots H_1\, x, \qquad H_k = I - 2 v_k v_k^\top / \|v_k\|^2, \qquad \log|\det| = 0
 
     The weights are ``v``, of shape ``(num_reflections, dim)``, with the rows :math:`v_k`. An even number of
-    reflections starts at the identity, an odd number at a reflection. With K = D reflections it can be any rotation if
-    D is even, and any reflected one if D is odd.
+    reflections starts at the identity, an odd number at a reflection; with ``start="rotation"`` all are random.
+    With K = D reflections it can be any rotation if D is even, and any reflected one if D is odd.
 
     x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
 
@@ -54,9 +54,10 @@ class Householder(FlowTransform):
     Args:
         dim: the number D of coordinates.
         num_reflections: the number K of reflections.
+        start: ``"identity"``, or ``"rotation"`` for a random one.
 
     Raises:
-        ValueError: if one of them is below 1.
+        ValueError: if one of the sizes is below 1, or the start is unknown.
 
     References:
         Tomczak, Welling: Improving Variational Auto-Encoders using Householder Flow, 2016, arXiv 1611.09630.
@@ -70,8 +71,8 @@ class Householder(FlowTransform):
         [4.0, 3.0]
     """
 
-    def __init__(self, dim: int, num_reflections: int = 2) -> None:
-        super().__init__(orthogonal.Householder(dim, num_reflections))
+    def __init__(self, dim: int, num_reflections: int = 2, start: str = "identity") -> None:
+        super().__init__(orthogonal.Householder(dim, num_reflections, start))
 
 
 class LU(FlowTransform):
@@ -125,7 +126,8 @@ class QR(FlowTransform):
 
     The weights are ``v``, of shape ``(num_reflections, dim)``, for Q, ``scale``, of shape ``(dim,)``, for s, and
     ``upper``, of shape ``(dim * (dim - 1) // 2,)``, for the entries of the transpose of U, row by row. At the start
-    the transform is the identity, or a reflection if their number is odd.
+    the transform is the identity, or a reflection if their number is odd; with ``start="rotation"`` it is a random
+    rotation, as in Glow.
 
     x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
 
@@ -134,9 +136,10 @@ class QR(FlowTransform):
     Args:
         dim: the number D of coordinates.
         num_reflections: the number of reflections; ``None`` is the largest even number up to D, and at least 2.
+        start: ``"identity"``, or ``"rotation"`` for a random one.
 
     Raises:
-        ValueError: if one of them is below 1.
+        ValueError: if one of the sizes is below 1, or the start is unknown.
 
     References:
         Hoogeboom, van den Berg, Welling: Emerging Convolutions for Generative Normalizing Flows, 2019, arXiv
@@ -151,8 +154,8 @@ class QR(FlowTransform):
         True
     """
 
-    def __init__(self, dim: int, num_reflections: int | None = None) -> None:
-        super().__init__(orthogonal.QR(dim, num_reflections))
+    def __init__(self, dim: int, num_reflections: int | None = None, start: str = "identity") -> None:
+        super().__init__(orthogonal.QR(dim, num_reflections, start))
 
 
 class ActNorm(FlowTransform):

@@ -8,6 +8,8 @@ from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Elementwise
+from flowppl.bijections.image.pixelwise import Pixelwise
+from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
 from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
@@ -45,6 +47,9 @@ NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
     ActNorm,
     ElementwiseAffine,
     TriangularAffine,
+    Squeeze,
+    Reshape,
+    Pixelwise,
 )
 NAMED_RECIPES: dict[str, Recipe] = {
     "planar": planar,

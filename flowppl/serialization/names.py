@@ -13,6 +13,8 @@ from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
 from flowppl.bijections.frozen import Damped, Frozen
+from flowppl.bijections.image.pixelwise import Pixelwise
+from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
 from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
@@ -51,14 +53,17 @@ CLASSES: dict[str, type] = {
         LogisticMixture,
         OrthogonalSylvester,
         Permute,
+        Pixelwise,
         Planar,
         Radial,
         RationalQuadraticSpline,
         Repeat,
+        Reshape,
         Scale,
         Shift,
         Sigmoid,
         Softplus,
+        Squeeze,
         Subspace,
         Tanh,
         TriangularAffine,

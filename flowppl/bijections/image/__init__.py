@@ -1,0 +1,1 @@
+"""Layers over images, events of shape (channels, height, width), each kind in a file."""
