@@ -390,7 +390,7 @@ def test_an_elbo_is_computed_on_the_device_of_the_module(flow):
     [
         ({"posterior": fp.realnvp(2)}, ValueError, "the posterior must depend on features"),
         ({"posterior": "sylvester"}, TypeError, "expected a flowppl.Bijection"),
-        ({"prior": fp.realnvp(3)}, ValueError, r"real vectors of shape \(2,\)"),
+        ({"prior": fp.realnvp(3)}, ValueError, r"real numbers, of shape \(2,\)"),
         ({"prior": "realnvp"}, TypeError, "expected a flowppl.Bijection"),
         ({"likelihood": "poisson"}, ValueError, "likelihood must be one of bernoulli, categorical, gaussian"),
     ],

@@ -22,15 +22,15 @@ def check_parts(posterior: Any, prior: Bijection | None, likelihood: Any) -> Non
             "FlowVAE: the posterior must depend on features of the data: give it context_dim, or make it by "
             "flowppl.amortized_posterior(dim, context_dim)"
         )
-    if posterior.y_support != REAL_LINE or len(posterior.y_shape) != 1:
-        raise ValueError("FlowVAE: the posterior must map to vectors of real numbers, without a last layer that bounds")
+    if posterior.y_support != REAL_LINE:
+        raise ValueError("FlowVAE: the posterior must map to all real numbers, without a last layer that bounds")
     check_standard_base(posterior)
     if prior is not None:
         check_bijection(prior)
         if prior.y_shape != posterior.y_shape or prior.y_support != REAL_LINE or prior.context_dim:
             raise ValueError(
-                f"FlowVAE: the prior must be an unconditional flow of real vectors of shape {posterior.y_shape}, as "
-                f"the posterior's are; this {type(prior).__name__} has the shape {prior.y_shape}, the support "
+                f"FlowVAE: the prior must be an unconditional flow of real numbers, of shape {posterior.y_shape} "
+                f"as the posterior's; this {type(prior).__name__} has the shape {prior.y_shape}, the support "
                 f"{prior.y_support} and context_dim={prior.context_dim}"
             )
     if not callable(likelihood) and likelihood not in LIKELIHOODS:
@@ -68,14 +68,19 @@ def named(part: str, shape: tuple[int, ...]):
         raise
 
 
-def check_features(features: Any, num: int, context_dim: int) -> None:
-    """Raise ValueError unless the encoder gave features of the right shape."""
+def as_features(features: Any, num: int, context_dim: int) -> Any:
+    """What an encoder gave, as one vector for each datum; features that are images are flattened.
+
+    Raises:
+        ValueError: if it is not of the right size.
+    """
     shape = getattr(features, "shape", None)
-    if shape is None or tuple(shape) != (num, context_dim):
+    if shape is None or not shape or shape[0] != num or math.prod(shape[1:]) != context_dim:
         raise ValueError(
             f"FlowVAE: the encoder must give features of shape ({num}, {context_dim}) for {num} data, since the "
             f"posterior has context_dim={context_dim}, got {type(features).__name__ if shape is None else tuple(shape)}"
         )
+    return features if len(shape) == 2 else features.reshape(num, context_dim)
 
 
 def unflatten(kind: Any, output: Any, batch: tuple[int, ...]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,8 +19,8 @@ from numpyro.contrib.module import nnx_module
 
 from flowppl.autoencoders.data import as_data, check_data, check_inputs
 from flowppl.autoencoders.model import (
+    as_features,
     check_ends,
-    check_features,
     check_networks,
     check_output,
     check_parts,
@@ -44,7 +45,7 @@ LIKELIHOODS: dict[str, Callable] = {
 class FlowVAE:
     r"""A variational autoencoder whose posterior, and whose prior, may be flows.
 
-    Each datum x has latents z, a vector of ``dim`` numbers. The model draws them from the prior p(z), and the datum
+    Each datum x has latents z: a vector, or an array of any other shape, such as an image. The model draws them from the prior p(z), and the datum
     from a likelihood that the decoder makes of them. The guide is the posterior q: the encoder makes features of the
     datum, and a flow f that is given these maps standard normal noise to latents:
 
@@ -67,7 +68,7 @@ class FlowVAE:
     Args:
         encoder: the network from a batch of data, ``(n, *shape)``, to features, ``(n, context_dim)``: a
             module of ``flax.nnx``, or a function that declares its parameters by NumPyro's own means.
-        decoder: the network from latents, ``(n, dim)``, to what the likelihood needs, with n in front.
+        decoder: the network from latents, ``(n, *latent_shape)``, to what the likelihood needs, with n in front.
         posterior: the flow from noise to latents given the features, such as
             ``flowppl.amortized_posterior(dim, context_dim, "sylvester", 4)``.
         prior: the flow of a learned prior, such as ``flowppl.realnvp(dim)``, trained with the rest; a :class:`Flow`,
@@ -114,9 +115,14 @@ class FlowVAE:
         check_parts(self.posterior, prior, self.likelihood)
 
     @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of the latents of a datum."""
+        return self.posterior.y_shape
+
+    @property
     def dim(self) -> int:
-        """The number of latents."""
-        return self.posterior.y_shape[0]
+        """The number of latents of a datum."""
+        return math.prod(self.latent_shape)
 
     def model(self, x: Any = None, num_data: int = 1) -> None:
         """The generative model, with the sites ``z``, latents, and ``x``, data, in a plate ``data``.
@@ -142,7 +148,7 @@ class FlowVAE:
         decoder = _network("decoder", self.decoder)
         prior = self._prior()
         with numpyro.plate("data", num_data if x is None else len(x), dim=-1):
-            z = numpyro.sample("z", standard_normal((self.dim,)) if prior is None else prior())
+            z = numpyro.sample("z", standard_normal(self.latent_shape) if prior is None else prior())
             numpyro.sample("x", self._likelihood(decoder, z, x), obs=x)
 
     def guide(self, x: Any) -> None:
@@ -186,7 +192,7 @@ class FlowVAE:
             num_samples: the number of draws for each.
 
         Returns:
-            An array of shape ``(num_samples, n, dim)``.
+            An array of shape ``(num_samples, n, *latent_shape)``.
 
         Raises:
             ValueError: if there are no data, they are not finite or not of the likelihood's range, or do not fit the
@@ -243,7 +249,7 @@ class FlowVAE:
         z_key, x_key = jax.random.split(rng_key)
         with handlers.substitute(data=params):
             prior = self._prior()
-        distribution = standard_normal((self.dim,)) if prior is None else prior()
+        distribution = standard_normal(self.latent_shape) if prior is None else prior()
         return _decode(self, params, distribution.sample(z_key, (num_samples,)), None if mean else x_key)
 
     def interpolate(
@@ -287,7 +293,8 @@ class FlowVAE:
             prior = self._prior()
         transform = None if prior is None else prior.transform
         ends = ends if transform is None else [transform.inv(end) for end in ends]
-        weights = [jnp.asarray(each)[:, None, None] for each in path_weights(num_steps, spherical)]
+        axes = (-1, *(1 for _ in ends[0].shape))
+        weights = [jnp.asarray(each).reshape(axes) for each in path_weights(num_steps, spherical)]
         noise = sum(weight * end for weight, end in zip(weights, ends, strict=True))
         return _decode(self, params, noise if transform is None else transform(noise), None)
 
@@ -305,33 +312,36 @@ class FlowVAE:
             log p(x | z) and log q(z | x) - log p(z), each of shape ``(..., n)``, and z.
         """
         with handlers.substitute(data=params):
-            z, log_det = self._posterior_transform(x).forward_and_log_det(noise)
+            z, log_det = self._posterior(x).forward_and_log_det(self._shaped(noise))
             prior = self._prior()
-            log_prior = standard_log_prob(z) if prior is None else prior().log_prob(z)
+            log_prior = standard_log_prob(z.reshape(noise.shape)) if prior is None else prior().log_prob(z)
             log_likelihood = self._likelihood(_network("decoder", self.decoder), z, x).log_prob(x)
         return log_likelihood, standard_log_prob(noise) - log_det - log_prior, z
 
     def _features(self, x):
         with named("encoder", x.shape):
             features = _network("encoder", self.encoder)(x)
-        check_features(features, len(x), self.posterior.context_dim)
-        return features
+        return as_features(features, len(x), self.posterior.context_dim)
 
-    def _posterior_transform(self, x):
+    def _posterior(self, x):
         return flow("posterior", self.posterior).transform.condition(self._features(x))
+
+    def _shaped(self, noise):
+        """Noise, a vector for each datum, as the posterior takes it."""
+        return noise.reshape(*noise.shape[:-1], *self.posterior.x_shape)
 
     def _prior(self) -> Flow | None:
         return flow("prior", self.prior) if isinstance(self.prior, Bijection) else self.prior
 
     def _likelihood(self, decoder, z, x=None):
         """The distribution of data, such as ``x``, for each row of latents; the decoder sees one axis of rows."""
-        rows = z.reshape(-1, z.shape[-1])
+        rows, batch = z.reshape(-1, *self.latent_shape), z.shape[: z.ndim - len(self.latent_shape)]
         with named("decoder", rows.shape):
             output = decoder(rows)
-        output = unflatten(self.likelihood, output, z.shape[:-1])
+        output = unflatten(self.likelihood, output, batch)
         make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
         likelihood = make(output)
-        num_axes = num_event_axes(likelihood, z.ndim - 1)
+        num_axes = num_event_axes(likelihood, len(batch))
         likelihood = likelihood.to_event(num_axes)
         if x is not None:
             check_output(self.likelihood, likelihood.event_shape, x.shape[1:])
@@ -364,7 +374,7 @@ class FlowVAE:
 
         def look(params, x):
             with handlers.substitute(data=params):
-                z = self._posterior_transform(x)(jnp.zeros((1, self.dim)))
+                z = self._posterior(x)(self._shaped(jnp.zeros((1, self.dim))))
                 found.append(self._likelihood(_network("decoder", self.decoder), z, x))
 
         first = self._rows(x[:1])
@@ -378,7 +388,7 @@ class FlowVAE:
 
         def scale(params):
             with handlers.substitute(data=params):
-                return _network("decoder", self.decoder)(jnp.zeros((1, self.dim)))[1].sum()
+                return _network("decoder", self.decoder)(jnp.zeros((1, *self.latent_shape)))[1].sum()
 
         return any(bool(leaf.any()) for leaf in jax.tree.leaves(jax.grad(scale)(params)))
 
@@ -432,7 +442,7 @@ def _init(vae, key, x):
 @partial(jax.jit, static_argnums=0)
 def _encode(vae, params, x, noise):
     with handlers.substitute(data=params):
-        return vae._posterior_transform(x)(noise)
+        return vae._posterior(x)(vae._shaped(noise))
 
 
 @partial(jax.jit, static_argnums=0)

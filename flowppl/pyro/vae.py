@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import numbers
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -14,8 +15,8 @@ import torch
 
 from flowppl.autoencoders.data import as_data, check_data, check_inputs
 from flowppl.autoencoders.model import (
+    as_features,
     check_ends,
-    check_features,
     check_networks,
     check_output,
     check_parts,
@@ -38,7 +39,7 @@ LIKELIHOODS: dict[str, Callable] = {
 class FlowVAE(torch.nn.Module):
     r"""A variational autoencoder whose posterior, and whose prior, may be flows.
 
-    Each datum x has latents z, a vector of ``dim`` numbers. The model draws them from the prior p(z), and the datum
+    Each datum x has latents z: a vector, or an array of any other shape, such as an image. The model draws them from the prior p(z), and the datum
     from a likelihood that the decoder makes of them. The guide is the posterior q: the encoder makes features of the
     datum, and a flow f that is given these maps standard normal noise to latents:
 
@@ -60,7 +61,7 @@ class FlowVAE(torch.nn.Module):
     Args:
         encoder: the network from a batch of data, ``(n, *shape)``, to features, ``(n, context_dim)``: a
             ``torch.nn.Module``.
-        decoder: the network from latents, ``(n, dim)``, to what the likelihood needs, with n in front.
+        decoder: the network from latents, ``(n, *latent_shape)``, to what the likelihood needs, with n in front.
         posterior: the flow from noise to latents given the features, such as
             ``flowppl.amortized_posterior(dim, context_dim, "sylvester", 4)``.
         prior: the flow of a learned prior, such as ``flowppl.realnvp(dim)``, trained with the rest; a :class:`Flow`,
@@ -112,9 +113,14 @@ class FlowVAE(torch.nn.Module):
         self.likelihood = likelihood
 
     @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of the latents of a datum."""
+        return self.posterior.bijection.y_shape
+
+    @property
     def dim(self) -> int:
-        """The number of latents."""
-        return self.posterior.bijection.y_shape[0]
+        """The number of latents of a datum."""
+        return math.prod(self.latent_shape)
 
     def model(self, x: Any = None, num_data: int = 1) -> None:
         """The generative model, with the sites ``z``, latents, and ``x``, data, in a plate ``data``.
@@ -182,7 +188,7 @@ class FlowVAE(torch.nn.Module):
             num_samples: the number of draws for each.
 
         Returns:
-            A tensor of shape ``(num_samples, n, dim)``.
+            A tensor of shape ``(num_samples, n, *latent_shape)``.
 
         Raises:
             ValueError: if there are no data, they are not finite or not of the likelihood's range, or do not fit the
@@ -191,7 +197,7 @@ class FlowVAE(torch.nn.Module):
         x = self._rows(as_rows(x))
         check_inputs(self.likelihood, float(x.min()), float(x.max()))
         with self._evaluating():
-            return self.posterior(self._features(x)).sample((num_samples,))
+            return self._encode(x, self._noise(num_samples, len(x)))
 
     def reconstruct(self, x: Any, num_samples: int = 1) -> torch.Tensor:
         """The mean of the likelihood at draws from the posterior.
@@ -250,7 +256,8 @@ class FlowVAE(torch.nn.Module):
         transform = None if self.prior is None else self.prior.transform
         ends = [self.encode(x)[0] for x in (first, second)]
         ends = ends if transform is None else [transform.inv(end) for end in ends]
-        weights = [ends[0].new_tensor(each)[:, None, None] for each in path_weights(num_steps, spherical)]
+        axes = (-1, *(1 for _ in ends[0].shape))
+        weights = [ends[0].new_tensor(each).reshape(axes) for each in path_weights(num_steps, spherical)]
         noise: Any = sum(weight * end for weight, end in zip(weights, ends, strict=True))
         return self._decode(noise if transform is None else transform(noise))
 
@@ -264,18 +271,32 @@ class FlowVAE(torch.nn.Module):
         Returns:
             log p(x | z) and log q(z | x) - log p(z), each of shape ``(..., n)``, and z.
         """
-        z, log_det = self.posterior.transform.condition(self._features(x)).forward_and_log_det(noise)
+        z, log_det = self._posterior(x).forward_and_log_det(self._shaped(noise))
         kl = standard_log_prob(noise) - log_det - self._prior().log_prob(z)
         return self._log_likelihood(z, x), kl, z
 
     def _features(self, x):
         with named("encoder", x.shape):
             features = self.encoder(x)
-        check_features(features, len(x), self.posterior.bijection.context_dim)
-        return features
+        return as_features(features, len(x), self.posterior.bijection.context_dim)
+
+    def _posterior(self, x):
+        return self.posterior.transform.condition(self._features(x))
+
+    def _encode(self, x, noise):
+        return self._posterior(x)(self._shaped(noise))
+
+    def _noise(self, *batch):
+        zeros: Any = self.posterior._zeros
+        return torch.randn(*batch, self.dim, dtype=zeros.dtype, device=zeros.device)
+
+    def _shaped(self, noise):
+        """Noise, a vector for each datum, as the posterior takes it."""
+        return noise.unflatten(-1, self.posterior.bijection.x_shape)
 
     def _prior(self):
-        return standard_normal(self.posterior._zeros) if self.prior is None else self.prior()
+        zeros: Any = self.posterior._zeros
+        return standard_normal(zeros.reshape(self.latent_shape)) if self.prior is None else self.prior()
 
     def _decode(self, z, mean=True):
         with self._evaluating():
@@ -284,16 +305,19 @@ class FlowVAE(torch.nn.Module):
 
     def _output(self, z) -> Any:
         """What the decoder gives for each row of latents; it sees one axis of rows."""
-        rows = z.reshape(-1, z.shape[-1])
+        rows = z.reshape(-1, *self.latent_shape)
         with named("decoder", rows.shape):
             output = self.decoder(rows)
-        return unflatten(self.likelihood, output, tuple(z.shape[:-1]))
+        return unflatten(self.likelihood, output, self._batch(z))
+
+    def _batch(self, z) -> tuple[int, ...]:
+        return tuple(z.shape[: z.ndim - len(self.latent_shape)])
 
     def _likelihood(self, z, x=None):
         """The distribution of data, such as ``x``, for each row of latents."""
         make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
         likelihood = make(self._output(z))
-        num_axes = num_event_axes(likelihood, z.ndim - 1)
+        num_axes = num_event_axes(likelihood, len(self._batch(z)))
         likelihood = likelihood.to_event(num_axes)
         if x is not None:
             check_output(self.likelihood, tuple(likelihood.event_shape), tuple(x.shape[1:]))
@@ -304,11 +328,12 @@ class FlowVAE(torch.nn.Module):
             return self._likelihood(z, x).log_prob(x)
         # Torch's fused cross entropy: Categorical passes over the logits, the largest array of a step, many times.
         logits = self._output(z)
-        check_output(self.likelihood, tuple(logits.shape[z.ndim - 1 : -1]), tuple(x.shape[1:]))
+        batch = self._batch(z)
+        check_output(self.likelihood, tuple(logits.shape[len(batch) : -1]), tuple(x.shape[1:]))
         categories = x.expand(logits.shape[:-1]).long()
         cross_entropy = torch.nn.functional.cross_entropy
         losses = cross_entropy(logits.flatten(0, -2), categories.flatten(), reduction="none")
-        return -losses.reshape(*z.shape[:-1], -1).sum(-1)
+        return -losses.reshape(*batch, -1).sum(-1)
 
     def _rows(self, x):
         """Data as a tensor on the device of the flows and, unless they are numbers of categories, of their dtype."""
@@ -320,8 +345,7 @@ class FlowVAE(torch.nn.Module):
         """Raise ValueError unless networks, likelihood and data fit together."""
         first, zeros = self._rows(x[:1]), cast(torch.Tensor, self.posterior._zeros)
         with self._evaluating():
-            z = self.posterior.transform.condition(self._features(first))(zeros[None])
-            likelihood = self._likelihood(z, first)
+            likelihood = self._likelihood(self._encode(first, zeros.reshape(1, -1)), first)
         num_categories = _base(likelihood).logits.shape[-1] if self.likelihood == "categorical" else None
         supported = not callable(self.likelihood) or _supports(_base(likelihood), self._rows(x))
         check_data(self.likelihood, to_numpy(x), num_categories, supported)
@@ -330,7 +354,7 @@ class FlowVAE(torch.nn.Module):
         """Whether the scale of the likelihood ``"gaussian"`` has weights of its own that are trained."""
         with modes(self, trains=False):
             zeros = cast(torch.Tensor, self.posterior._zeros)
-            return self.decoder(zeros[None])[1].requires_grad
+            return self.decoder(zeros.reshape(1, *self.latent_shape))[1].requires_grad
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -55,13 +55,11 @@ def evaluate_vae(vae: FlowVAE, x: Any, *, num_samples: int = 5000, chunk_size: i
     check_vae("evaluate_vae(vae, x)", vae, FlowVAE)
     x = as_rows(x)
     vae._check(x)
-    zeros: Any = vae.posterior._zeros
 
     @torch.no_grad()
     def weigh(part, num_draws, _):
         rows = vae._rows(x[part])
-        noise = torch.randn_like(zeros.expand(num_draws, len(rows), -1))
-        return tuple(each.cpu().double().numpy() for each in vae.terms(rows, noise))
+        return tuple(each.cpu().double().numpy() for each in vae.terms(rows, vae._noise(num_draws, len(rows))))
 
     with modes(vae, trains=False):
         return evaluate(weigh, len(x), math.prod(x.shape[1:]), num_samples, chunk_size)

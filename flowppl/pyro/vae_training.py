@@ -199,7 +199,7 @@ class _Trainer:
         x = self.vae._rows(self.data[rows])
         before = [buffer.clone() for buffer in self.buffers]
         try:
-            log_likelihood, kl, _ = self.vae.terms(x, self._noise(len(x)))
+            log_likelihood, kl, _ = self.vae.terms(x, self.vae._noise(len(x)))
         except ValueError as error:
             if len(x) > 1:
                 raise
@@ -238,12 +238,9 @@ class _Trainer:
         with self._averages(), evaluates, self._noise_of(0), pyro.validation_enabled(False):
             for begin in range(0, len(self.held_out), self.batch_size):
                 x = self.vae._rows(self.held_out[begin : begin + self.batch_size])
-                log_likelihood, kl, _ = self.vae.terms(x, self._noise(len(x)))
+                log_likelihood, kl, _ = self.vae.terms(x, self.vae._noise(len(x)))
                 total += float((kl - log_likelihood).sum())
         return total / len(self.held_out)
-
-    def _noise(self, num):
-        return torch.randn_like(self.vae.posterior._zeros.expand(num, -1))
 
     @contextlib.contextmanager
     def _noise_of(self, index):
