@@ -51,7 +51,10 @@ def check_networks(**networks: Any) -> None:
 def check_vae(call: str, vae: Any, kind: type) -> None:
     """Raise TypeError unless this is an autoencoder of the adapter; ``call`` is how to write the call."""
     if not isinstance(vae, kind):
-        raise TypeError(f"{call}: vae must be a {kind.__module__}.{kind.__name__}, got {type(vae).__name__}")
+        package = kind.__module__.rpartition(".")[0]
+        raise TypeError(
+            f"{call}: vae must be a FlowVAE of {package}, or another of its autoencoders, got {type(vae).__name__}"
+        )
 
 
 @contextlib.contextmanager

@@ -13,13 +13,13 @@ import numpy as np
 from flowppl.autoencoders.data import as_data
 from flowppl.autoencoders.evaluation import Evaluation, evaluate
 from flowppl.autoencoders.model import check_vae
+from flowppl.numpyro.autoencoder import Autoencoder
 from flowppl.numpyro.transforms import check_key
-from flowppl.numpyro.vae import FlowVAE
 
 
 def evaluate_vae(
     rng_key: jax.Array,
-    vae: FlowVAE,
+    vae: Autoencoder,
     params: Mapping[str, Any],
     x: Any,
     *,
@@ -71,7 +71,7 @@ def evaluate_vae(
         (True, 9)
     """
     check_key("evaluate_vae(key, vae, params, x)", rng_key)
-    check_vae("evaluate_vae(key, vae, params, x)", vae, FlowVAE)
+    check_vae("evaluate_vae(key, vae, params, x)", vae, Autoencoder)
     vae._check_call("evaluate_vae(key, vae, params, x)", rng_key, params)
     x = as_data(x, jax.Array)
     vae._check(params, x)

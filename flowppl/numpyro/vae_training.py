@@ -6,27 +6,28 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowppl.autoencoders.checkpoints import describe
 from flowppl.autoencoders.data import as_data, is_share, warn_of_constants
 from flowppl.autoencoders.model import check_vae
 from flowppl.autoencoders.training import VAEFit, average_share, check_options, train
 from flowppl.inference.epochs import Callback
+from flowppl.numpyro.autoencoder import Autoencoder
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
 from flowppl.numpyro.transforms import check_key
-from flowppl.numpyro.vae import FlowVAE
 from flowppl.serialization import BFLOAT16
+
+VAE = TypeVar("VAE", bound=Autoencoder)
 
 
 def fit_vae(
     rng_key: jax.Array,
-    vae: FlowVAE,
+    vae: VAE,
     x: Any,
     *,
     params: Mapping[str, Any] | None = None,
@@ -43,7 +44,7 @@ def fit_vae(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
-) -> VAEFit[FlowVAE, dict[str, Any]]:
+) -> VAEFit[VAE, dict[str, Any]]:
     r"""Train a :class:`FlowVAE` on data.
 
     In epoch t, counted from 0, it minimises the mean over the data x of a batch of
@@ -127,7 +128,7 @@ def fit_vae(
         True
     """
     check_key("fit_vae(key, vae, x)", rng_key)
-    check_vae("fit_vae(key, vae, x)", vae, FlowVAE)
+    check_vae("fit_vae(key, vae, x)", vae, Autoencoder)
     check_optimizer("fit_vae", optimizer, learning_rate)
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
     options: dict[str, Any] = {"optimizer": optimizer, "free_bits": free_bits}
@@ -139,14 +140,16 @@ def fit_vae(
     for data in (x,) if is_share(validation) else (x, validation):
         vae._check(start, data)
     if vae.likelihood == "gaussian":
-        warn_of_constants(np.asarray(x), lambda: vae._learns_scale(start))
+        warn_of_constants(np.asarray(x), lambda: vae._learns_scale(start, x))
 
     def make_trainer(data, held_out, seed):
         return _Trainer(vae, start, data, held_out, seed, batch_size, **options)
 
     # One program, and only where there is a file that tells it.
-    held = jax.jit(vae.prior().log_prob) if isinstance(vae.prior, Flow) and checkpoint is not None else None
-    of_vae = describe(vae.posterior, vae.prior, vae.likelihood, held)
+    prior = getattr(vae, "prior", None)
+    held = None
+    if isinstance(prior, Flow) and not prior.bijection.context_dim and checkpoint is not None:
+        held = jax.jit(prior().log_prob)
     trainer, record = train(
         make_trainer,
         np.asarray(x),
@@ -159,7 +162,7 @@ def fit_vae(
         patience=patience,
         checkpoint=checkpoint,
         callback=callback,
-        fixed={"backend": "numpyro"} | options | of_vae,
+        fixed={"backend": "numpyro"} | options | vae._description(held),
         progress=progress,
     )
     return VAEFit(vae=vae, params=trainer.params, **record)

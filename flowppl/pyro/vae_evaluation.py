@@ -9,10 +9,10 @@ import torch
 
 from flowppl.autoencoders.evaluation import Evaluation, evaluate
 from flowppl.autoencoders.model import check_vae
-from flowppl.pyro.vae import FlowVAE, as_rows, modes
+from flowppl.pyro.autoencoder import Autoencoder, as_rows, modes
 
 
-def evaluate_vae(vae: FlowVAE, x: Any, *, num_samples: int = 5000, chunk_size: int = 1000) -> Evaluation:
+def evaluate_vae(vae: Autoencoder, x: Any, *, num_samples: int = 5000, chunk_size: int = 1000) -> Evaluation:
     r"""How good a :class:`FlowVAE` is on data.
 
     With K draws :math:`z_k` from the posterior :math:`q(z \mid x)` of the latents z of a datum x, the prior
@@ -52,7 +52,7 @@ def evaluate_vae(vae: FlowVAE, x: Any, *, num_samples: int = 5000, chunk_size: i
         >>> found.log_prob > found.elbo, found.num_dims
         (True, 9)
     """
-    check_vae("evaluate_vae(vae, x)", vae, FlowVAE)
+    check_vae("evaluate_vae(vae, x)", vae, Autoencoder)
     x = as_rows(x)
     vae._check(x)
 

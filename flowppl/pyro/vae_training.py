@@ -6,23 +6,24 @@ import contextlib
 import math
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyro
 import torch
 
-from flowppl.autoencoders.checkpoints import describe
 from flowppl.autoencoders.data import is_share, warn_of_constants
 from flowppl.autoencoders.model import check_vae
 from flowppl.autoencoders.training import VAEFit, average_share, check_options, train
 from flowppl.inference.epochs import Callback
+from flowppl.pyro.autoencoder import Autoencoder, as_rows, modes, to_numpy
 from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
-from flowppl.pyro.vae import FlowVAE, as_rows, modes, to_numpy
+
+VAE = TypeVar("VAE", bound=Autoencoder)
 
 
 def fit_vae(
-    vae: FlowVAE,
+    vae: VAE,
     x: Any,
     *,
     validation: Any = 0.1,
@@ -38,7 +39,7 @@ def fit_vae(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
-) -> VAEFit[FlowVAE, dict[str, torch.Tensor]]:
+) -> VAEFit[VAE, dict[str, torch.Tensor]]:
     r"""Train a :class:`FlowVAE` on data.
 
     In epoch t, counted from 0, it minimises the mean over the data x of a batch of
@@ -117,7 +118,7 @@ def fit_vae(
         >>> bool(fit.losses[-1] < fit.losses[0])
         True
     """
-    check_vae("fit_vae(vae, x)", vae, FlowVAE)
+    check_vae("fit_vae(vae, x)", vae, Autoencoder)
     if not torch.is_grad_enabled():
         raise RuntimeError("fit_vae: gradients are off, by torch.no_grad() or torch.inference_mode(); call it outside")
     if any(parameter.is_inference() for parameter in vae.parameters()):
@@ -131,7 +132,7 @@ def fit_vae(
     for data in (x,) if is_share(validation) else (x, validation):
         vae._check(data)
     if vae.likelihood == "gaussian":
-        warn_of_constants(to_numpy(x), vae._learns_scale)
+        warn_of_constants(to_numpy(x), lambda: vae._learns_scale(x))
 
     def make_trainer(data, held_out, seed):
         return _Trainer(vae, data, held_out, seed, batch_size, **options)
@@ -140,7 +141,6 @@ def fit_vae(
     if not trained:
         raise ValueError("fit_vae: no parameter of the autoencoder requires a gradient; nothing can be trained")
     held = None if checkpoint is None else _held(vae)
-    of_vae = describe(vae.posterior.bijection, vae.prior, vae.likelihood, held)
     _, record = train(
         make_trainer,
         x,
@@ -153,7 +153,7 @@ def fit_vae(
         patience=patience,
         checkpoint=checkpoint,
         callback=callback,
-        fixed={"backend": "pyro", "trained parameters": list(trained)} | options | of_vae,
+        fixed={"backend": "pyro", "trained parameters": list(trained)} | options | vae._description(held),
         progress=progress,
     )
     params = {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
@@ -166,9 +166,10 @@ def _trained(vae) -> dict[str, torch.nn.Parameter]:
 
 def _held(vae) -> Callable | None:
     """The log density of a prior that is not trained."""
-    if vae.prior is None or any(parameter.requires_grad for parameter in vae.prior.parameters()):
+    prior = getattr(vae, "prior", None)
+    if prior is None or prior.bijection.context_dim or any(each.requires_grad for each in prior.parameters()):
         return None
-    return torch.no_grad()(lambda points: vae._prior().log_prob(torch.as_tensor(points).to(vae.posterior._zeros)))
+    return torch.no_grad()(lambda points: prior().log_prob(torch.as_tensor(points).to(vae._zeros)))
 
 
 class _Trainer:
@@ -182,7 +183,7 @@ class _Trainer:
         self.optimizer = make_optimizer(optimizer, self.trained)
         self.optimizer.zero_grad()
         # Such as the statistics of batch normalisation; those of the flows never change.
-        networks = [network for network in (vae.encoder, vae.decoder) if isinstance(network, torch.nn.Module)]
+        networks = [network for network in vae._networks() if isinstance(network, torch.nn.Module)]
         self.buffers = [buffer for network in networks for buffer in network.buffers()]
         of_networks = [buffer for buffer in self.buffers if buffer.is_floating_point()]
         self.averaged = [*self.trained.values(), *of_networks] if ema_decay else []
