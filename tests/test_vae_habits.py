@@ -289,7 +289,7 @@ def test_calls_in_another_order_are_told():
     params = peer.init(key, X)
     for call, message in (
         (lambda: fpp.fit_vae(X, vae), r"fit_vae\(vae, x\): vae must be a FlowVAE of flowppl.pyro, .* got ndarray"),
-        (lambda: fpp.evaluate_vae(X, vae), "vae must be .*FlowVAE, got ndarray"),
+        (lambda: fpp.evaluate_vae(X, vae), "vae must be .*FlowVAE .*, got ndarray"),
         (lambda: fpp.fit_vae(peer, X), "vae must be a FlowVAE of flowppl.pyro, .* got FlowVAE"),
         (lambda: fnp.fit_vae(peer, X, X), r"fit_vae\(key, vae, x\): rng_key must be a key .* got a"),
         (lambda: fnp.fit_vae(0, peer, X), "rng_key must be a key such as jax.random.key.0., got 0"),

@@ -10,15 +10,16 @@ from flowppl.bijections.combine import Chain
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.elementwise import Elementwise
+from flowppl.bijections.image.squeeze import Reshape
 from flowppl.bijections.linear import ElementwiseAffine
-from flowppl.checks import check_sizes
+from flowppl.checks import as_shape, check_sizes
 from flowppl.networks import as_dims
 from flowppl.recipes import make_flow
 from flowppl.univariate.base import Affine
 
 
 def amortized_posterior(
-    dim: int,
+    dim: int | Sequence[int],
     context_dim: int,
     flow: str | Callable[..., Bijection] | None = "sylvester",
     num_flows: int | None = None,
@@ -27,22 +28,23 @@ def amortized_posterior(
     scale_bounds: tuple[float, float] | None = None,
     **options: Any,
 ) -> Bijection:
-    r"""The posterior of a latent vector given features of the data: what an encoder of a variational autoencoder needs.
+    r"""The posterior of latents given features of the data: what an encoder of a variational autoencoder needs.
 
     With features h, noise :math:`\varepsilon`, and the flow f, the latents z are
 
     .. math::
         z_0 = \mu(h) + \sigma(h) \odot \varepsilon, \quad \varepsilon \sim N(0, I), \qquad z = f(z_0;\, h),
 
-    where the mean :math:`\mu` and the scale :math:`\sigma > 0` are vectors like z, and :math:`\odot` multiplies their
-    elements in pairs.
+    where the mean :math:`\mu` and the scale :math:`\sigma > 0` have the shape of z, and :math:`\odot` multiplies
+    their elements in pairs.
 
     For planar, radial, Sylvester and Householder flows one linear head on h makes :math:`\mu`, :math:`\sigma` and all
     parameters of f. Other flows have networks, each of which is given h beside its own input. At the start z is
     :math:`\varepsilon`, whatever h.
 
     Args:
-        dim: the number of latents.
+        dim: the number of latents, or their shape, such as that of an image; the flow is then one of such events, and
+            ``flow`` a recipe of them or ``None``.
         context_dim: the number of features.
         flow: a name of :func:`flowppl.available_flows`; a recipe, called as ``flow(dim, context_dim=..., **options)``;
             or ``None`` for no flow, the Gaussian of a plain autoencoder.
@@ -70,9 +72,16 @@ def amortized_posterior(
         >>> posterior.x_shape, posterior.context_dim
         ((8,), 32)
     """
-    check_sizes("amortized_posterior", dim=dim, context_dim=context_dim)
+    check_sizes("amortized_posterior", context_dim=context_dim)
     widths = as_dims("amortized_posterior", hidden_dims)
-    base = _base(dim, scale_bounds)
+    size: Any = dim
+    if isinstance(size, Sequence) and not isinstance(size, str):
+        size = as_shape("amortized_posterior", dim=size)
+        num = math.prod(size)
+        base: Bijection = Chain([_base(num, scale_bounds), Reshape((num,), size)])
+    else:
+        check_sizes("amortized_posterior", dim=size)
+        base = _base(size, scale_bounds)
     if num_flows is not None:
         options["num_flows"] = num_flows
     if flow is None:
@@ -85,7 +94,7 @@ def amortized_posterior(
             f"{type(flow).__name__}; a bijection that is made already is a posterior itself, if it takes a context"
         )
     options["context_dim"] = context_dim
-    inner = make_flow(flow, dim, **options) if isinstance(flow, str) else flow(dim, **options)
+    inner = make_flow(flow, size, **options) if isinstance(flow, str) else flow(size, **options)
     if isinstance(inner, Conditional):  # a flow of few weights, all made from the context: one head makes the base, too
         return Conditional(Chain([base, inner.bijection]), context_dim, widths)
     return Chain([Conditional(base, context_dim, widths), inner])
