@@ -15,6 +15,8 @@ from flowppl.bijections.contract import Bijection, initialize, num_parameters
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
 from flowppl.bijections.frozen import Damped, Frozen
+from flowppl.bijections.image.coupling import ImageCoupling
+from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
@@ -28,19 +30,23 @@ from flowppl.progress import set_progress
 from flowppl.recipes import (
     available_flows,
     flowpp,
+    flowpp_image,
     glow,
+    glow_image,
     householder,
     householder_sylvester,
     iaf,
     maf,
     make_flow,
     nice,
+    nice_image,
     nsf,
     nsf_autoregressive,
     orthogonal_sylvester,
     planar,
     radial,
     realnvp,
+    realnvp_image,
     register_flow,
     sylvester,
     triangular_sylvester,
@@ -70,9 +76,11 @@ __all__ = [
     "Damped",
     "Elementwise",
     "ElementwiseAffine",
+    "FactorOut",
     "Frozen",
     "Householder",
     "HouseholderSylvester",
+    "ImageCoupling",
     "Invert",
     "LeakyReLU",
     "LogisticMixture",
@@ -99,7 +107,9 @@ __all__ = [
     "amortized_posterior",
     "available_flows",
     "flowpp",
+    "flowpp_image",
     "glow",
+    "glow_image",
     "householder",
     "householder_sylvester",
     "iaf",
@@ -108,6 +118,7 @@ __all__ = [
     "maf",
     "make_flow",
     "nice",
+    "nice_image",
     "nsf",
     "nsf_autoregressive",
     "num_parameters",
@@ -115,6 +126,7 @@ __all__ = [
     "planar",
     "radial",
     "realnvp",
+    "realnvp_image",
     "register_flow",
     "save",
     "set_progress",

@@ -1,5 +1,7 @@
 """Every bijection once, with what the generic tests need to run it on any array library."""
 
+import math
+
 import array_api_strict
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,15 @@ BIJECTIONS = {
     "pixelwise-lu": fp.Pixelwise((3, 2, 1), fp.LU(3, permutation=(2, 0, 1))),
     "pixelwise-act-norm": fp.Pixelwise((2, 2, 1), fp.ActNorm(2)),
     "pixelwise-coupling": fp.Pixelwise((2, 1, 2), fp.Coupling(2, hidden_dims=4, context_dim=2)),
+    "image-coupling": fp.ImageCoupling((3, 1, 2), flip=True, network=fp.ConvNet(2, 2, 3, 1, kernel_size=1)),
+    "image-coupling-checkerboard": fp.ImageCoupling(
+        (1, 2, 3), fp.Affine(2.0), "checkerboard", hidden_channels=2, num_blocks=0, context_dim=2
+    ),
+    "factor-out": fp.FactorOut(
+        (2, 2, 2),
+        fp.Pixelwise((1, 2, 2), fp.ActNorm(1)),
+        fp.ImageCoupling((2, 2, 2), hidden_channels=2, num_blocks=0, context_dim=2),
+    ),
     "pixelwise-conditional": fp.Conditional(fp.Pixelwise((2, 1, 2), fp.QR(2)), context_dim=2),
 }
 
@@ -97,7 +108,14 @@ ENDS = {
     "bounded": fp.Elementwise(3, fp.Bounded(-1.0, 3.0)),
 }
 
-RECIPES = {name: fp.make_flow(name, 6) for name in sorted(fp.recipes.NAMED_RECIPES) if name != "sylvester"}
+VECTOR_RECIPES = sorted(set(fp.recipes.NAMED_RECIPES) - set(fp.recipes.IMAGE_RECIPES) - {"sylvester"})
+RECIPES = {name: fp.make_flow(name, 6) for name in VECTOR_RECIPES}
+IMAGE_RECIPES = {
+    "nice_image": fp.nice_image((1, 2, 3), 2, hidden_dims=4),
+    "realnvp_image": fp.realnvp_image((1, 4, 4), 1, hidden_channels=2, num_blocks=1, context_dim=2),
+    "glow_image": fp.glow_image((1, 4, 8), 2, num_scales=2, hidden_channels=2),
+    "flowpp_image": fp.flowpp_image((1, 4, 2), (1, 1, 1), num_components=2, hidden_channels=2, num_blocks=0),
+}
 
 NAMESPACES = {
     "numpy": np.asarray,
@@ -112,7 +130,9 @@ def draw(bijection, rng, scale=1.0, batch=()):
     """Weights from N(0, scale^2), those of matrices divided by the root of their number of inputs."""
 
     def entry(parameter):
-        fan_in = parameter.shape[-2] if len(parameter.shape) > 1 else 1
+        # A matrix has its inputs as rows, a convolution as its last three axes.
+        rank, shape = len(parameter.shape), parameter.shape
+        fan_in = math.prod(shape[-3:]) if rank > 3 else shape[-2] if rank > 1 else 1
         return scale * rng.normal(size=(*batch, *parameter.shape)) / max(fan_in, 1) ** 0.5
 
     return _tree.map_tree(entry, bijection.parameters())

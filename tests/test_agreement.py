@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as pdist
 import pytest
 import torch
-from catalogue import BIJECTIONS, RECIPES, context_for, draw
+from catalogue import BIJECTIONS, IMAGE_RECIPES, RECIPES, context_for, draw
 from numpyro import handlers
 from numpyro.infer.util import log_density
 from pyro import poutine
@@ -40,11 +40,13 @@ def pyro_schools():
         pyro.sample("y", pdist.Normal(theta, torch.tensor(SIGMA)), obs=torch.tensor(Y))
 
 
-@pytest.mark.parametrize("name", ["chain", "repeat-scan", "damped", "amortized-iaf", "subspace-conditional", *RECIPES])
+@pytest.mark.parametrize(
+    "name", ["chain", "repeat-scan", "damped", "amortized-iaf", "subspace-conditional", *RECIPES, *IMAGE_RECIPES]
+)
 def test_flows_agree(name, rng):
-    bijection = (BIJECTIONS | RECIPES)[name]
+    bijection = (BIJECTIONS | RECIPES | IMAGE_RECIPES)[name]
     # Deep stacks of steep layers would amplify the rounding of each.
-    params = draw(bijection, rng, 0.3 if name in RECIPES else 1.0)
+    params = draw(bijection, rng, 1.0 if name in BIJECTIONS else 0.3)
     context = context_for(bijection, rng, (20,))
     noise = rng.normal(size=(20, *bijection.x_shape))
     flow = fpp.Flow(bijection)

@@ -8,7 +8,7 @@ import numpy as np
 import numpyro
 import pytest
 import torch
-from catalogue import BIJECTIONS, context_for, draw, merged
+from catalogue import BIJECTIONS, VECTOR_RECIPES, context_for, draw, merged
 
 import flowppl as fp
 import flowppl.numpyro as fnp
@@ -62,7 +62,7 @@ def test_wrong_events_and_contexts_are_refused(name, direction, rng):
         lambda n: fp.Subspace(n, fp.ElementwiseAffine(1)),
         fp.Permute.reverse,
         fp.Permute.random,
-        *fp.recipes.NAMED_RECIPES.values(),
+        *(fp.recipes.NAMED_RECIPES[name] for name in VECTOR_RECIPES),
         lambda n: fp.Elementwise(n, fp.Shift()),
         lambda n: fp.Householder(4, n),
         lambda n: fp.QR(4, n),

@@ -7,6 +7,8 @@ from catalogue import NumpyDraws, draw, merged
 
 import flowppl as fp
 
+COUPLING = fp.ImageCoupling((2, 2, 2))
+
 
 def test_squeeze_makes_the_pixels_of_a_block_channels(rng):
     """Dinh et al. 2016, section 3.6, pixel by pixel."""
@@ -62,6 +64,76 @@ def test_a_random_start_is_a_rotation_and_differs_from_layer_to_layer(rng):
     assert np.abs(matrices[0] - matrices[1]).max() > 0.1
 
 
+def numpy_convolution(layer, x):
+    """A convolution by the book, with zeros around the image: a sum over the pixels of the kernel."""
+    weight, (_, height, width) = layer["weight"], x.shape
+    reach = weight.shape[-1] // 2
+    around = np.pad(x, ((0, 0), (reach, reach), (reach, reach)))
+    y = np.zeros((len(weight), height, width)) + layer["bias"][:, None, None]
+    for i, j in np.ndindex(*weight.shape[-2:]):
+        y = y + np.einsum("oc,chw->ohw", weight[..., i, j], around[:, i : i + height, j : j + width])
+    return y
+
+
+def two_convolutions(params, x):
+    hidden = numpy_convolution(params["first"], x)
+    return numpy_convolution(params["last"], np.where(hidden > 0, hidden, np.expm1(np.minimum(hidden, 0))))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_channel_coupling_is_the_papers(flip, rng):
+    """Dinh et al. 2016, equations 7 and 8, with the log-scale bounded as documented."""
+    layer = fp.ImageCoupling((3, 2, 4), fp.Affine(2.0), flip=flip, hidden_channels=5, num_blocks=0)
+    params = draw(layer, rng)
+    x = rng.normal(size=(3, 2, 4))
+    stays, changes = ([1, 2], [0]) if flip else ([0], [1, 2])
+    shift, raw = np.split(two_convolutions(params["network"], x[stays]), 2)
+    scale = 2 * np.tanh(raw / 2)
+    expected = x.copy()
+    expected[changes] = x[changes] * np.exp(scale) + shift
+    y, log_det = layer.forward(params, x)
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
+    np.testing.assert_allclose(log_det, scale.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_checkerboard_coupling_is_the_papers(flip, rng):
+    """Dinh et al. 2016, equation 9: y = b * x + (1 - b) * (x * exp(s(b * x)) + t(b * x))."""
+    layer = fp.ImageCoupling((2, 3, 4), fp.Affine(2.0), "checkerboard", flip, hidden_channels=5, num_blocks=0)
+    params = draw(layer, rng)
+    x = rng.normal(size=(2, 3, 4))
+    b = np.array([[(i + j) % 2 == flip for j in range(4)] for i in range(3)]).astype(float)
+    shift, raw = np.split(two_convolutions(params["network"], b * x), 2)
+    scale = 2 * np.tanh(raw / 2)
+    y, log_det = layer.forward(merged(layer, params), x)
+    np.testing.assert_allclose(y, b * x + (1 - b) * (x * np.exp(scale) + shift), rtol=1e-12)
+    np.testing.assert_allclose(log_det, ((1 - b) * scale).sum(), rtol=1e-12)
+
+
+def test_a_coupling_over_a_circle_sees_cosines_and_sines(rng):
+    for mask in ("channel", "checkerboard"):
+        layer = fp.ImageCoupling((2, 2, 2), fp.CircularSpline(3), mask, hidden_channels=3, num_blocks=0)
+        params = merged(layer, draw(layer, rng))
+        x = rng.uniform(-3, 3, size=(2, 2, 2))
+        turned = np.where(rng.uniform(size=x.shape) < 0.5, 2 * np.pi, 0.0)
+        np.testing.assert_allclose(layer.forward(params, x + turned)[1], layer.forward(params, x)[1], rtol=1e-9)
+
+
+def test_what_leaves_is_noise_given_what_stays(rng):
+    """Kingma & Dhariwal 2018: a normal distribution, whose mean and scale a network makes of the other half."""
+    prior = fp.ImageCoupling((2, 1, 2), fp.Affine(2.0), hidden_channels=3, num_blocks=0)
+    layer = fp.FactorOut((2, 1, 2), fp.Elementwise((1, 1, 2), fp.Scale()), prior)
+    params = draw(layer, rng)
+    y = rng.normal(size=(2, 1, 2))
+    x, log_det = layer.inverse(params, y)
+    mean, raw = np.split(two_convolutions(params["prior"]["network"], y[:1]), 2)
+    log_scale = 2 * np.tanh(raw / 2)
+    own = 3 * np.tanh(params["bijection"]["raw"][0] / 3)
+    np.testing.assert_allclose(x[1:], (y[1:] - mean) * np.exp(-log_scale), rtol=1e-12)
+    np.testing.assert_allclose(x[:1], y[:1] * np.exp(-own), rtol=1e-12)
+    np.testing.assert_allclose(log_det, -(log_scale.sum() + own.sum()), rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
@@ -74,6 +146,38 @@ def test_a_random_start_is_a_rotation_and_differs_from_layer_to_layer(rng):
         (lambda: fp.Pixelwise((3, 2, 2), fp.LU(2)), ValueError, r"as shape=\(3, 2, 2\) has channels, 3, but LU maps"),
         (lambda: fp.Pixelwise((3, 2, 2), fp.LU), TypeError, "expected a flowppl.Bijection"),
         (lambda: fp.Elementwise((3, 0), fp.Scale()), ValueError, "each size in dim must be an integer of at least 1"),
+        (lambda: fp.ImageCoupling((2, 4)), ValueError, r"ImageCoupling: shape must be \(channels, height, width\)"),
+        (lambda: fp.ImageCoupling((1, 2, 2)), ValueError, "cannot be split; use mask='checkerboard', or Squeeze"),
+        (lambda: fp.ImageCoupling((2, 1, 1), mask="checkerboard"), ValueError, "cannot be split; use mask='channel'"),
+        (lambda: fp.ImageCoupling((2, 2, 2), mask="half"), ValueError, "mask must be one of 'channel', 'checkerboard'"),
+        (lambda: fp.ImageCoupling((2, 2, 2), mask=(True, False)), ValueError, "mask must be one of 'channel'"),
+        (lambda: fp.ImageCoupling((2, 2, 2), flip=2), ValueError, "flip must be True or False, got 2"),
+        (lambda: fp.ImageCoupling((2, 2, 2), "spline"), TypeError, "univariate must be a univariate map"),
+        (lambda: fp.ImageCoupling((2, 2, 2), network="net"), TypeError, "ImageCoupling: network must have"),
+        (lambda: fp.FactorOut((2, 2, 2), COUPLING), ValueError, "images of less than 2 channels and of the size"),
+        (lambda: fp.FactorOut((4, 2, 4), COUPLING), ValueError, r"size \(2, 4\) of shape=\(4, 2, 4\) to such, but"),
+        (
+            lambda: fp.FactorOut((4, 2, 2), COUPLING, COUPLING),
+            ValueError,
+            r"prior must map images of shape=\(4, 2, 2\)",
+        ),
+        (
+            lambda: fp.FactorOut((4, 2, 2), fp.Elementwise((2, 2, 2), fp.Sigmoid())),
+            ValueError,
+            "must map real numbers to real numbers, but Elementwise",
+        ),
+        (lambda: fp.glow_image(8), ValueError, r"glow_image: shape must be \(channels, height, width\)"),
+        (lambda: fp.glow_image((1, 27, 28)), ValueError, r"can be.* 0 times; pad .* to \(1, 28, 28\).*use nice_image"),
+        (lambda: fp.glow_image((1, 28, 28), num_scales=3), ValueError, "halved 3 times.* 2 times; .*num_scales=2"),
+        (lambda: fp.realnvp_image((1, 28, 28), num_scales=4), ValueError, "halved 3 times.* 2 times; .*num_scales=3"),
+        (lambda: fp.flowpp_image((1, 7, 8)), ValueError, r"halved once.* 0 times; pad or crop .* to \(1, 8, 8\)"),
+        (lambda: fp.flowpp_image((1, 8, 8), 4), ValueError, r"num_flows must be three numbers, such as \(4, 2, 3\)"),
+        (lambda: fp.flowpp_image((1, 8, 8), (4, 0, 3)), ValueError, "each of num_flows must be an integer of at least"),
+        (
+            lambda: fp.nice_image((1, 8, 8), alpha=0.5),
+            ValueError,
+            "nice_image: alpha must be between 0 and 1/2, got 0.5",
+        ),
         (lambda: fp.QR(3, start="random"), ValueError, "QR: start must be one of identity, rotation, got 'random'"),
         (lambda: fp.Householder(3, start=0), ValueError, "Householder: start must be one of"),
     ],
@@ -81,3 +185,10 @@ def test_a_random_start_is_a_rotation_and_differs_from_layer_to_layer(rng):
 def test_bad_arguments_are_refused(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+def test_a_network_of_the_wrong_output_is_refused(rng):
+    for mask, channels in (("channel", 1), ("checkerboard", 2)):
+        layer = fp.ImageCoupling((2, 2, 2), mask=mask, network=fp.ConvNet(channels, 3, 2, 0))
+        with pytest.raises(ValueError, match=rf"network must give 2 numbers .* shape \({2 * channels}, 2, 2\) in all"):
+            layer.forward(merged(layer, draw(layer, rng)), np.ones((2, 2, 2)))

@@ -8,7 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from catalogue import BIJECTIONS, ENDS, context_for, draw, merged, to
+from catalogue import BIJECTIONS, ENDS, VECTOR_RECIPES, context_for, draw, merged, to
 from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Predictive
 
@@ -228,7 +228,7 @@ def test_init_from_sets_a_flow_from_data(rng):
     np.testing.assert_allclose(flow.transform.inv(data).mean(0), 0, atol=1e-9)
 
 
-SMALL = {name: fp.make_flow(name, 3, num_flows=1) for name in fp.recipes.NAMED_RECIPES if name != "sylvester"}
+SMALL = {name: fp.make_flow(name, 3, num_flows=1) for name in VECTOR_RECIPES}
 CONDITIONAL = {
     f"{name}-context": fp.make_flow(name, 3, num_flows=1, context_dim=2) for name in ("planar", "realnvp", "iaf", "maf")
 }

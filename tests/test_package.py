@@ -137,7 +137,9 @@ def one(flow):
     y = flow().sample(jax.random.key(1), (2,))
     return y, flow().log_prob(y)
 for name in fp.available_flows():
-    flow = fnp.Flow.init(jax.random.key(0), fp.make_flow(name, 3, num_flows=1))
+    size = (1, 2, 4) if name in fp.recipes.IMAGE_RECIPES else 3
+    num_flows = (1, 1, 1) if name == "flowpp_image" else 1
+    flow = fnp.Flow.init(jax.random.key(0), fp.make_flow(name, size, num_flows=num_flows))
     assert {leaf.dtype.name for leaf in one(flow)} == {"float32"}, name
 """
     result = run("-c", code)
@@ -152,7 +154,7 @@ def test_readme_names_every_flow():
     import flowppl as fp
 
     for name in sorted(set(fp.recipes.NAMED_RECIPES) - {"sylvester"}):
-        flow = fp.make_flow(name, 8)
+        flow = fp.make_flow(name, (1, 8, 8) if name in fp.recipes.IMAGE_RECIPES else 8)
         costs = f"| {flow.forward_cost} | {flow.inverse_cost} |"
         rows = [line for line in README.splitlines() if line.startswith(f"| `{name}`")]
         assert any(costs in row for row in rows), f"no row of the table of flows names {name}"

@@ -14,7 +14,7 @@ import torch
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl.recipes import NAMED_BIJECTIONS, NAMED_RECIPES
+from flowppl.recipes import IMAGE_RECIPES, NAMED_BIJECTIONS, NAMED_RECIPES
 
 ADAPTERS = {"pyro": fpp, "numpyro": fnp}
 LAYERS = {kind.__name__: kind for kind in NAMED_BIJECTIONS}
@@ -70,14 +70,28 @@ def test_every_argument_reaches_the_bijection(name):
         "factor": 3,
         "new_shape": (9, 12),
         "bijection": fp.LU(2),
+        "flip": True,
+        "hidden_channels": 4,
+        "num_blocks": 1,
+        "num_heads": 2,
+        "alpha": 0.1,
+        "num_scales": 1,
     }
     if "shape" in inspect.signature(core).parameters:
-        odd["shape"] = (2, 6, 9)
+        images = {
+            "shape": (2, 4, 8) if name in NAMED_RECIPES else (2, 6, 9),
+            "mask": "checkerboard",
+            "num_flows": (1, 2, 2) if name == "flowpp_image" else 3,
+            "bijection": fp.Pixelwise((1, 6, 9), fp.LU(1)) if name == "FactorOut" else fp.LU(2),
+            "prior": fp.Elementwise((2, 6, 9), fp.Scale()),
+        }
+        odd |= images
     parameters = inspect.signature(core).parameters
     given = {key: odd[key] for key in parameters if key in odd}
     variants = [given]
     if "network" in parameters:
-        variants.append({"dim": 4, "network": fp.MLP(2, 4, hidden_dims=3)})
+        shape = {"shape": (2, 4, 4)} if "shape" in parameters else {"dim": 4}
+        variants.append(shape | {"network": fp.MLP(2, 4, hidden_dims=3)})
     if "adjacency" in parameters:
         variants.append({"dim": 3, "adjacency": ((0, 1, 0), (0, 0, 0), (1, 1, 0))})
     for options in variants:
@@ -156,6 +170,9 @@ def example_arguments(name):
         "Squeeze": [(1, 2, 2)],
         "Reshape": [(4,), (2, 2)],
         "Pixelwise": [(2, 1, 1), fp.LU(2)],
+        "FactorOut": [(2, 1, 1), fp.Pixelwise((1, 1, 1), fp.LU(1))],
+        "ImageCoupling": [(2, 1, 1)],
+        **{key: [(1, 4, 4)] for key in IMAGE_RECIPES},
     }.get(name, [2])
 
 

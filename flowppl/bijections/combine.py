@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijections.contract import COSTS, REAL_LINE, Bijection, check_bijection, check_event
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_event, slowest
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import Permute
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.declare import Constant, Draws, Normal, Parameter, Uniform
-
-
-def _slowest(costs: Iterable[str]) -> str:
-    return max(costs, key=COSTS.index, default="parallel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +90,11 @@ class Chain(Bijection):
 
     @property
     def forward_cost(self) -> str:
-        return _slowest(part.forward_cost for part in self.bijections)
+        return slowest(part.forward_cost for part in self.bijections)
 
     @property
     def inverse_cost(self) -> str:
-        return _slowest(part.inverse_cost for part in self.bijections)
+        return slowest(part.inverse_cost for part in self.bijections)
 
     def parameters(self) -> Tree:
         declared = {str(i): part.parameters() for i, part in enumerate(self.bijections)}

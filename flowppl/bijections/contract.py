@@ -48,7 +48,7 @@ from __future__ import annotations
 import abc
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flowppl._arrays import tree as _tree
@@ -58,6 +58,11 @@ from flowppl.declare import Draws
 
 REAL_LINE = (-math.inf, math.inf)
 COSTS = ("parallel", "iterative", "sequential")  # from cheap to dear
+
+
+def slowest(costs: Iterable[str]) -> str:
+    """The dearest of some costs."""
+    return max(costs, key=COSTS.index, default="parallel")
 
 
 class Bijection(abc.ABC):

@@ -14,7 +14,8 @@ from flowppl.numpyro.discrete import DiscretizedLogisticMixture
 from flowppl.numpyro.fit import Fit, fit
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
-from flowppl.numpyro.image_layers import Pixelwise, Reshape, Squeeze
+from flowppl.numpyro.image_layers import FactorOut, ImageCoupling, Pixelwise, Reshape, Squeeze
+from flowppl.numpyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image
 from flowppl.numpyro.layers import (
     Autoregressive,
     Coupling,
@@ -66,6 +67,7 @@ __all__ = [
     "Elementwise",
     "ElementwiseAffine",
     "Evaluation",
+    "FactorOut",
     "Fit",
     "Flow",
     "FlowDistribution",
@@ -74,6 +76,7 @@ __all__ = [
     "ForwardKL",
     "Householder",
     "HouseholderSylvester",
+    "ImageCoupling",
     "ImportanceWeightedELBO",
     "OrthogonalSylvester",
     "PathELBO",
@@ -95,7 +98,9 @@ __all__ = [
     "fit_vae",
     "flow",
     "flowpp",
+    "flowpp_image",
     "glow",
+    "glow_image",
     "householder",
     "householder_sylvester",
     "iaf",
@@ -103,12 +108,14 @@ __all__ = [
     "log_weights",
     "maf",
     "nice",
+    "nice_image",
     "nsf",
     "nsf_autoregressive",
     "orthogonal_sylvester",
     "planar",
     "radial",
     "realnvp",
+    "realnvp_image",
     "resample",
     "sbc",
     "sylvester",

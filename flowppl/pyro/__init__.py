@@ -13,7 +13,8 @@ from flowppl.pyro.discrete import DiscretizedLogisticMixture
 from flowppl.pyro.fit import Fit, fit
 from flowppl.pyro.flow import Flow, FlowDistribution
 from flowppl.pyro.guides import AutoFlow
-from flowppl.pyro.image_layers import Pixelwise, Reshape, Squeeze
+from flowppl.pyro.image_layers import FactorOut, ImageCoupling, Pixelwise, Reshape, Squeeze
+from flowppl.pyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image
 from flowppl.pyro.layers import (
     Autoregressive,
     Coupling,
@@ -65,6 +66,7 @@ __all__ = [
     "Elementwise",
     "ElementwiseAffine",
     "Evaluation",
+    "FactorOut",
     "Fit",
     "Flow",
     "FlowDistribution",
@@ -73,6 +75,7 @@ __all__ = [
     "ForwardKL",
     "Householder",
     "HouseholderSylvester",
+    "ImageCoupling",
     "ImportanceWeightedELBO",
     "OrthogonalSylvester",
     "PathELBO",
@@ -93,7 +96,9 @@ __all__ = [
     "fit_density",
     "fit_vae",
     "flowpp",
+    "flowpp_image",
     "glow",
+    "glow_image",
     "householder",
     "householder_sylvester",
     "iaf",
@@ -101,12 +106,14 @@ __all__ = [
     "log_weights",
     "maf",
     "nice",
+    "nice_image",
     "nsf",
     "nsf_autoregressive",
     "orthogonal_sylvester",
     "planar",
     "radial",
     "realnvp",
+    "realnvp_image",
     "resample",
     "sbc",
     "sylvester",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowppl.bijections.contract import Bijection
-from flowppl.bijections.image import pixelwise, squeeze
+from flowppl.bijections.image import coupling, factor_out, pixelwise, squeeze
+from flowppl.networks import Network
 from flowppl.pyro.transforms import FlowTransform
+from flowppl.univariate.base import Affine, Univariate
 
 
 class Squeeze(FlowTransform):
@@ -117,3 +119,125 @@ class Pixelwise(FlowTransform):
 
     def __init__(self, shape: Sequence[int], bijection: Bijection) -> None:
         super().__init__(pixelwise.Pixelwise(shape, bijection))
+
+
+class FactorOut(FlowTransform):
+    r"""A bijection f of the first channels of an image; the other channels leave the flow here.
+
+    With the first K channels :math:`x_A`, as many as f maps, and the others :math:`x_B`,
+
+    .. math::
+        y = g\big(f(x_A),\; x_B\big), \qquad \log|\det| = \log|\det f'(x_A)| + \log|\det g'| .
+
+    Seen from the data, where a flow is an encoder, :math:`y_B` becomes noise at once, and only :math:`y_A` goes through
+    the layers of f. The bijection g of the whole image is ``prior``, or the identity. A coupling that leaves the first
+    K channels as they are models what leaves given what stays: :class:`flowppl.ImageCoupling` if K is half of the
+    channels.
+
+    The weights are those of f, under ``bijection``, and of g, under ``prior``, and so is the start. With a context,
+    which f or g then takes: ``transform.condition(c)``.
+
+    x and y have the shape ``(..., C, H, W)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` cost what those of f and g cost: one parallel pass each, unless one of
+    them is iterative or sequential.
+
+    Args:
+        shape: the shape (C, H, W) of an image.
+        bijection: the bijection f, of images of shape (K, H, W) with K < C, which it keeps.
+        prior: the bijection g, of images of shape (C, H, W), or ``None``.
+
+    Raises:
+        TypeError: if ``bijection`` or ``prior`` is none.
+        ValueError: for a shape that is none of an image, a bijection or prior that does not fit it or does not map real
+            numbers to real numbers, or contexts of different sizes.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio: Density Estimation using Real NVP, 2016, arXiv 1605.08803, section 3.6. Kingma,
+        Dhariwal: Glow: Generative Flow with Invertible 1x1 Convolutions, 2018, arXiv 1807.03039.
+
+    Example:
+        >>> import torch, flowppl as fp
+        >>> from flowppl.pyro import FactorOut
+        >>> transform = FactorOut((4, 2, 2), fp.Elementwise((2, 2, 2), fp.Scale()), prior=fp.ImageCoupling((4, 2, 2)))
+        >>> x = torch.randn(5, 4, 2, 2)
+        >>> bool(torch.allclose(transform.inv(transform(x)), x, atol=1e-4))
+        True
+    """
+
+    def __init__(self, shape: Sequence[int], bijection: Bijection, prior: Bijection | None = None) -> None:
+        super().__init__(factor_out.FactorOut(shape, bijection, prior))
+
+
+class ImageCoupling(FlowTransform):
+    r"""A coupling layer of images: one part of x decides how the other part is mapped.
+
+    .. math::
+        y_A = x_A, \qquad y_B = \tau\big(x_B;\, g(x_A, c)\big), \qquad
+        \log|\det| = \sum_{i \in B} \log \tau'(x_i) .
+
+    A are the numbers that stay as they are, B the others. The univariate map :math:`\tau` acts on each number of
+    :math:`x_B`, with parameters that the network g makes of :math:`x_A` and the context c. With ``mask="channel"`` A
+    are the first ``C // 2`` channels, and g sees them as an image of so many channels; with ``flip=True`` A are the
+    others. With ``mask="checkerboard"`` A are the pixels (h, w) with even h + w, in all channels, or with ``flip=True``
+    those with odd h + w; g sees the whole image, with zeros at B.
+
+    The weights are those of the network, whose last layer starts at 0, where :math:`\tau` and so the transform is the
+    identity.
+
+    x and y have the shape ``(..., C, H, W)``, their log determinant has the shape ``(...)``. With ``context_dim`` the
+    transform needs a context c of shape ``(..., context_dim)``, whose batch axes broadcast with those of x:
+    ``transform.condition(c)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each; with :class:`flowppl.LogisticMixture` the
+    inverse is iterative.
+
+    Args:
+        shape: the shape (C, H, W) of an image.
+        univariate: the map of each number of B.
+        mask: ``"channel"`` or ``"checkerboard"``.
+        flip: whether the two parts are exchanged.
+        network: a network of your own (see :mod:`flowppl.networks`) instead of the default :class:`flowppl.ConvNet`. Of
+            images (channels it sees, H, W) it gives images (``univariate.num_raw`` times the channels of B, H, W):
+            first the first raw number of all channels, then the second, and so on; in a checkerboard all C channels are
+            of B, and what it gives at A goes unused. ``hidden_channels`` and ``num_blocks`` then go unused.
+        hidden_channels: the number of channels within the default network.
+        num_blocks: its number of gated residual blocks.
+        context_dim: the size of the context, 0 for none.
+
+    Raises:
+        TypeError: for a ``univariate`` or a ``network`` that is none.
+        ValueError: for a shape that is none of an image or cannot be split, or an unknown mask; when it maps, for a
+            network that gives an image of another shape, or a context that is missing, of another size, or not
+            expected.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio: Density Estimation using Real NVP, 2016, arXiv 1605.08803, section 3.4. Ho, Chen,
+        Srinivas, Duan, Abbeel: Flow++, 2019, arXiv 1902.00275.
+
+    Example:
+        >>> import torch
+        >>> from flowppl.pyro import ImageCoupling
+        >>> transform = ImageCoupling((4, 2, 2), hidden_channels=8, num_blocks=1)
+        >>> x = torch.randn(5, 4, 2, 2)
+        >>> y = transform(x)
+        >>> bool(torch.equal(y[:, :2], x[:, :2]))
+        True
+        >>> transform.log_abs_det_jacobian(x, y).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        univariate: Univariate = Affine(),
+        mask: str = "channel",
+        flip: bool = False,
+        network: Network | None = None,
+        hidden_channels: int = 32,
+        num_blocks: int = 2,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(
+            coupling.ImageCoupling(shape, univariate, mask, flip, network, hidden_channels, num_blocks, context_dim)
+        )

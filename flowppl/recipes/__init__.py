@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Elementwise
+from flowppl.bijections.image.coupling import ImageCoupling
+from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
@@ -17,6 +19,7 @@ from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvest
 from flowppl.checks import did_you_mean
 from flowppl.recipes.autoregressive import iaf, maf, nsf_autoregressive
 from flowppl.recipes.coupling import flowpp, glow, nice, nsf, realnvp
+from flowppl.recipes.image import flowpp_image, glow_image, nice_image, realnvp_image
 from flowppl.recipes.residual import (
     householder,
     householder_sylvester,
@@ -50,7 +53,15 @@ NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
     Squeeze,
     Reshape,
     Pixelwise,
+    FactorOut,
+    ImageCoupling,
 )
+IMAGE_RECIPES: dict[str, Recipe] = {  # these take the shape of an image, the others a number of coordinates
+    "nice_image": nice_image,
+    "realnvp_image": realnvp_image,
+    "glow_image": glow_image,
+    "flowpp_image": flowpp_image,
+}
 NAMED_RECIPES: dict[str, Recipe] = {
     "planar": planar,
     "radial": radial,
@@ -67,6 +78,7 @@ NAMED_RECIPES: dict[str, Recipe] = {
     "iaf": iaf,
     "maf": maf,
     "nsf_autoregressive": nsf_autoregressive,
+    **IMAGE_RECIPES,
 }
 
 _RECIPES = dict(NAMED_RECIPES)
@@ -83,8 +95,8 @@ def available_flows() -> tuple[str, ...]:
     return tuple(sorted(_RECIPES))
 
 
-def make_flow(name: str, dim: int, **options) -> Bijection:
-    """The flow of this name for ``dim`` coordinates; ``options`` go to the recipe.
+def make_flow(name: str, dim: int | Sequence[int], **options) -> Bijection:
+    """The flow of this name for ``dim`` coordinates, or for images of the shape ``dim``; ``options`` go to the recipe.
 
     Raises:
         ValueError: if no flow has this name; the message lists the known ones.

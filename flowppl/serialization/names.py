@@ -13,6 +13,8 @@ from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
 from flowppl.bijections.frozen import Damped, Frozen
+from flowppl.bijections.image.coupling import ImageCoupling
+from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
@@ -45,9 +47,11 @@ CLASSES: dict[str, type] = {
         Damped,
         Elementwise,
         ElementwiseAffine,
+        FactorOut,
         Frozen,
         Householder,
         HouseholderSylvester,
+        ImageCoupling,
         Invert,
         LeakyReLU,
         LogisticMixture,
