@@ -25,7 +25,7 @@ from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.declare import Constant, Normal, Parameter, Uniform
-from flowppl.networks import MADE, MLP, ConvNet
+from flowppl.networks import MADE, MLP, CausalConv1d, ConvNet, PixelConvNet
 from flowppl.progress import set_progress
 from flowppl.recipes import (
     available_flows,
@@ -67,6 +67,7 @@ __all__ = [
     "Autoregressive",
     "Bijection",
     "Bounded",
+    "CausalConv1d",
     "Chain",
     "CircularSpline",
     "Conditional",
@@ -88,6 +89,7 @@ __all__ = [
     "OrthogonalSylvester",
     "Parameter",
     "Permute",
+    "PixelConvNet",
     "Pixelwise",
     "Planar",
     "Radial",

@@ -18,21 +18,22 @@ from flowppl.networks.protocol import check_activation
 KINDS = ("gated", "residual", "plain")
 
 
-def as_sizes(owner: str, num: int, **named: Any) -> Any:
-    """The one named value as a tuple of so many sizes; raise ValueError unless it is one."""
+def as_sizes(owner: str, num: int | None, **named: Any) -> Any:
+    """The one named value as a tuple of so many sizes, or of any number; raise ValueError unless it is one."""
     ((name, value),) = named.items()
-    sizes = tuple(value) if isinstance(value, Iterable) else ()
-    if len(sizes) != num:
-        raise ValueError(f"{owner}: {name} must be a tuple of {num} integers, got {value!r}")
+    sizes = tuple(value) if isinstance(value, Iterable) else None
+    if sizes is None or num not in (None, len(sizes)):
+        what = "integers" if num is None else f"{num} integers"
+        raise ValueError(f"{owner}: {name} must be a tuple of {what}, got {value!r}")
     for size in sizes:
         check_sizes(owner, **{name: size})
     return sizes
 
 
-def check_kernels(owner: str, *sizes: int) -> None:
+def check_kernels(owner: str, *sizes: int, at_least: int = 1) -> None:
     """Raise ValueError unless kernels of these sizes have a middle."""
     for size in sizes:
-        check_sizes(owner, kernel_size=size)
+        check_sizes(owner, at_least=at_least, kernel_size=size)
         if size % 2 == 0:
             raise ValueError(f"{owner}: kernel_size must be odd, got {size}")
 

@@ -22,7 +22,7 @@ from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
-from flowppl.networks import MADE, MLP, ConvNet
+from flowppl.networks import MADE, MLP, CausalConv1d, ConvNet, PixelConvNet
 from flowppl.univariate.base import Affine, Scale, Shift
 from flowppl.univariate.mixture import LogisticMixture
 from flowppl.univariate.splines import CircularSpline, RationalQuadraticSpline
@@ -39,6 +39,7 @@ CLASSES: dict[str, type] = {
         Affine,
         Autoregressive,
         Bounded,
+        CausalConv1d,
         Chain,
         CircularSpline,
         Conditional,
@@ -58,6 +59,7 @@ CLASSES: dict[str, type] = {
         OrthogonalSylvester,
         Permute,
         Pixelwise,
+        PixelConvNet,
         Planar,
         Radial,
         RationalQuadraticSpline,
