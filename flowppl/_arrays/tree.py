@@ -44,3 +44,15 @@ def replace(tree: Tree, new: Tree) -> Tree:
         key: (replace(value, new[key]) if isinstance(value, dict) else new[key]) if key in new else value
         for key, value in tree.items()
     }
+
+
+def nested(flat: dict[str, Any]) -> Tree:
+    """The tree of what stands under names such as ``layer.weight``, whose dots part the keys."""
+    tree: Tree = {}
+    for name, leaf in flat.items():
+        *path, key = name.split(".")
+        branch = tree
+        for step in path:
+            branch = branch.setdefault(step, {})
+        branch[key] = leaf
+    return tree

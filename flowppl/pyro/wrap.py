@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributions import Transform
 
-from flowppl._arrays.tree import Tree, leaves
+from flowppl._arrays.tree import Tree, leaves, nested
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.bijections.wrap import Present, as_event_shape, check_host, check_single, interval, one_way
 from flowppl.checks import assign, derived
@@ -106,15 +106,7 @@ class Wrap(Bijection):
         return self._tree(lambda tensor: not tensor.requires_grad, lambda b: b.detach().cpu().numpy())
 
     def _tree(self, keep, leaf) -> Tree:
-        tree: Tree = {}
-        for slot in self._slots:
-            if keep(slot.tensor):
-                *path, key = slot.name.split(".")
-                branch = tree
-                for step in path:
-                    branch = branch.setdefault(step, {})
-                branch[key] = leaf(slot.tensor)
-        return tree
+        return nested({slot.name: leaf(slot.tensor) for slot in self._slots if keep(slot.tensor)})
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
