@@ -363,6 +363,8 @@ class Stacked:
     def __call__(self, draws, shape):
         if isinstance(self.initializer, (Constant, Normal, Uniform)):  # entries are independent: one draw does for all
             return self.initializer(draws, shape)
+        if hasattr(self.initializer, "stacked"):
+            return self.initializer.stacked(draws, shape)
         layers = [self.initializer(draws, shape[1:]) for _ in range(shape[0])]
         return namespace(layers[0]).stack(layers)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.networks import MLP, Network, as_dims, check_network, split_raw
+from flowppl.networks import MLP, Network, as_dims, bind_network, read_network, split_raw
 from flowppl.univariate.base import Affine, Univariate, check_univariate
 
 
@@ -38,15 +39,16 @@ class Coupling(Bijection):
         activation: the network's activation: elu, relu, silu, softplus or tanh.
         mask: for each coordinate, whether it stays as it is. ``None`` means the first ``dim // 2``; ``"alternating"``
             means every other one, from the second.
-        network: a network of your own (see :mod:`flowppl.networks`) instead of the default perceptron. It takes the
-            coordinates that stay (their cosines and then their sines, if the map is on a circle) and gives
-            ``univariate.num_raw`` blocks, each as long as the second part. ``hidden_dims`` and ``activation`` then go
-            unused.
+        network: a network of your own instead of the default perceptron. It takes the coordinates that stay (their
+            cosines and then their sines, if the map is on a circle) and gives ``univariate.num_raw`` blocks, each as
+            long as the second part. It follows the protocol of :mod:`flowppl.networks`, or is a module: of
+            ``torch.nn`` in Pyro, as ``flowppl.pyro.ModuleNetwork`` takes it, of ``flax.nnx`` in NumPyro, as
+            ``flowppl.numpyro.ModuleNetwork`` does. ``hidden_dims`` and ``activation`` then go unused.
 
     Raises:
         TypeError: for a ``univariate`` or a ``network`` that is none.
         ValueError: for a dimension below 1, a mask of the wrong length or without a coordinate to map, or a mask for
-            ``dim=1``, which cannot be split.
+            ``dim=1``, which cannot be split; for a module that does not map to what the layer needs, or keeps a state.
 
     References:
         Dinh, Krueger, Bengio: NICE, 2014, arXiv 1410.8516. Dinh, Sohl-Dickstein, Bengio: Density Estimation using Real
@@ -67,7 +69,7 @@ class Coupling(Bijection):
     context_dim: int = 0
     activation: str = "silu"
     mask: Sequence[bool] | str | None = None
-    network: Network | None = None
+    network: Network | Callable[..., Any] | None = None
     _network: Network = derived()
     _fixed: tuple[bool, ...] = derived()
     _num_fixed: int = derived()
@@ -76,17 +78,20 @@ class Coupling(Bijection):
     def __post_init__(self):
         check_sizes("Coupling", dim=self.dim)
         check_univariate("Coupling", self.univariate, at_least=1)
-        if self.network is not None:
-            check_network("Coupling", self.network)
-        fixed = self._read_mask()
+        network, fixed = read_network("Coupling", self.network), self._read_mask()
         num_fixed, hidden_dims = sum(fixed), as_dims("Coupling", self.hidden_dims)
         num_raw = self.univariate.num_raw * (self.dim - num_fixed)
         num_seen = num_fixed if self._period is None else 2 * num_fixed
+        if network is None:
+            inner: Network = MLP(num_seen, num_raw, hidden_dims, self.context_dim, self.activation)
+        else:
+            inner = bind_network("Coupling", network, (num_seen,), (num_raw,), self.context_dim)
         assign(
             self,
+            network=network,
             mask=self.mask if self.mask is None or self.mask == "alternating" else fixed,
             hidden_dims=hidden_dims,
-            _network=self.network or MLP(num_seen, num_raw, hidden_dims, self.context_dim, self.activation),
+            _network=inner,
             _fixed=fixed,
             _num_fixed=num_fixed,
             _layout="front" if all(fixed[:num_fixed]) else "mixed" if any(fixed[:-num_fixed]) else "back",

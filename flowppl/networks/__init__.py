@@ -3,30 +3,36 @@ r"""The networks of coupling and autoregressive layers, and the protocol that an
 A *conditioner network* is a hashable object with ``parameters()`` and ``constants()``, as a bijection has, and
 ``__call__(params, x, context) -> output``. Its output layer starts at zero, so that the layer it serves starts
 at the identity.
+
+A module of a host's framework is made a network by the ``ModuleNetwork`` of an adapter, where it is imported.
 """
 
 from flowppl.networks.causal import CausalConv1d
 from flowppl.networks.convolution import ConvNet
 from flowppl.networks.dense import MLP, dense, dense_layers, dense_parameters, hidden_units
 from flowppl.networks.masked import MADE, read_dependencies
+from flowppl.networks.modules import BoundNetwork, ModuleNetwork, bind_network, read_network
 from flowppl.networks.pixel import PixelConvNet
-from flowppl.networks.protocol import ACTIVATIONS, Network, as_dims, check_activation, check_network, split_raw
+from flowppl.networks.protocol import ACTIVATIONS, Network, as_dims, check_activation, split_raw
 
 __all__ = [
     "ACTIVATIONS",
     "MADE",
     "MLP",
+    "BoundNetwork",
     "CausalConv1d",
     "ConvNet",
+    "ModuleNetwork",
     "Network",
     "PixelConvNet",
     "as_dims",
+    "bind_network",
     "check_activation",
-    "check_network",
     "dense",
     "dense_layers",
     "dense_parameters",
     "hidden_units",
     "read_dependencies",
+    "read_network",
     "split_raw",
 ]

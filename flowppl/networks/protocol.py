@@ -34,15 +34,10 @@ def as_dims(owner: str, hidden_dims) -> tuple[int, ...]:
     return dims
 
 
-def check_network(owner: str, network: Any) -> None:
-    """Raise TypeError unless ``network`` follows the protocol."""
-    follows = callable(network) and all(hasattr(network, name) for name in ("parameters", "constants"))
-    if isinstance(network, type) or not follows:
-        what = f"the class {network.__name__}" if isinstance(network, type) else repr(network)[:80]
-        raise TypeError(
-            f"{owner}: network must have parameters() and constants() and be callable, as flowppl.MLP(2, 4) is, or be "
-            f"None for a perceptron with hidden_dims, got {what}"
-        )
+def follows_protocol(network: Any) -> bool:
+    """Whether ``network`` is an object, not a class, with what the protocol asks for."""
+    has_all = callable(network) and all(hasattr(network, name) for name in ("parameters", "constants"))
+    return has_all and not isinstance(network, type)
 
 
 def check_activation(owner: str, activation: str) -> None:

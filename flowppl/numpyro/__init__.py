@@ -29,6 +29,7 @@ from flowppl.numpyro.layers import (
 from flowppl.numpyro.linear import LU, QR, ActNorm, ElementwiseAffine, Householder, Permute, TriangularAffine
 from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.mcmc import Chains
+from flowppl.numpyro.modules import ModuleNetwork
 from flowppl.numpyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
 from flowppl.numpyro.recipes import (
     flowpp,
@@ -78,6 +79,7 @@ __all__ = [
     "HouseholderSylvester",
     "ImageCoupling",
     "ImportanceWeightedELBO",
+    "ModuleNetwork",
     "OrthogonalSylvester",
     "PathELBO",
     "Permute",

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import jax
 
@@ -235,10 +235,11 @@ class ImageCoupling(FlowTransform):
         univariate: the map of each number of B.
         mask: ``"channel"`` or ``"checkerboard"``.
         flip: whether the two parts are exchanged.
-        network: a network of your own (see :mod:`flowppl.networks`) instead of the default :class:`flowppl.ConvNet`. Of
-            images (channels it sees, H, W) it gives images (``univariate.num_raw`` times the channels of B, H, W):
-            first the first raw number of all channels, then the second, and so on; in a checkerboard all C channels are
-            of B, and what it gives at A goes unused. ``hidden_channels`` and ``num_blocks`` then go unused.
+        network: a network of your own instead of the default :class:`flowppl.ConvNet`: one that follows the protocol of
+            :mod:`flowppl.networks`, or a module, as :class:`ModuleNetwork` takes it. Of images (channels it sees, H, W)
+            it gives images (``univariate.num_raw`` times the channels of B, H, W): first the first raw number of all
+            channels, then the second, and so on; in a checkerboard all C channels are of B, and what it gives at A goes
+            unused. ``hidden_channels`` and ``num_blocks`` then go unused.
         hidden_channels: the number of channels within the default network.
         num_blocks: its number of gated residual blocks.
         context_dim: the size of the context, 0 for none.
@@ -273,7 +274,7 @@ class ImageCoupling(FlowTransform):
         univariate: Univariate = Affine(),
         mask: str = "channel",
         flip: bool = False,
-        network: Network | None = None,
+        network: Network | Callable[..., Any] | None = None,
         hidden_channels: int = 32,
         num_blocks: int = 2,
         context_dim: int = 0,
@@ -293,7 +294,7 @@ class ImageCoupling(FlowTransform):
         univariate: Univariate = Affine(),
         mask: str = "channel",
         flip: bool = False,
-        network: Network | None = None,
+        network: Network | Callable[..., Any] | None = None,
         hidden_channels: int = 32,
         num_blocks: int = 2,
         context_dim: int = 0,

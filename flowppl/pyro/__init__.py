@@ -28,6 +28,7 @@ from flowppl.pyro.layers import (
 from flowppl.pyro.linear import LU, QR, ActNorm, ElementwiseAffine, Householder, Permute, TriangularAffine
 from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.mcmc import Chains
+from flowppl.pyro.modules import ModuleNetwork
 from flowppl.pyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
 from flowppl.pyro.recipes import (
     flowpp,
@@ -77,6 +78,7 @@ __all__ = [
     "HouseholderSylvester",
     "ImageCoupling",
     "ImportanceWeightedELBO",
+    "ModuleNetwork",
     "OrthogonalSylvester",
     "PathELBO",
     "Permute",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.image import coupling, factor_out, pixelwise, squeeze
@@ -197,10 +198,11 @@ class ImageCoupling(FlowTransform):
         univariate: the map of each number of B.
         mask: ``"channel"`` or ``"checkerboard"``.
         flip: whether the two parts are exchanged.
-        network: a network of your own (see :mod:`flowppl.networks`) instead of the default :class:`flowppl.ConvNet`. Of
-            images (channels it sees, H, W) it gives images (``univariate.num_raw`` times the channels of B, H, W):
-            first the first raw number of all channels, then the second, and so on; in a checkerboard all C channels are
-            of B, and what it gives at A goes unused. ``hidden_channels`` and ``num_blocks`` then go unused.
+        network: a network of your own instead of the default :class:`flowppl.ConvNet`: one that follows the protocol of
+            :mod:`flowppl.networks`, or a module, as :class:`ModuleNetwork` takes it. Of images (channels it sees, H, W)
+            it gives images (``univariate.num_raw`` times the channels of B, H, W): first the first raw number of all
+            channels, then the second, and so on; in a checkerboard all C channels are of B, and what it gives at A goes
+            unused. ``hidden_channels`` and ``num_blocks`` then go unused.
         hidden_channels: the number of channels within the default network.
         num_blocks: its number of gated residual blocks.
         context_dim: the size of the context, 0 for none.
@@ -233,7 +235,7 @@ class ImageCoupling(FlowTransform):
         univariate: Univariate = Affine(),
         mask: str = "channel",
         flip: bool = False,
-        network: Network | None = None,
+        network: Network | Callable[..., Any] | None = None,
         hidden_channels: int = 32,
         num_blocks: int = 2,
         context_dim: int = 0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from flowppl.bijections import autoregressive, coupling, elementwise, residual, sylvester
 from flowppl.networks import Network
@@ -294,9 +295,10 @@ class Coupling(FlowTransform):
         activation: the network's activation: elu, relu, silu, softplus or tanh.
         mask: for each coordinate, whether it stays as it is. ``None`` means the first ``dim // 2``; ``"alternating"``
             means every other one, from the second.
-        network: a network of your own (see :mod:`flowppl.networks`) instead of the default perceptron. It takes the
-            coordinates of A (their cosines and then their sines, if the map is on a circle) and gives
-            ``univariate.num_raw`` blocks, each as long as B. ``hidden_dims`` and ``activation`` then go unused.
+        network: a network of your own instead of the default perceptron: a module, as :class:`ModuleNetwork` takes it,
+            or one that follows the protocol of :mod:`flowppl.networks`. It takes the coordinates of A (their cosines
+            and then their sines, if the map is on a circle) and gives ``univariate.num_raw`` blocks, each as long as B.
+            ``hidden_dims`` and ``activation`` then go unused.
 
     Raises:
         ValueError: for a dimension below 1, a mask of the wrong length or without a coordinate to map, or a mask for
@@ -328,7 +330,7 @@ class Coupling(FlowTransform):
         context_dim: int = 0,
         activation: str = "silu",
         mask: Sequence[bool] | str | None = None,
-        network: Network | None = None,
+        network: Network | Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(coupling.Coupling(dim, univariate, hidden_dims, context_dim, activation, mask, network))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.bijections.image.factor_out import join_channels
 from flowppl.checks import as_image_shape, assign, derived
-from flowppl.networks import ConvNet, Network, check_network
+from flowppl.networks import ConvNet, Network, bind_network, read_network
 from flowppl.univariate.base import Affine, Univariate, check_univariate
 
 MASKS = ("channel", "checkerboard")
@@ -40,10 +41,11 @@ class ImageCoupling(Bijection):
         univariate: the map of each number of B.
         mask: ``"channel"`` or ``"checkerboard"``.
         flip: whether the two parts are exchanged.
-        network: a network of your own (see :mod:`flowppl.networks`) instead of the default :class:`~flowppl.ConvNet`.
-            Of images (channels it sees, H, W) it gives images (``univariate.num_raw`` times the channels of B, H, W):
-            first the first raw number of all channels, then the second, and so on; in a checkerboard all C channels are
-            of B, and what it gives at A goes unused. ``hidden_channels`` and ``num_blocks`` then go unused.
+        network: a network of your own instead of the default :class:`~flowppl.ConvNet`: one that follows the protocol
+            of :mod:`flowppl.networks`, or a module, as for :class:`~flowppl.Coupling`. Of images (channels it sees, H,
+            W) it gives images (``univariate.num_raw`` times the channels of B, H, W): first the first raw number of all
+            channels, then the second, and so on; in a checkerboard all C channels are of B, and what it gives at A goes
+            unused. ``hidden_channels`` and ``num_blocks`` then go unused.
         hidden_channels: the number of channels within the default network.
         num_blocks: its number of gated residual blocks.
         context_dim: the size of the context, 0 for none.
@@ -69,7 +71,7 @@ class ImageCoupling(Bijection):
     univariate: Univariate = Affine()
     mask: str = "channel"
     flip: bool = False
-    network: Network | None = None
+    network: Network | Callable[..., Any] | None = None
     hidden_channels: int = 32
     num_blocks: int = 2
     context_dim: int = 0
@@ -92,17 +94,15 @@ class ImageCoupling(Bijection):
         if self.mask == "checkerboard" and height * width == 1:
             raise ValueError(f"ImageCoupling: the one pixel of shape={self.shape} cannot be split; use mask='channel'")
         assign(self, _num_first=channels // 2)
-        if self.network is not None:
-            check_network("ImageCoupling", self.network)
         seen = channels if self.mask == "checkerboard" else channels - self._num_mapped
-        network = self.network or ConvNet(
-            seen if self._period is None else 2 * seen,
-            self.univariate.num_raw * self._num_mapped,
-            self.hidden_channels,
-            self.num_blocks,
-            context_dim=self.context_dim,
-        )
-        assign(self, _network=network)
+        seen = seen if self._period is None else 2 * seen
+        num_raw, network = self.univariate.num_raw * self._num_mapped, read_network("ImageCoupling", self.network)
+        if network is None:
+            inner: Network = ConvNet(seen, num_raw, self.hidden_channels, self.num_blocks, context_dim=self.context_dim)
+        else:
+            shapes = (seen, height, width), (num_raw, height, width)
+            inner = bind_network("ImageCoupling", network, *shapes, self.context_dim)
+        assign(self, network=network, _network=inner)
 
     @property
     def _num_mapped(self) -> int:
