@@ -15,6 +15,7 @@ from flowppl.bijections.contract import Bijection, initialize, num_parameters
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
 from flowppl.bijections.frozen import Damped, Frozen
+from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
 from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
@@ -81,6 +82,7 @@ __all__ = [
     "Frozen",
     "Householder",
     "HouseholderSylvester",
+    "ImageAutoregressive",
     "ImageCoupling",
     "Invert",
     "LeakyReLU",

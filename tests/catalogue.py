@@ -87,6 +87,10 @@ BIJECTIONS = {
     "pixelwise-lu": fp.Pixelwise((3, 2, 1), fp.LU(3, permutation=(2, 0, 1))),
     "pixelwise-act-norm": fp.Pixelwise((2, 2, 1), fp.ActNorm(2)),
     "pixelwise-coupling": fp.Pixelwise((2, 1, 2), fp.Coupling(2, hidden_dims=4, context_dim=2)),
+    "image-autoregressive": fp.ImageAutoregressive((2, 2, 2), network=fp.PixelConvNet(2, 2, 2, 1, 3)),
+    "sequence-autoregressive": fp.ImageAutoregressive(
+        (1, 3), fp.Shift(), network=fp.CausalConv1d(1, 1, 2, (), context_dim=2)
+    ),
     "image-coupling": fp.ImageCoupling((3, 1, 2), flip=True, network=fp.ConvNet(2, 2, 3, 1, kernel_size=1)),
     "image-coupling-checkerboard": fp.ImageCoupling(
         (1, 2, 3), fp.Affine(2.0), "checkerboard", hidden_channels=2, num_blocks=0, context_dim=2

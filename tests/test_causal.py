@@ -8,6 +8,7 @@ from catalogue import NAMESPACES, NumpyDraws, draw, merged, numpy, to
 from test_convolutions import convolution, elu
 
 import flowppl as fp
+from flowppl import PixelConvNet
 from flowppl._arrays import tree as _tree
 
 # Each with the shape of an event.
@@ -169,8 +170,36 @@ def test_a_causal_network_starts_at_zero_and_every_weight_can_learn(name, rng):
         (lambda: fp.CausalConv1d(1, 1, dilations=3), "dilations must be a tuple of integers, got 3"),
         (lambda: fp.CausalConv1d(1, 1, context_dim=3, context_shape=(2, 2)), "context_dim must be 4"),
         (lambda: fp.CausalConv1d(1, 1, activation="gelu"), "activation must be one of"),
+        (lambda: layer((3, 3), fp.CausalConv1d(3, 1)), "network must have num_outputs=2, .*, got 1"),
+        (lambda: layer((1, 3, 3), PixelConvNet(2, 2)), "network must have in_channels=1, .*, got 2"),
+        (lambda: layer((1, 3, 3), PixelConvNet(1, 2, context_dim=3), context_dim=2), "context_dim=2, .*, got 3"),
+        (lambda: layer((1, 3, 3), PixelConvNet(1, 2, context_shape=(1, 3, 4))), "which does not fit shape"),
+        (lambda: layer((3, 3, 3), None, hidden_channels=2), "hidden_channels must be an integer of at least 3, got 2"),
+        (lambda: layer((3,), None), "shape must be"),
     ],
 )
 def test_wrong_causal_networks_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def layer(shape, network, **options):
+    return fp.ImageAutoregressive(shape, fp.Affine(), network, **options)
+
+
+def test_a_layer_refuses_the_network_of_another_kind_of_event():
+    for shape, network, message in (
+        ((1, 3, 3), fp.CausalConv1d(1, 2), r"network for shape=\(1, 3, 3\) must be a flowppl.PixelConvNet"),
+        ((1, 3), fp.MLP(1, 2), "must be a flowppl.CausalConv1d, got MLP"),
+        ((1, 3), fp.CausalConv1d, "got the class CausalConv1d"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            layer(shape, network)
+
+
+def test_layers_have_the_network_that_their_arguments_say():
+    image = fp.ImageAutoregressive((2, 4, 4), fp.Shift(), None, 8, 3, 5)
+    assert image.parameters() == {"network": PixelConvNet(2, 1, 8, 3, context_dim=5).parameters()}
+    sequence = fp.ImageAutoregressive((1, 9), fp.Affine(), None, 8, 3)
+    assert sequence.parameters() == {"network": fp.CausalConv1d(1, 2, 8, (1, 2, 4)).parameters()}
+    assert layer((1, 3), fp.CausalConv1d(1, 2, context_shape=(2, 3))).context_dim == 6

@@ -91,7 +91,8 @@ def test_every_argument_reaches_the_bijection(name):
     variants = [given]
     if "network" in parameters:
         shape = {"shape": (2, 4, 4)} if "shape" in parameters else {"dim": 4}
-        variants.append(shape | {"network": fp.MLP(2, 4, hidden_dims=3)})
+        causal = fp.PixelConvNet(2, 2, 3, 0, context_dim=1)
+        variants.append(shape | {"network": causal if name == "ImageAutoregressive" else fp.MLP(2, 4, hidden_dims=3)})
     if "adjacency" in parameters:
         variants.append({"dim": 3, "adjacency": ((0, 1, 0), (0, 0, 0), (1, 1, 0))})
     for options in variants:
@@ -172,6 +173,7 @@ def example_arguments(name):
         "Pixelwise": [(2, 1, 1), fp.LU(2)],
         "FactorOut": [(2, 1, 1), fp.Pixelwise((1, 1, 1), fp.LU(1))],
         "ImageCoupling": [(2, 1, 1)],
+        "ImageAutoregressive": [(1, 2, 2)],
         **{key: [(1, 4, 4)] for key in IMAGE_RECIPES},
     }.get(name, [2])
 

@@ -14,7 +14,7 @@ from flowppl.numpyro.discrete import DiscretizedLogisticMixture
 from flowppl.numpyro.fit import Fit, fit
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
-from flowppl.numpyro.image_layers import FactorOut, ImageCoupling, Pixelwise, Reshape, Squeeze
+from flowppl.numpyro.image_layers import FactorOut, ImageAutoregressive, ImageCoupling, Pixelwise, Reshape, Squeeze
 from flowppl.numpyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image
 from flowppl.numpyro.layers import (
     Autoregressive,
@@ -77,6 +77,7 @@ __all__ = [
     "ForwardKL",
     "Householder",
     "HouseholderSylvester",
+    "ImageAutoregressive",
     "ImageCoupling",
     "ImportanceWeightedELBO",
     "ModuleNetwork",

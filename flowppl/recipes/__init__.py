@@ -8,6 +8,7 @@ from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Elementwise
+from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
 from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
@@ -55,6 +56,7 @@ NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
     Pixelwise,
     FactorOut,
     ImageCoupling,
+    ImageAutoregressive,
 )
 IMAGE_RECIPES: dict[str, Recipe] = {  # these take the shape of an image, the others a number of coordinates
     "nice_image": nice_image,

@@ -13,6 +13,7 @@ from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
 from flowppl.bijections.frozen import Damped, Frozen
+from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
 from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
@@ -52,6 +53,7 @@ CLASSES: dict[str, type] = {
         Frozen,
         Householder,
         HouseholderSylvester,
+        ImageAutoregressive,
         ImageCoupling,
         Invert,
         LeakyReLU,
