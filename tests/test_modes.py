@@ -26,8 +26,9 @@ from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import map_tree, merge
 from flowppl.bijections.contract import initialize
 from flowppl.inference import mixture
+from flowppl.inference.descents import descend
 from flowppl.inference.losses import path_loss, stretched
-from flowppl.inference.modes import MAX_SEARCHES, NUM_SEARCHES, descend, find_modes
+from flowppl.inference.modes import MAX_SEARCHES, NUM_SEARCHES, find_modes
 from flowppl.inference.starts import Gaussian, newton_start, search_until
 
 DATA = np.array([-5.3, -4.6, -5.1, 4.7, 5.2, 4.9, 5.5])
@@ -41,7 +42,7 @@ class Density:
         self.log_prob, self.gradient, self.hessian, self.prior = log_prob, gradient, hessian, prior
 
     def log_probs(self, points):
-        return np.array([self.log_prob(point) for point in points])
+        return np.asarray(self.log_prob(points.T))
 
     def derivatives(self, point):
         return self.gradient(point), self.hessian(point)
@@ -59,8 +60,9 @@ def mixture_of_normals(locs, weights, sd):
     dim = locs.shape[1]
 
     def shares(z):
-        logs = np.log(weights) - 0.5 * ((z - locs) ** 2).sum(axis=1) / sd**2
-        return np.exp(logs - logsumexp(logs)), logsumexp(logs) - dim * math.log(sd * math.sqrt(2 * math.pi))
+        logs = np.log(weights) - 0.5 * ((z.T[..., None, :] - locs) ** 2).sum(axis=-1) / sd**2
+        total = logsumexp(logs, axis=-1)
+        return np.exp(logs - total[..., None]), total - dim * math.log(sd * math.sqrt(2 * math.pi))
 
     def gradient(z):
         return shares(z)[0] @ (locs - z) / sd**2

@@ -13,7 +13,7 @@ from flowppl.checks import check_sizes
 
 LEVEL = 0.05  # of all tests together
 MIN_SIMULATIONS = 20
-MIN_DRAWS = 19  # ranks take so many values and one
+MIN_RANKED = 19  # ranks take so many values and one
 MAX_FAILED = 0.1
 MAX_NAMED = 6
 
@@ -68,7 +68,7 @@ class Calibration:
     failures: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check_sizes("Calibration", at_least=MIN_DRAWS, num_draws=self.num_draws)
+        check_sizes("Calibration", at_least=MIN_RANKED, num_draws=self.num_draws)
         arrays = [np.asarray(ranks) for ranks in self.ranks.values()]
         is_one_length = len({ranks.shape for ranks in arrays}) == 1 and arrays[0].ndim == 1 and arrays[0].size
         if not is_one_length or not all(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
+from flowppl.inference.comparison import MAX_MISSED, MAX_MOMENT_ERROR, Comparison, compare
 from flowppl.inference.importance import (
     MIN_BATCH,
-    MIN_DRAWS,
+    MIN_MARGINAL,
     as_weights,
     batch_size,
     coordinates,
@@ -23,99 +24,17 @@ from flowppl.inference.importance import (
 
 # What the verdicts rest on. A normal guide that is 0.3 sd off in one direction has a gap of 0.045 nats.
 MAX_GAP = 0.05
-MAX_MOMENT_ERROR = 0.3  # in reference sds, for means; in logs, for sds
-MAX_MISSED = 0.08
 MAX_NONFINITE = 0.1
 MAX_ROUND_TRIP = 0.01
 MIN_ESS = 100
 MAX_MISSING = 0.05  # of the posterior's mass, in modes that are not in the guide
+MAX_OUTSIDE = (
+    0.02  # of that mass, where the guide hardly draws, for its draws to be good; for more they have MAX_MISSED
+)
 MAX_UNSEEN = 0.05
 MAX_LOST = 0.2  # of the searches
 MIN_ENDED = 30  # searches that tell something
 MAX_MARGINALS = 2000  # coordinates; the adapters keep the draws of no more than these, unless there is a reference
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """The largest differences between draws of a guide and reference draws, coordinate by coordinate.
-
-    Means and sds are those of draws clipped to the central 99% of the reference, so that heavy tails do not drown them.
-
-    Args:
-        mean_error: the largest error of a mean, in sds of the reference.
-        log_sd_ratio: the logarithm of sd / reference sd that is farthest from 0.
-        missed: the largest share of reference draws in places where the guide has less than a tenth of that mass. The
-            places are 20 intervals between quantiles of the reference, fewer if there are fewer than 1000 draws.
-        worst: the coordinate that differs most.
-        nonfinite: the share of reference draws with a value that is not finite; they are left out.
-    """
-
-    mean_error: float
-    log_sd_ratio: float
-    missed: float
-    worst: str
-    nonfinite: float
-
-
-def compare(draws: Mapping, reference: Mapping) -> Comparison:
-    """Compare draws of a guide with reference draws, such as those of NUTS, in all sites that both have.
-
-    Args:
-        draws: for each site an array ``(n, ...)``.
-        reference: the same, of any number of draws; a few hundred are enough.
-
-    Raises:
-        ValueError: if they have no site in common, or one of different shapes.
-
-    Example:
-        >>> import numpy as np
-        >>> from flowppl.diagnostics import compare
-        >>> rng = np.random.default_rng(0)
-        >>> two_modes = rng.normal(size=(1000, 2)) + [0, 5] * rng.choice([-1, 1], size=(1000, 1))
-        >>> result = compare({"z": rng.normal(size=(1000, 2)) - [0, 5]}, {"z": two_modes})
-        >>> result.worst, round(result.missed, 1)
-        ('z[1]', 0.5)
-    """
-    sites = [name for name in draws if name in reference and np.size(reference[name])]
-    if not sites:
-        raise ValueError(f"draws and reference have no site in common: {list(draws)} and {list(reference)}")
-    for name in sites:
-        ours, theirs = np.shape(draws[name]), np.shape(reference[name])
-        if ours[1:] != theirs[1:] or not ours or not theirs:
-            raise ValueError(
-                f"site {name!r} must be (n, ...) with equal ..., got {ours} in draws, {theirs} in reference"
-            )
-    found, known = (coordinates({name: group[name] for name in sites}) for group in (draws, reference))
-    errors = np.array([_errors(found[name], known[name]) for name in known])
-    mean_error, log_sd_ratio, missed = errors.T
-    scores = np.abs(errors) / [MAX_MOMENT_ERROR, MAX_MOMENT_ERROR, MAX_MISSED]
-    return Comparison(
-        mean_error=float(mean_error.max()),
-        log_sd_ratio=float(log_sd_ratio[np.argmax(np.abs(log_sd_ratio))]),
-        missed=float(missed.max()),
-        worst=list(known)[int(np.argmax(scores.max(axis=1)))],
-        nonfinite=max(float(np.mean(~np.isfinite(values))) for values in known.values()),
-    )
-
-
-def _errors(draws, reference) -> tuple[float, float, float]:
-    """Error of the mean, log ratio of sds and missed share of one coordinate."""
-    draws, reference = draws[np.isfinite(draws)], reference[np.isfinite(reference)]
-    if not len(draws) or not len(reference):
-        return math.inf, math.inf, 1.0
-    lower, upper = np.quantile(reference, [0.005, 0.995])
-    if lower == upper:  # a constant, as above the diagonal of a Cholesky factor
-        return (0.0, 0.0, 0.0) if np.allclose(draws, lower) else (math.inf, math.inf, 1.0)
-    ours, theirs = np.clip(draws, lower, upper), np.clip(reference, lower, upper)
-    ratio = ours.std() / theirs.std()
-    edges = np.quantile(reference, np.linspace(0, 1, 1 + int(np.clip(min(len(draws), len(reference)) // 50, 2, 20))))
-    edges[0], edges[-1] = -np.inf, np.inf
-    share, known = (np.diff(np.searchsorted(np.sort(x), edges)) / len(x) for x in (draws, reference))
-    return (
-        float(abs(ours.mean() - theirs.mean()) / theirs.std()),
-        math.log(ratio) if ratio > 0 else -math.inf,
-        float(known[share < known / 10].sum()),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +48,8 @@ class Search:
         num_held: the number of modes that the guide was made for.
         missing: the share of the posterior's mass, near those modes, that is not in the guide.
         unseen: the share of searches that a further one has, by an estimate, of meeting a mode not seen so far.
+        outside: the share of the posterior's mass in places where the guide has less than a twentieth of its density,
+            by draws that go far out: see :mod:`flowppl.inference.outside`.
     """
 
     num_searches: int
@@ -137,8 +58,11 @@ class Search:
     num_held: int
     missing: float
     unseen: float
+    outside: float = 0.0
 
     def __str__(self):
+        if not self.num_searches:
+            return "none were searched for"
         modes = "one mode" if self.num_modes == 1 else f"{self.num_modes} modes"
         if self.unseen > MAX_UNSEEN:
             return f"{modes} so far: {self.num_searches} searches kept finding others"
@@ -182,10 +106,12 @@ class Diagnosis:
     ``"use with correction"`` k-hat is below its threshold and 100 draws or more are effective: ``resample`` repairs
                               what is wrong
     ``"bulk only"``           k-hat is too large but the gap is small: a few draws in the tails, which spoil a
-                              correction and hardly move means
+                              correction and hardly move means; or 2 to 8% of the posterior is where the guide hardly
+                              draws
     ``"not judged"``          the model saw a part of its data only, so that the weights carry the noise of the batch
     ``"do not trust"``        otherwise, and whenever a search found modes that are not in the guide, with more than 5%
-                              of the mass, or would find more; more than 8% of the reference is missed; a flow is
+                              of the mass, or would find more; more than 8% of the posterior is where the guide hardly
+                              draws, or of the reference is missed; a flow is
                               inverted with an error above 0.01; or more than a tenth of the draws is not finite
     ========================= =======================================================================================
 
@@ -263,6 +189,12 @@ class Diagnosis:
         modes = self.search
         if modes is not None and modes.fault:
             return "do not trust", modes.fault
+        outside = 0.0 if modes is None else modes.outside
+        if outside > MAX_MISSED:
+            return "do not trust", (
+                f"About {outside:.0%} of the posterior is where the guide hardly draws, in its tails or in a mode that "
+                "no search met, and no weights bring that back: use a richer flow or other parameters, or run NUTS."
+            )
         if seen is not None and seen.missed > MAX_MISSED:
             return "do not trust", (
                 f"The guide misses {seen.missed:.0%} of the reference draws, worst in {seen.worst}: it has lost a mode "
@@ -285,9 +217,16 @@ class Diagnosis:
                 f"The guide misses mass of the posterior ({tail}), which a correction cannot repair: train longer, use "
                 "a richer flow or a better start, or run NUTS."
             )
+        if outside > MAX_OUTSIDE and self.ess >= MIN_ESS:
+            use = "as it is" if close else "after resample"
+            return "bulk only", (
+                f"About {outside:.0%} of the posterior is where the guide hardly draws, in its tails or in a mode that "
+                f"no search met. Its middle can be used {use}, but wide intervals and tail probabilities are wrong, "
+                "and no weights bring them back: use a richer flow or other parameters, or run NUTS."
+            )
         if close and not self.nonfinite:
             unseen = ""
-            if modes is not None:
+            if modes is not None and modes.num_searches:
                 share = min(1.0, 3 / max(modes.num_ended, 1))  # by the rule of three, of 95% confidence
                 found = str(modes).capitalize()
                 unseen = f" {found}. A mode that fewer than {share:.0%} of searches meet may be missing."
@@ -322,6 +261,8 @@ class Diagnosis:
             rows["round trip"] = f"{self.round_trip_error:.1g}"
         if self.search is not None:
             rows["modes"] = str(self.search)
+            if self.search.outside >= 0.001:
+                rows["outside"] = f"{self.search.outside:.1%} of the posterior is where the guide hardly draws"
         if self.comparison is not None:
             seen = self.comparison
             rows["reference"] = (
@@ -386,7 +327,7 @@ def diagnose(
         own = all(np.shape(value)[:1] == log_weights.shape for value in draws.values())
         if reference is not None:
             comparison = compare(draws, reference)
-        if len(log_weights) >= MIN_DRAWS and (own or reference is None):
+        if len(log_weights) >= MIN_MARGINAL and (own or reference is None):
             marginals = marginal_k_hat(log_weights, draws)
         shares = [float(np.mean(~np.isfinite(values))) for values in coordinates(draws).values()]
         nonfinite = max([nonfinite, *shares])

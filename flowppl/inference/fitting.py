@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowppl.checks import check_positive, check_sizes
-from flowppl.inference.chains import ChainsBase
+from flowppl.inference.chain_draws import ChainsBase
 from flowppl.inference.diagnostics import Diagnosis, diagnose
 from flowppl.progress import progress_bar, set_total
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 MIN_BATCH = 25  # fewer draws have no tail to speak of
-MIN_DRAWS = 100  # fewer are too few for the tail of a marginal
+MIN_MARGINAL = 100  # fewer are too few for the tail of a marginal
 LEAST_SHARE = 1e-12  # in the place of zero, of which there is no logarithm
 LOG_TINY = math.log(np.finfo(np.float64).tiny)  # of weights that are zero beside the largest
 
@@ -116,8 +116,8 @@ def marginal_k_hat(log_weights, draws: Mapping) -> dict[str, float]:
         (True, True)
     """
     weights = weigh(log_weights)[0]
-    if len(weights) < MIN_DRAWS:
-        raise ValueError(f"marginal_k_hat needs at least {MIN_DRAWS} draws, got {len(weights)} log weights")
+    if len(weights) < MIN_MARGINAL:
+        raise ValueError(f"marginal_k_hat needs at least {MIN_MARGINAL} draws, got {len(weights)} log weights")
     for name, value in draws.items():
         if np.shape(value)[:1] != weights.shape:
             raise ValueError(

@@ -2,7 +2,9 @@ r"""Which modes a posterior has: searches from many points, which tell when ther
 
 A guide that starts in one mode never sees another, and neither do its importance weights. So ``fit`` looks for others
 first, by descents of minus the log density from many points at once: draws of the prior, points at all distances
-around the start, and, once there are several modes, points of a box around them. Each end is compared with the modes
+around the start, and, once there are several modes, points of a box around them. The last quarter of them are chosen
+out of thousands, drawn with heavy tails around the modes that are known, as those where the density is more than twenty
+times what these explain: so a narrow mode is met that hardly any descent leads to. Each end is compared with the modes
 that are known, in the metric of their own Gaussians; a new one is given a Gaussian like that of a start, and a mass
 :math:`m_k = \mathrm{mean}(p(z) / g_k(z))` over draws z of that Gaussian :math:`g_k`, p being the density of the model.
 A mode of less than a thousandth of the largest mass is left out of all that follows.
@@ -27,15 +29,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import scipy.linalg
 from scipy.special import logsumexp
 
 from flowppl.inference import starts
-from flowppl.inference.diagnostics import Diagnosis, Search
+from flowppl.inference.descents import descend
+from flowppl.inference.gaussians import log_density, log_det, log_normal, whitened, widened
 from flowppl.inference.mixture import fit_weights
 from flowppl.inference.starts import NUM_TRIALS, Gaussian, scaled, widths
 
@@ -44,16 +46,16 @@ MAX_SEARCHES = 1024
 ENOUGH = 0.005  # share of searches that met a mode alone, at which they end
 MIN_SEVERAL, PER_MODE = 256, 16  # searches, in all and for each, where there are several modes: there may be more
 MIN_MANY, MANY = 128, 0.2  # after so many searches, and with a larger share of modes met once, the search is given up
+NUM_SCREENED = 8192  # points, out of which to choose
+ABSENT = (
+    20.0  # times denser than in the guide, or than known modes explain, is the posterior where it counts as missing
+)
 MAX_MODES = 64  # that a guide holds,
 MAX_OF_MANY = 16  # and where there are more than can be found, so that it cannot be right
-ABSENT = 20.0  # times denser than in the guide is the posterior where it counts as missing
 LIGHT = math.log(1e-3)  # of a mode that does not count, beside the largest
 NUM_DRAWS = 256  # by which a mode is weighed
 MAX_SECONDS, SHARE = 60.0, 0.2  # of the time that is left
-MAX_STEPS = 200  # of a descent
-MEMORY = 10
 WIDEST = 1000.0  # of the points in the place of draws of a prior that has none
-DONE = 1e-3  # nats that a descent would still gain
 MAX_FULL = 256  # latents up to which the Gaussian at a mode has a full covariance
 MAX_DISTANCE = 4.0  # squared, in sds of a mode, of what ends in it
 MAX_VALLEY = 0.5  # nats between two ends of the same mode
@@ -144,6 +146,8 @@ def _find_modes(target, start, rng):
         points = _points(prior[num_searches // 2 :], start, _heavy(found), rng)
         if not num_searches:
             points[0] = start.loc
+        screened = _screened(_heavy(found), target, rng, end)
+        points[NUM_SEARCHES - len(screened) :] = screened
         ends, converged = descend(target, points, start, end)
         if not num_searches:
             _adopt(found[0], ends[0], converged[0], target, rng)
@@ -166,7 +170,7 @@ def _find_modes(target, start, rng):
     gaussians = [mode.gaussian for mode in heavy[:most]]
     if len(gaussians) == 1:
         return Modes(tuple(gaussians), np.zeros(1), 1, 0.0, num_searches, num_ended, unseen)
-    log_weights = weigh(gaussians, target, rng)
+    log_weights = weigh_together(gaussians, target, rng)
     kept = [k for k in np.argsort(-log_weights) if log_weights[k] > LIGHT]
     log_weights = log_weights[kept] - logsumexp(log_weights[kept])
     masses = np.exp(np.array([mode.log_mass for mode in heavy]) - heavy[0].log_mass)
@@ -201,73 +205,21 @@ def _points(prior, start, modes, rng):
     return points
 
 
-@np.errstate(over="ignore", invalid="ignore")  # far out, where a step is not taken
-def descend(
-    target: Target, points: np.ndarray, metric: Gaussian, end: float = math.inf
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where minus the log density leads from each of the points, and whether that is an end.
-
-    All descents go side by side, each with its own limited-memory quasi-Newton steps in the coordinates of ``metric``.
-    In each round every one has one point evaluated: it is taken if the density has risen enough, else the step is cut.
-    At the time ``end`` of the monotonic clock they stop where they are.
-    """
-
-    def evaluate(u):
-        values, slopes = target.values_and_gradients(metric.loc + scaled(metric.scale, u))
-        finite = np.isfinite(values) & np.isfinite(slopes).all(axis=1)
-        slopes = np.where(finite[:, None], slopes, 0.0)
-        slopes = slopes @ metric.scale if metric.scale.ndim == 2 else slopes * metric.scale
-        return np.where(finite, -values, np.inf), -slopes
-
-    u = _whitened(metric, points)
-    value, slope = evaluate(u)
-    num, dim = u.shape
-    steps, changes = np.zeros((MEMORY, num, dim)), np.zeros((MEMORY, num, dim))
-    inverses = np.zeros((MEMORY, num))  # 1 / (step . change), 0 where there is none
-    active, converged = np.isfinite(value), np.zeros(num, dtype=bool)
-    length, cuts, calm = np.ones(num), np.zeros(num), np.zeros(num)
-    direction = _direction(slope, steps, changes, inverses)
-    for _ in range(MAX_STEPS):
-        if not active.any() or time.monotonic() >= end:
-            break
-        descent = np.sum(direction * slope, axis=1)
-        trial = u + np.where(active, length, 0.0)[:, None] * direction
-        trial_value, trial_slope = evaluate(trial)
-        taken = active & (trial_value <= value + 1e-4 * length * descent)
-        step, change = trial - u, trial_slope - slope
-        product = np.sum(step * change, axis=1)
-        useful = taken & (product > 1e-12 * np.sum(change**2, axis=1))
-        steps, changes, inverses = (np.roll(a, 1, axis=0) for a in (steps, changes, inverses))
-        # Rows that have nothing new keep their memory in order: their entries are rolled back.
-        for array in (steps, changes, inverses):
-            array[:, ~useful] = np.roll(array[:, ~useful], -1, axis=0)
-        steps[0, useful], changes[0, useful] = step[useful], change[useful]
-        inverses[0, useful] = 1 / product[useful]
-        u, slope = np.where(taken[:, None], trial, u), np.where(taken[:, None], trial_slope, slope)
-        gained, value = value - np.where(taken, trial_value, value), np.where(taken, trial_value, value)
-        cuts = np.where(taken, 0, cuts + 1)
-        length = np.where(taken, 1.0, 0.3 * length)
-        direction = np.where(taken[:, None], _direction(slope, steps, changes, inverses), direction)
-        # One small gain may be that of a bend in a valley.
-        is_small = taken & (gained < DONE) & (-np.sum(direction * slope, axis=1) / 2 < DONE)
-        calm = np.where(taken, np.where(is_small, calm + 1, 0), calm)
-        converged |= (active & (calm == 3)) | (active & (cuts > 20) & (-descent / 2 < 10 * DONE))
-        active &= ~converged & (cuts <= 20)
-    return metric.loc + scaled(metric.scale, u), converged
-
-
-def _direction(slope, steps, changes, inverses):
-    """The quasi-Newton directions of all rows, by the two-loop recursion; a short step down where nothing is known."""
-    q, alphas = slope.copy(), []
-    for step, change, inverse in zip(steps, changes, inverses, strict=True):
-        alphas.append(inverse * np.sum(step * q, axis=1))
-        q -= alphas[-1][:, None] * change
-    known = inverses[0] > 0
-    curvature = np.where(known, inverses[0] * np.sum(changes[0] ** 2, axis=1), np.linalg.norm(slope, axis=1) + 1e-300)
-    q /= curvature[:, None]
-    for step, change, inverse, alpha in zip(steps[::-1], changes[::-1], inverses[::-1], alphas[::-1], strict=True):
-        q += (alpha - inverse * np.sum(change * q, axis=1))[:, None] * step
-    return -q
+@np.errstate(over="ignore", invalid="ignore")
+def _screened(modes, target, rng, end):
+    """Points of far more mass than the Gaussians at the known modes explain, chosen by their importance weights."""
+    stop = time.monotonic() + max(end - time.monotonic(), 0.0) / 10
+    drawn = []
+    for mode in modes:
+        noise, ratio = widened((NUM_SCREENED // len(modes), len(mode.gaussian.loc)), rng)
+        points = mode.gaussian.loc + scaled(mode.gaussian.scale, noise)
+        log_r = log_normal(noise) - log_det(mode.gaussian) + ratio
+        drawn.append((points, log_probs_of(target, points, stop), log_r))
+    z, log_p, log_r = map(np.concatenate, zip(*drawn, strict=True))
+    log_q = logsumexp([mode.log_mass + log_density(mode.gaussian, z) for mode in modes], axis=0)
+    unexplained = np.flatnonzero(log_p > log_q + math.log(ABSENT))
+    order = np.argsort(log_r[unexplained] - log_p[unexplained] - rng.gumbel(size=len(unexplained)))
+    return z[unexplained[order[: NUM_SEARCHES // 4]]]
 
 
 def _adopt(first, point, has_end, target, rng):
@@ -302,7 +254,7 @@ def _gaussian_at(point, dense, target, rng):
 
 def _mode_of(point, found, target):
     """The known mode that a point belongs to: near it in the metric of the mode, or with no valley in between."""
-    distances = [np.sum(_whitened(mode.local, point[None] - mode.centre + mode.local.loc) ** 2) for mode in found]
+    distances = [np.sum(whitened(mode.local, point[None] - mode.centre + mode.local.loc) ** 2) for mode in found]
     nearest = found[int(np.argmin(distances))]
     if min(distances) < MAX_DISTANCE:
         return nearest
@@ -315,94 +267,31 @@ def _mode_of(point, found, target):
 
 def _log_mass(gaussian, target, rng):
     noise = rng.standard_normal((NUM_DRAWS, len(gaussian.loc)))
-    log_p = _log_probs(target, gaussian.loc + scaled(gaussian.scale, noise))
-    return float(logsumexp(log_p - _log_normal(noise) + _log_det(gaussian)) - math.log(NUM_DRAWS))
+    log_p = log_probs_of(target, gaussian.loc + scaled(gaussian.scale, noise))
+    return float(logsumexp(log_p - log_normal(noise) + log_det(gaussian)) - math.log(NUM_DRAWS))
 
 
-def weigh(gaussians: Sequence[Gaussian], target: Target, rng: np.random.Generator) -> np.ndarray:
+def weigh_together(gaussians: Sequence[Gaussian], target: Target, rng: np.random.Generator) -> np.ndarray:
     """The logarithms of the weights with which Gaussians fit the density together."""
-    _, log_p, log_parts = _drawn(gaussians, target, rng)
+    _, log_p, log_parts = drawn(gaussians, target, rng)
     first = np.full(len(gaussians), -math.log(len(gaussians)))
     return fit_weights(first, log_p, log_parts, np.repeat(np.arange(len(gaussians)), NUM_DRAWS))
 
 
-def _drawn(gaussians, target, rng):
+def drawn(gaussians, target, rng):
     """Draws of each Gaussian, their log densities under the target, and under all Gaussians."""
     noise = rng.standard_normal((len(gaussians), NUM_DRAWS, len(gaussians[0].loc)))
     draws = np.concatenate([g.loc + scaled(g.scale, e) for g, e in zip(gaussians, noise, strict=True)])
-    return draws, _log_probs(target, draws), np.stack([log_density(g, draws) for g in gaussians])
+    return draws, log_probs_of(target, draws), np.stack([log_density(g, draws) for g in gaussians])
 
 
-def log_density(gaussian: Gaussian, points: np.ndarray) -> np.ndarray:
-    """The log density of a Gaussian at points."""
-    return _log_normal(_whitened(gaussian, points)) - _log_det(gaussian)
-
-
-def _log_probs(target, points):
-    """The log densities of many points, by the program for ``NUM_TRIALS``; minus infinity for what is not a number."""
-    padded = np.concatenate([points, np.tile(points[-1:], (-len(points) % NUM_TRIALS, 1))])
-    values = [target.log_probs(rows) for rows in padded.reshape(-1, NUM_TRIALS, points.shape[1])]
+def log_probs_of(target, points, end=math.inf):
+    """The log densities of many points, by as many at once as the target has a program for; minus infinity for what is
+    not a number, and after the time ``end``."""
+    size = getattr(target, "num_rows", NUM_TRIALS)
+    padded = np.concatenate([points, np.tile(points[-1:], (-len(points) % min(size, len(points)), 1))])
+    values = [
+        target.log_probs(rows) if time.monotonic() < end else np.full(len(rows), -np.inf)
+        for rows in padded.reshape(-1, min(size, len(points)), points.shape[1])
+    ]
     return np.nan_to_num(np.concatenate(values)[: len(points)], nan=-np.inf, posinf=-np.inf, neginf=-np.inf)
-
-
-def _log_normal(noise):
-    return -0.5 * np.sum(noise**2, axis=1) - 0.5 * noise.shape[1] * math.log(2 * math.pi)
-
-
-def _log_det(gaussian):
-    return float(np.sum(np.log(gaussian.scale if gaussian.scale.ndim == 1 else gaussian.scale.diagonal())))
-
-
-def _whitened(gaussian, points):
-    """Points in the coordinates in which a Gaussian is a standard normal."""
-    centred = points - gaussian.loc
-    if gaussian.scale.ndim == 1:
-        return centred / gaussian.scale
-    return scipy.linalg.solve_triangular(gaussian.scale, centred.T, lower=True).T
-
-
-def look_outside(
-    check: Diagnosis, modes: Modes, num_held: int, log_prob: Callable[[np.ndarray], np.ndarray], target: Target
-) -> Diagnosis:
-    """A judgement of a guide with what the search for modes says of it.
-
-    Args:
-        check: what its own draws say.
-        modes: the modes that were found.
-        num_held: the number of modes that the guide was made for.
-        log_prob: the log density of the guide at points.
-        target: the density.
-    """
-    if not modes.num_searches:
-        return check
-    missing = 0.0
-    if len(modes.gaussians) > 1:
-        missing = missing_share(modes, log_prob, check.log_evidence, target)
-        missing = 1 - (1 - missing) * (1 - modes.left_out)
-    search = Search(modes.num_searches, modes.num_ended, modes.num_found, num_held, missing, modes.unseen)
-    return dataclasses.replace(check, search=search)
-
-
-def missing_share(
-    modes: Modes, log_prob: Callable[[np.ndarray], np.ndarray], log_evidence: float, target: Target
-) -> float:
-    """The share of the posterior in places where a guide has less than a twentieth of its density.
-
-    It is estimated from draws of the Gaussians at the modes, which are not the guide's own.
-
-    Args:
-        modes: the modes.
-        log_prob: the log density of the guide at points.
-        log_evidence: the guide's estimate of the log evidence.
-        target: the density.
-    """
-    rng = np.random.default_rng(0)
-    draws, log_p, parts = _drawn(modes.gaussians, target, rng)
-    log_q = log_prob(draws)
-    weights = log_p - logsumexp(parts + modes.log_weights[:, None], axis=0)
-    weights += np.repeat(modes.log_weights, NUM_DRAWS) - math.log(NUM_DRAWS)  # they sum to the evidence
-    outside = log_p - log_q > log_evidence + math.log(ABSENT)
-    if not outside.any():
-        return 0.0
-    missing = logsumexp(weights[outside])
-    return float(np.exp(missing - np.logaddexp(missing, log_evidence)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flowppl.checks import check_sizes, describe, did_you_mean
-from flowppl.inference.calibration import MIN_DRAWS, Calibration
+from flowppl.inference.calibration import MIN_RANKED, Calibration
 from flowppl.inference.importance import coordinates
 from flowppl.progress import progress_bar
 
@@ -84,7 +84,7 @@ def draws_or_says_so() -> Iterator[None]:
 def check_options(num_simulations: int, num_draws: int, fit: Any, resample: bool) -> None:
     """Raise ValueError or TypeError for options of ``sbc`` that cannot be meant."""
     check_sizes("sbc", num_simulations=num_simulations)
-    check_sizes("sbc", at_least=MIN_DRAWS, num_draws=num_draws)
+    check_sizes("sbc", at_least=MIN_RANKED, num_draws=num_draws)
     if fit is not None and not callable(fit):
         raise TypeError(
             f"sbc: fit must be a function such as functools.partial(fit, num_steps=500), got {describe(fit)}"

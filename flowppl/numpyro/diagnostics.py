@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,12 +19,14 @@ from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
-from flowppl.inference.modes import look_outside
+from flowppl.inference.outside import GuideDensity, look_outside
 from flowppl.numpyro.enumeration import is_summed_out, log_joint, nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.predictive import with_deterministic
 from flowppl.numpyro.target import Target
-from flowppl.numpyro.transforms import check_key, numpy_rng
+from flowppl.numpyro.transforms import check_key, default_dtype, numpy_rng
+
+ROWS = 512  # draws of a part at a time, in a look at what a guide does not draw
 
 
 def log_weights(
@@ -294,5 +297,20 @@ def _look_outside(check, rng_key, model, guide, params, args, kwargs):
     modes = search_modes(target, guide.latent_dim, rng)
     if modes is None:
         return check
-    posterior = guide.get_posterior(params)
-    return look_outside(check, modes, len(guide._transforms(params)), posterior.log_prob, target)
+    transforms, posterior = guide._transforms(params), guide.get_posterior(params)
+
+    @jax.jit
+    def log_weights_at(transform, noise):
+        z, between = transform.call_with_intermediates(noise)
+        if len(transforms) > 1:
+            log_q = posterior.log_prob(z)
+        else:
+            log_q = guide.get_base_dist().log_prob(noise) - transform.log_abs_det_jacobian(noise, z, between)
+        return jax.vmap(partial(target.log_prob, key=jax.random.key(0)))(z) - log_q
+
+    def weigh(part, noise):
+        return np.asarray(log_weights_at(transforms[part[0]], noise.astype(default_dtype())), dtype=np.float64)
+
+    log_weights = np.asarray(getattr(posterior, "log_weights", np.zeros(1)), dtype=np.float64)
+    density = GuideDensity(posterior.log_prob, log_weights, guide.latent_dim, weigh, rows=ROWS, block=ROWS)
+    return look_outside(check, modes, density, target)

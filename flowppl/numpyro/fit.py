@@ -30,7 +30,8 @@ from flowppl.inference.fitting import (
 from flowppl.inference.guides import FlowChoice, path_flow
 from flowppl.inference.inference_data import convert
 from flowppl.inference.mixture import is_mixture
-from flowppl.inference.modes import Modes, look_outside
+from flowppl.inference.modes import Modes
+from flowppl.inference.outside import look_outside
 from flowppl.inference.starts import search_until
 from flowppl.numpyro.diagnostics import _draw, diagnose, is_guide, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
@@ -484,7 +485,7 @@ def fit(
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
     history = train(trainer, rounds, end - time.monotonic(), progress, callback)
     if modes is not None:
-        check = look_outside(history.check, modes, trainer.num_parts, trainer.log_prob, target)
+        check = look_outside(history.check, modes, trainer.density(), target)
         history = history.told(check)
     return Fit(guide, trainer.first(), history, model, (args, kwargs), fit_key)
 

@@ -16,7 +16,8 @@ from numpyro.infer import NUTS
 
 from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
-from flowppl.inference.chains import ChainsBase, Walker, check_options, walk
+from flowppl.inference.chain_draws import ChainsBase
+from flowppl.inference.chains import Walker, check_options, walk
 from flowppl.inference.inference_data import convert
 from flowppl.numpyro.diagnostics import _drawer, model_plates
 from flowppl.numpyro.guides import AutoFlow

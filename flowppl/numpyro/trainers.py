@@ -15,6 +15,7 @@ import numpyro
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.infer import SVI, TraceEnum_ELBO
+from scipy.special import logsumexp
 
 from flowppl._arrays.tree import merge
 from flowppl.bijections.combine import Chain
@@ -29,6 +30,7 @@ from flowppl.inference.fitting import (
 from flowppl.inference.guides import affine_part, distance_from_identity, fold, is_dense, stage
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, stacked_part, weigh_parts
+from flowppl.inference.outside import GuideDensity
 from flowppl.numpyro.diagnostics import _draw
 from flowppl.numpyro.enumeration import nesting_of_sums
 from flowppl.numpyro.mixture import staged
@@ -235,6 +237,16 @@ class PathTrainer(_Trainer):
         log_prob = jit(lambda own, points: self.guide._posterior(own).log_prob(points))
         return np.asarray(log_prob(own, points.astype(default_dtype())), dtype=np.float64)
 
+    def density(self):
+        """The guide, for a look at what it does not draw."""
+
+        def weigh(_, noise):
+            drawn = noise[None].astype(default_dtype()), seeds(self.rng, 1)
+            return np.asarray(self._weigh(self.params, drawn)[0], dtype=np.float64)
+
+        dim = self.bijection.x_shape[0]
+        return GuideDensity(self.log_prob, np.zeros(1), dim, weigh, rows=8 * BLOCK, block=8 * BLOCK)
+
     def _density(self, tree, seed):
         """The log density at the scale of the start."""
         key = as_key(seed)
@@ -301,9 +313,23 @@ class MixtureTrainer(PathTrainer):
         self.params = self.params | {"log_weights": np.stack(fitted)}
         return rows
 
-    def _draw_parts(self, params, batches):
-        shape = (len(batches), BATCH, *self.bijection.x_shape)
-        noise = self.rng.standard_normal(shape, dtype=default_dtype())
+    def density(self):
+        params = jax.tree.map(lambda leaf: leaf[0], self.params)
+        log_weights = np.asarray(params["log_weights"], dtype=np.float64)
+        num_batches = self._num_batches  # those of a judgement, so that there is a program
+
+        def weigh(parts, noise):
+            log_p, log_parts = self._draw_parts(params, parts[::BATCH], noise.reshape(num_batches, BATCH, -1))
+            return (log_p - logsumexp(log_parts + log_weights[:, None], axis=1)).reshape(-1)
+
+        dim = self.bijection.x_shape[0]
+        return GuideDensity(self.log_prob, log_weights, dim, weigh, rows=num_batches * BATCH, block=BATCH)
+
+    def _draw_parts(self, params, batches, noise=None):
+        self._num_batches = len(batches)
+        if noise is None:
+            noise = self.rng.standard_normal((len(batches), BATCH, *self.bijection.x_shape))
+        noise = noise.astype(default_dtype())
         drawn = self._drawn(params, batches, noise, seeds(self.rng, len(batches)))
         return jax.tree.map(partial(np.asarray, dtype=np.float64), drawn)
 

@@ -19,13 +19,17 @@ from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
-from flowppl.inference.modes import look_outside
+from flowppl.inference.losses import standard_log_prob
+from flowppl.inference.outside import GuideDensity, look_outside
 from flowppl.pyro._host import one_at_a_time
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.predictive import with_deterministic
 from flowppl.pyro.target import Target, place_of
 from flowppl.pyro.transforms import numpy_rng
+
+ROWS = 1024  # draws of a part at a time, in a look at what a guide does not draw,
+SLOW_ROWS = 64  # and of a model that is run for one after the other
 
 
 @one_at_a_time
@@ -345,11 +349,23 @@ def _look_outside(check, model, guide, args, kwargs):
     if modes is None:
         return check
 
+    posterior, parts = guide.get_posterior(*args, **kwargs), guide._parts_of_flow(*args, **kwargs)
+
     @torch.no_grad()
     def log_prob(points):
-        return _numpy(guide.get_posterior(*args, **kwargs).log_prob(torch.as_tensor(points).to(like))).astype(float)
+        return _numpy(posterior.log_prob(torch.as_tensor(points).to(like))).astype(float)
 
-    return look_outside(check, modes, len(guide._parts_of_flow(*args, **kwargs)), log_prob, target)
+    @torch.no_grad()
+    def weigh(part, noise):
+        (bijection, weights), noise = parts[part[0]], torch.as_tensor(noise).to(like)
+        z, log_det = bijection.forward(weights, noise)
+        log_q = posterior.log_prob(z) if len(parts) > 1 else standard_log_prob(noise) - log_det
+        return _numpy(target.batched(z) - log_q).astype(float)
+
+    log_weights = _numpy(posterior.flows.log_weights).astype(float) if len(parts) > 1 else np.zeros(1)
+    rows = SLOW_ROWS if target.is_slow else ROWS
+    density = GuideDensity(log_prob, log_weights, len(like), weigh, rows, block=rows)
+    return look_outside(check, modes, density, target)
 
 
 def _numpy(value) -> np.ndarray:

@@ -29,7 +29,8 @@ from flowppl.inference.fitting import (
 )
 from flowppl.inference.guides import FlowChoice, path_flow
 from flowppl.inference.inference_data import convert
-from flowppl.inference.modes import Modes, look_outside
+from flowppl.inference.modes import Modes
+from flowppl.inference.outside import look_outside
 from flowppl.inference.starts import search_until
 from flowppl.pyro._host import one_at_a_time
 from flowppl.pyro.diagnostics import (
@@ -474,7 +475,7 @@ def fit(
         history = train(trainer, rounds, end - time.monotonic(), progress, callback)
     params = trainer.parameters()
     if modes is not None:
-        check = look_outside(history.check, modes, trainer.num_parts, trainer.log_prob, trainer.target)
+        check = look_outside(history.check, modes, trainer.density(), trainer.target)
         history = history.told(check)
     return Fit(guide, params, history, model, (args, kwargs))
 

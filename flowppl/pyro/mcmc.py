@@ -13,7 +13,8 @@ from pyro.infer import NUTS
 
 from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
-from flowppl.inference.chains import ChainsBase, Walker, check_options, walk
+from flowppl.inference.chain_draws import ChainsBase
+from flowppl.inference.chains import Walker, check_options, walk
 from flowppl.inference.inference_data import convert
 from flowppl.pyro.diagnostics import _draw, _traces, model_plates, outer_obstacle
 from flowppl.pyro.guides import AutoFlow

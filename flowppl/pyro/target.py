@@ -17,9 +17,11 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
+from flowppl.inference.starts import NUM_TRIALS
 from flowppl.pyro._host import TorchFunctionMode, tree_leaves
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
 
+MANY_ROWS = 1024
 PRIOR_SECONDS = 2.0  # after which no more draws are taken of the prior
 
 
@@ -173,6 +175,11 @@ class Target:
     def can_be_mapped(self) -> bool:
         """Whether ``torch.func`` can map the model over points; one that branches on values it cannot."""
         return self._way[0] in ("as it is", "with filled tensors")
+
+    @property
+    def num_rows(self) -> int:
+        """How many points to take at a time, where there are thousands."""
+        return NUM_TRIALS if self.is_slow else MANY_ROWS
 
     @property
     def is_slow(self) -> bool:

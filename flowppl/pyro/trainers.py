@@ -30,6 +30,7 @@ from flowppl.inference.guides import affine_part, distance_from_identity, fold, 
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, weigh_parts
 from flowppl.inference.modes import single
+from flowppl.inference.outside import GuideDensity
 from flowppl.pyro.diagnostics import (
     _draw,
     _traces,
@@ -155,6 +156,15 @@ class PathTrainer(_Trainer):
         with torch.no_grad():
             return self.flows[0]().log_prob(torch.as_tensor(points).to(self.like)).cpu().double().numpy()
 
+    def density(self):
+        """The guide, for a look at what it does not draw."""
+        rows = BLOCK if self.obstacle else 16 * BLOCK
+        return GuideDensity(self.log_prob, np.zeros(1), len(self.like), self._weigh, rows, block=rows)
+
+    @torch.no_grad()
+    def _weigh(self, _, noise):
+        return self._log_weights_at(self.flows[0], torch.as_tensor(noise).to(self.like)).cpu().double().numpy()
+
     def _take_gradient(self, index, chunk, step):
         parameters = list(self.named_parameters[index].values())
         num = min(chunk.num_particles, FEW) if self.obstacle and chunk.affine else chunk.num_particles
@@ -206,11 +216,13 @@ class PathTrainer(_Trainer):
 
     def _log_weights(self, flow):
         def draw(num):
-            noise = self._noise(num)
-            z, log_det = flow.transform.forward_and_log_det(noise)
-            return self.target.batched(z) - standard_log_prob(noise) + log_det
+            return self._log_weights_at(flow, self._noise(num))
 
         return in_time(draw, NUM_CHECKS, BLOCK if self.obstacle else 16 * BLOCK)
+
+    def _log_weights_at(self, flow, noise):
+        z, log_det = flow.transform.forward_and_log_det(noise)
+        return self.target.batched(z) - standard_log_prob(noise) + log_det
 
     def select(self, index, kept):
         self.flows = self.flows[index : index + 1]
@@ -269,20 +281,35 @@ class MixtureTrainer(PathTrainer):
 
     def _log_weights(self, flow):
         def draw(batches):
-            log_p, log_parts = [], []
-            for k, num in zip(*np.unique(batches, return_counts=True), strict=True):
-                for _ in range(num):
-                    bijection, tree = flow.staged(flow.part(int(k)))
-                    z, _ = bijection.forward(tree, self._noise(BATCH))
-                    log_p.append(self.target.batched(z))
-                    log_parts.append(mixture.log_probs(flow.staged, flow.parts.tree(), z))
-            return (torch.stack(rows).cpu().double().numpy() for rows in (log_p, log_parts))
+            drawn = [
+                self._draw_part(flow, int(k), self._noise(BATCH))
+                for k, num in zip(*np.unique(batches, return_counts=True), strict=True)
+                for _ in range(num)
+            ]
+            return (torch.stack(rows).cpu().double().numpy() for rows in zip(*drawn, strict=True))
 
         before = flow.log_weights.cpu().double().numpy()
         log_weights, row, near = weigh_parts(before, draw, MIN_CHECKS if self.obstacle else NUM_CHECKS)
         self._near = self._near if self._near.size else near  # before the first step, which is recorded with it
         flow.log_weights.copy_(torch.as_tensor(log_weights))
         return row
+
+    def _draw_part(self, flow, part, noise):
+        """The log densities of draws of a part, under the model and under all parts."""
+        bijection, tree = flow.staged(flow.part(part))
+        z, _ = bijection.forward(tree, noise)
+        return self.target.batched(z), mixture.log_probs(flow.staged, flow.parts.tree(), z)
+
+    def density(self):
+        log_weights = self.flows[0].log_weights.cpu().double().numpy()
+        return GuideDensity(self.log_prob, log_weights, len(self.like), self._weigh, rows=BATCH, block=BATCH)
+
+    @torch.no_grad()
+    def _weigh(self, parts, noise):
+        flow = self.flows[0]
+        log_p, log_parts = self._draw_part(flow, int(parts[0]), torch.as_tensor(noise).to(self.like))
+        log_q = torch.logsumexp(log_parts + flow.log_weights[:, None], dim=0)
+        return (log_p - log_q).cpu().double().numpy()
 
     def _kept(self, index):
         return [*super()._kept(index), self.flows[index].log_weights]
