@@ -1,5 +1,6 @@
 """Distributions of integers, in both languages, against sums over all values and the papers' equations."""
 
+import dataclasses
 import functools
 import math
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from flax import nnx
 from scipy.special import expit, log_softmax, logsumexp
+from scipy.stats import norm
 
 import flowppl as fp
 import flowppl.numpyro as fnp
@@ -183,3 +185,236 @@ def test_a_mixture_stands_in_a_model(language):
         trace = numpyro.handlers.trace(numpyro.handlers.seed(model, 0)).get_trace()
         assert trace["x"]["value"].shape == (5,)
     assert math.isfinite(float(mixture(language, np.zeros(2), loc, np.ones(2), 4).variance))
+
+
+def square_flow(language, noise=None, levels=3):
+    """Two normal variables through a sigmoid, so that the probability of every cell is known."""
+    bijection = fp.Chain([fp.ElementwiseAffine(2), fp.Elementwise(2, fp.Sigmoid())])
+    loc, scale = np.array([0.3, -0.8]), np.array([0.2, -0.7])
+    if language == "pyro":
+        flow = fpp.Flow(bijection)
+        flow.transform.weights.assign({"0": {"loc": torch.tensor(loc), "scale": torch.tensor(scale)}})
+        return fpp.Dequantized(flow, levels, noise)
+    params = {"0": {"loc": jnp.asarray(loc), "scale": jnp.asarray(scale)}}
+    flow = fnp.Flow(bijection, params)
+    return fnp.Dequantized.init(jax.random.key(0), flow, levels, noise)
+
+
+# The locations and scales of the two: one at the raw number 0, a softplus elsewhere.
+NORMALS = [(loc, np.logaddexp(0, raw + np.log(np.e - 1))) for loc, raw in ((0.3, 0.2), (-0.8, -0.7))]
+
+
+def exact_log_probs(levels=3):
+    """log P of all pairs: each entry is sigmoid(loc + scale * normal), below y with probability Phi."""
+    edges = np.log(np.linspace(0, 1, levels + 1)[1:-1]) - np.log1p(-np.linspace(0, 1, levels + 1)[1:-1])
+    parts = []
+    for loc, scale in NORMALS:
+        cdf = np.concatenate([[0.0], norm.cdf((edges - loc) / scale), [1.0]])
+        parts.append(np.log(np.diff(cdf)))
+    return (parts[0][:, None] + parts[1]).ravel()
+
+
+PAIRS = np.stack(np.meshgrid(range(3), range(3), indexing="ij"), -1).reshape(-1, 2)
+
+
+def log_weights(language, dequantized, x, num_samples, seed=0):
+    x = arrays(language, x)
+    if language == "pyro":
+        pyro.set_rng_seed(seed)
+        return dequantized.log_weights(x, num_samples).detach().numpy()
+    return np.asarray(dequantized.log_weights(jax.random.key(seed), x, num_samples))
+
+
+@both
+@pytest.mark.parametrize("noise", [None, fp.realnvp(2, num_flows=1, hidden_dims=4, context_dim=2)], ids=["u", "flow"])
+def test_the_bound_is_below_the_truth_and_its_weights_estimate_it(language, noise):
+    exact = exact_log_probs()
+    np.testing.assert_allclose(np.exp(exact).sum(), 1, atol=1e-12)
+    found = log_weights(language, square_flow(language, noise), PAIRS, 4000)
+    weights = np.exp(found - exact)
+    assert (np.abs(weights.mean(axis=0) - 1) < 5 * weights.std(axis=0) / 4000**0.5).all()
+    assert (found.mean(axis=0) < exact).all()  # of each x by its own divergence
+    assert (np.exp(np.log(weights.mean(axis=0)) + exact)).sum() == pytest.approx(1, abs=0.05)
+
+
+@both
+def test_the_uniform_bound_is_the_integral(language):
+    """E log p((x + u) / L) - D log L by quadrature, entry by entry."""
+    nodes, shares = np.polynomial.legendre.leggauss(200)
+    y = (np.arange(3)[:, None] + (nodes + 1) / 2) / 3
+    bounds = []
+    for loc, scale in NORMALS:
+        log_p = norm.logpdf(np.log(y) - np.log1p(-y), loc, scale) - np.log(y) - np.log1p(-y)
+        bounds.append(log_p @ shares / 2 - np.log(3))
+    bound = (bounds[0][:, None] + bounds[1]).ravel()
+    found = log_weights(language, square_flow(language), PAIRS, 4000)
+    assert (np.abs(found.mean(axis=0) - bound) < 5 * found.std(axis=0) / 4000**0.5).all()
+
+
+@both
+def test_draws_have_the_exact_probabilities(language):
+    draws = draw(language, square_flow(language)(), (4000,))
+    assert draws.dtype.kind == "i"
+    counts = np.bincount(3 * draws[:, 0] + draws[:, 1], minlength=9)
+    exact = np.exp(exact_log_probs())
+    assert (np.abs(counts / 4000 - exact) < 5 * np.sqrt(exact * (1 - exact) / 4000)).all()
+
+
+@both
+def test_a_dequantised_flow_is_observed_in_a_model_with_new_noise_in_every_run(language):
+    dequantized, x = square_flow(language), arrays(language, PAIRS)
+    if language == "pyro":
+
+        def model():
+            with pyro.plate("data", 9):
+                pyro.sample("x", dequantized(num_samples=1000), obs=x)
+
+        runs = [pyro.poutine.trace(model).get_trace().log_prob_sum().item() for _ in range(2)]
+        np.testing.assert_array_equal(dequantized().expand((9,)).sample().shape, (9, 2))
+    else:
+
+        def model():
+            with numpyro.plate("data", 9):
+                numpyro.sample("x", dequantized(num_samples=1000), obs=x)
+
+        density = jax.jit(lambda key: numpyro.infer.util.log_density(numpyro.handlers.seed(model, key), (), {}, {})[0])
+        runs = [float(density(jax.random.key(seed))) for seed in range(2)]
+        with pytest.raises(ValueError, match=r"needs a key for its noise: .*dequantized\(key=key\)"):
+            numpyro.infer.util.log_density(model, (), {}, {})
+    assert runs[0] != runs[1]
+    np.testing.assert_allclose(runs, exact_log_probs().sum(), atol=1)
+
+
+@both
+def test_bad_levels_are_told(language):
+    dequantized = square_flow(language)
+    for values, message in (
+        ([[0.0, 0.5]], r"from 0 to 2, since levels=3, but 1 of its 2 numbers .* become levels by round\(x \* 2\)"),
+        ([[0, 7]], r"let levels be 8, or take fewer by x \* 3 // 8"),
+        ([[-1, 1]], r"range from -1 to 1; shift, scale and round them to 0 .. 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            log_weights(language, dequantized, np.array(values), 1)
+    with pytest.raises(ValueError, match=r"must have the shape \(..., 2\), got \(1, 3\)"):
+        log_weights(language, dequantized, np.zeros((1, 3)), 1)
+    with pytest.raises(ValueError, match=r"noise must depend on the data: give it context_dim=2"):
+        square_flow(language, fp.realnvp(2, num_flows=1, hidden_dims=4))
+    with pytest.raises(ValueError, match=r"noise must be of the shape \(2,\)"):
+        square_flow(language, fp.realnvp(3, num_flows=1, hidden_dims=4, context_dim=2))
+    make = {"pyro": fpp.Dequantized, "numpyro": functools.partial(fnp.Dequantized.init, jax.random.key(0))}[language]
+    with pytest.raises(ValueError, match=r"the flow must map to all numbers between 0 and 1"):
+        make(fp.Elementwise(2, fp.Bounded(0.5, 1.0)), 3)
+
+
+def fit(language, flow, x, seed=0, **options):
+    options = {"progress": False, "learning_rate": 0.02, "batch_size": 32} | options
+    if language == "pyro":
+        pyro.set_rng_seed(seed)
+        return fpp.fit_density(flow, x, **options)
+    return fnp.fit_density(jax.random.key(seed), flow, x, **options)
+
+
+def levels_of(rng, n=192):
+    return rng.integers(0, 3, size=(n, 2)) // np.array([1, 2])
+
+
+@both
+def test_a_fit_draws_new_noise_and_learns_the_frequencies(language, rng):
+    x = levels_of(rng, 128)
+    noise = fp.realnvp(2, num_flows=1, hidden_dims=4, context_dim=2)
+    still = fit(language, square_flow(language, noise), x, learning_rate=1e-12, num_epochs=2, validation=x[:20])
+    assert still.losses[0] != still.losses[1]
+    assert still.validation_losses[0] == pytest.approx(still.validation_losses[1], abs=1e-9)
+    fitted = fit(language, square_flow(language, noise), x, num_epochs=15, learning_rate=0.05, validation=x[:20])
+    assert fitted.losses[-1] < fitted.losses[0]
+    found = log_weights(language, fitted.flow, np.unique(x, axis=0), 200)
+    frequencies = np.unique(x, axis=0, return_counts=True)[1] / len(x)
+    entropy = -(frequencies * np.log(frequencies)).sum()
+    loss = -(frequencies * np.log(np.exp(found).mean(axis=0))).sum()
+    assert entropy - 0.02 < loss < entropy + 0.4
+    with pytest.raises(ValueError, match="fit_density: x must hold integers from 0 to 2"):
+        fit(language, square_flow(language), x / 2)
+
+
+@both
+def test_a_density_fit_resumed_is_the_fit_uninterrupted(language, rng, tmp_path):
+    x, path = levels_of(rng, 70), tmp_path / "fit.safetensors"
+
+    def augment(*key_and_x):
+        return key_and_x[-1][:, [1, 0]]
+
+    options = {"ema_decay": 0.9, "warm_up": 2, "augment": augment, "num_epochs": 4}
+    whole = fit(language, square_flow(language), x, **options)
+    fit(language, square_flow(language), x, checkpoint=path, callback=lambda epoch, _: epoch == 1, **options)
+    resumed = fit(language, square_flow(language), x, seed=5, checkpoint=path, **options)
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+    np.testing.assert_array_equal(resumed.validation_losses, whole.validation_losses)
+    found, expected = (log_weights(language, result.flow, x[:5], 2) for result in (resumed, whole))
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="another training, with other warm_up"):
+        fit(language, square_flow(language), x, checkpoint=path, **options | {"warm_up": 0})
+    with pytest.raises(ValueError, match="with other data"):
+        fit(language, square_flow(language), 2 - x, checkpoint=path, **options)
+    with pytest.raises(ValueError, match="a checkpoint cannot tell where an iterable of batches is"):
+        fit(language, square_flow(language), iter_again(x), checkpoint=path, validation=None)
+
+
+def iter_again(x):
+    class Again:
+        def __iter__(self):
+            yield x[:40]
+            yield x[40:]
+
+    return Again()
+
+
+@both
+def test_batches_of_an_iterable_take_part_in_averages(language, rng):
+    x = levels_of(rng, 70)
+    found = fit(language, square_flow(language), iter_again(x), ema_decay=0.5, num_epochs=2, validation=(x[:5], None))
+    assert np.isfinite([*found.losses, *found.validation_losses]).all()
+
+
+@both
+def test_the_learning_rate_warms_up_follows_a_schedule_and_averages_the_steps(language):
+    """Of one parameter with a constant gradient Adam's steps are the rates."""
+    x = np.full((8, 2), 1000.0) + np.arange(16.0).reshape(8, 2)
+    make = {"pyro": fpp.Flow, "numpyro": lambda b: fnp.Flow.init(jax.random.key(0), b)}[language]
+    rates, moved = {0: 0.1, 1: 0.2, 2: 0.4}, []
+    options = {"validation": None, "batch_size": 8, "init": False}
+    for num in (1, 2, 3):
+        result = fit(language, make(ShiftOnly()), x, num_epochs=num, learning_rate=rates.get, **options)
+        moved.append(shift_of(result.flow))
+    np.testing.assert_allclose(np.diff([0, *moved]), [0.1, 0.2, 0.4], rtol=1e-3)
+    warm = fit(language, make(ShiftOnly()), x, num_epochs=3, learning_rate=rates.get, warm_up=4, **options)
+    np.testing.assert_allclose(shift_of(warm.flow), 0.1 / 4 + 0.2 / 2 + 0.4 * 3 / 4, rtol=1e-3)
+    mean = fit(language, make(ShiftOnly()), x, num_epochs=3, learning_rate=rates.get, ema_decay=0.5, **options)
+    np.testing.assert_allclose(shift_of(mean.flow), np.average(moved, weights=[1, 2, 4]), rtol=1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftOnly(fp.Bijection):
+    dim: int = 2
+
+    def parameters(self):
+        return {"shift": fp.Parameter((1,))}
+
+    def forward(self, params, x, context=None):
+        return x + params["shift"], 0 * x[..., 0]
+
+    def inverse(self, params, y, context=None):
+        return y - params["shift"], 0 * y[..., 0]
+
+
+def shift_of(flow):
+    return (flow.params if isinstance(flow, fnp.Flow) else flow.transform.weights.tree())["shift"].item()
+
+
+@both
+def test_integers_and_data_far_away_are_warned_of(language, rng):
+    with pytest.warns(UserWarning, match=r"They are integers: fit Dequantized\(flow, levels=3\)"):
+        fit(language, fp.ElementwiseAffine(2), levels_of(rng, 50), num_epochs=1)
+    for x in (1000.0 + rng.normal(size=(50, 2)), 1e-6 * rng.normal(size=(50, 2))):
+        with pytest.warns(UserWarning, match=r"2 of the 2 coordinates lie far .* or let the flow end with flowppl.Act"):
+            fit(language, fp.ElementwiseAffine(2), x, num_epochs=1)
+        fit(language, fp.Chain([fp.ElementwiseAffine(2), fp.ActNorm(2)]), x, num_epochs=1)

@@ -77,6 +77,7 @@ FLOORS = (
     {"recipes", "discrete"},
     {"inference"},
     {"serialization", "plotting"},
+    {"training"},
     {"autoencoders"},
     {"pyro", "numpyro"},
     {"__init__", "diagnostics", "images"},

@@ -15,11 +15,12 @@ from flowppl._arrays.namespace import Array, namespace
 from flowppl.bijections.combine import Chain, SameWeights, Wrapper
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
 from flowppl.bijections.linear import Permute
-from flowppl.checks import check_positive, check_sizes
-from flowppl.inference.epochs import Callback, Epochs, Progress, hold_out, run_epochs
+from flowppl.discrete.levels import check_levels
+from flowppl.inference.epochs import Epochs, hold_out
 
 INIT_ROWS = 4096  # of the training data, for layers that start from data
 LEARNING_RATE = 3e-3  # unless one is given
+FAR = 20.0  # standard deviations of the base, from which a fit of usual length does not come near
 
 Rows = tuple[Array, Array | None]  # x and its context
 
@@ -37,16 +38,6 @@ class DensityFit(Epochs, Generic[FlowType]):
     flow: FlowType
 
 
-def check_options(*, learning_rate, clip_norm, patience, **sizes) -> None:
-    """Raise ValueError unless the options of ``fit_density`` are in range."""
-    check_sizes("fit_density", **sizes, **({} if patience is None else {"patience": patience}))
-    check_positive(
-        "fit_density",
-        learning_rate=1 if learning_rate is None else learning_rate,
-        clip_norm=1 if clip_norm is None else clip_norm,
-    )
-
-
 def check_flow(flow: Any, x: Any, flow_class: type, others: tuple[type, ...]) -> None:
     """Raise TypeError unless ``flow`` is a flow, or one of the other kinds of which a flow can be made."""
     if isinstance(flow, (flow_class, *others)):
@@ -57,8 +48,8 @@ def check_flow(flow: Any, x: Any, flow_class: type, others: tuple[type, ...]) ->
     if isinstance(x, (flow_class, *others)):
         advice = "; flow and x are exchanged"
     raise TypeError(
-        f"fit_density: flow must be a {adapter}.Flow, a flowppl.Bijection such as flowppl.maf(2), or a FlowTransform, "
-        f"got {what}{advice}"
+        f"fit_density: flow must be a {adapter}.Flow, a flowppl.Bijection such as flowppl.maf(2), a FlowTransform, "
+        f"or a Dequantized, got {what}{advice}"
     )
 
 
@@ -195,10 +186,51 @@ def warn_of_few_values(x: Array, names: Sequence[Any]) -> None:
         found = ", ".join(f"{names[i]!r} ({distinct[i]} values in {num} rows)" for i in few[:5])
         warnings.warn(
             f"fit_density: {len(few)} of the {flat.shape[1]} columns of x repeat their values: {found}. A density can "
-            "grow without bound where values repeat. Counts and other whole numbers become continuous by noise that "
-            "is uniform between 0 and 1, drawn once and added to them (dequantisation)",
+            f"grow without bound where values repeat. {_remedy(flat)}",
             stacklevel=3,
         )
+
+
+def _remedy(x: Array) -> str:
+    xp = namespace(x)
+    low, high = float(xp.min(x)), float(xp.max(x))
+    if low >= 0 and bool(xp.all(x == xp.floor(x))):
+        return (
+            f"They are integers: fit Dequantized(flow, levels={int(high) + 1}), which adds new noise at every step and "
+            "has probabilities in the place of densities"
+        )
+    return (
+        "Integers from 0 on, such as counts and levels of pixels, are fitted by Dequantized(flow, levels), which adds "
+        "noise to them"
+    )
+
+
+def warn_of_far_data(x: Array, loc: Any, scale: Any) -> None:
+    """Warn of data that lie far from where the flow starts, to which training would hardly get.
+
+    Args:
+        x: rows of data.
+        loc: the means of the coordinates of noise to which the flow takes them, a standard normal at the end.
+        scale: their standard deviations.
+    """
+    loc, scale = np.abs(np.asarray(loc, dtype=float)), np.asarray(scale, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        is_far = (loc > FAR * np.maximum(scale, 1)) | (scale < 1 / FAR) | (scale > FAR)
+    is_far &= np.isfinite(loc + scale)  # an event at the very end of an interval is taken to infinity
+    if not is_far.any():
+        return
+    xp = namespace(x)
+    flat = xp.reshape(x, (x.shape[0], -1))
+    mean, spread = xp.mean(flat, axis=0), xp.std(flat, axis=0)
+    largest = float(xp.max(xp.abs(mean)))
+    warnings.warn(
+        f"fit_density: {int(is_far.sum())} of the {is_far.size} coordinates lie far from where the flow starts, a "
+        f"standard normal: means of columns go up to {largest:g} in size, and standard deviations from "
+        f"{float(xp.min(spread)):g} to {float(xp.max(spread)):g}. The fit would spend its steps on the way, and end "
+        "badly: standardise the data, (x - mean) / std, or let the flow end with flowppl.ActNorm(dim), which starts "
+        "from them",
+        stacklevel=3,
+    )
 
 
 def column_names(x: Any, shape: tuple[int, ...]) -> list[Any]:
@@ -207,6 +239,11 @@ def column_names(x: Any, shape: tuple[int, ...]) -> list[Any]:
     if len(shape) == 1:
         return columns if len(columns) == shape[0] else list(range(shape[0]))
     return list(np.ndindex(*shape))
+
+
+def is_of_levels(data: Any) -> bool:
+    """Whether what is fitted is a distribution of integers, and not a density."""
+    return hasattr(data, "levels")
 
 
 def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tuple[Rows, Rows | None]:
@@ -226,7 +263,8 @@ def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tu
 
     names = column_names(x, bijection.y_shape)
     x, context = _rows(bijection, x, context, convert, at_least=2)
-    warn_of_few_values(x, names)
+    if not is_of_levels(bijection):
+        warn_of_few_values(x, names)
 
     def take(order) -> Rows:
         return x[order], None if context is None else context[order]
@@ -303,6 +341,9 @@ def _check_rows(bijection, x, context, suffix, at_least):
                 f"fit_density: {bad} of the {len(rows)} rows of {name}{suffix} are not finite (in the dtype of the "
                 "flow); drop or impute them"
             )
+    if is_of_levels(bijection):
+        check_levels("fit_density", f"x{suffix}", x, bijection.levels)
+        return
     low, high = bijection.y_support
     if (low, high) != REAL_LINE:
         xp = namespace(x)
@@ -314,58 +355,24 @@ def _check_rows(bijection, x, context, suffix, at_least):
             )
 
 
-def train(
-    run_epoch: Callable[[float | None, np.ndarray], tuple[Any, Any]],
-    weights: Callable[[], Any],
-    flow_with: Callable[[Any], FlowType],
-    rng: np.random.Generator,
-    *,
-    batches: Batches | None,
-    num_rows: int,
-    batch_size: int,
-    learning_rate: float | None,
-    num_epochs: int,
-    patience: int | None,
-    callback: Callback | None,
-    progress: bool | None,
-) -> DensityFit[FlowType]:
-    """Run epochs until one of the reasons to stop, and return the flow with the best weights.
+def rate_of(
+    learning_rate: float | Callable[[int], float] | None, warm_up: int, num_epochs: int
+) -> Callable[[int], float | None]:
+    """The learning rate of each epoch, as ``fit_density`` says; ``None`` for an optimiser that has its own."""
 
-    Args:
-        run_epoch: trains one epoch at a learning rate, ``None`` for an optimiser that has its own, and in an order of
-            the rows; gives the loss of each step, NaN where it was skipped, and the validation loss or ``None``.
-        weights: gives the present weights, as they will stay.
-        flow_with: the flow with given weights.
-        rng: draws the orders.
-        batches: what is trained on in place of rows in an order.
-    """
-    best, done = weights(), Progress()
-    rate_advice = "" if learning_rate is None else f" (it was {learning_rate:g})"
-
-    def keep():
-        nonlocal best
-        best = weights()
-
-    def run(epoch):
+    def rate(epoch):
+        if learning_rate is None:
+            return None
+        rise = min(1.0, (epoch + 1) / warm_up) if warm_up else 1.0
+        if callable(learning_rate):
+            return rise * learning_rate(epoch)
         # At rates that suit, this ends 0.02 to 0.05 nat above a constant rate (two moons; a mixture in 5-D).
-        share = (1 + math.cos(math.pi * epoch / num_epochs)) / 2
-        return run_epoch(None if learning_rate is None else learning_rate * share, rng.permutation(num_rows))
+        return rise * learning_rate * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
 
-    try:
-        run_epochs(
-            "fit_density",
-            run,
-            keep,
-            done,
-            num_rows=num_rows,
-            batch_size=batch_size,
-            num_epochs=num_epochs,
-            patience=patience,
-            callback=callback,
-            row_counts=None if batches is None else lambda: batches.counts,
-            bar=progress,
-            advice=f"use a smaller learning_rate{rate_advice}, or scale the data to mean 0 and standard deviation 1",
-        )
-    finally:
-        flow = flow_with(best)
-    return DensityFit(flow=flow, **done.record())
+    return rate
+
+
+def advice_for(learning_rate: Any) -> str:
+    """What to try if no loss is finite."""
+    rate = f" (it was {learning_rate:g})" if isinstance(learning_rate, numbers.Real) else ""
+    return f"use a smaller learning_rate{rate}, or scale the data to mean 0 and standard deviation 1"

@@ -10,7 +10,7 @@ from flowppl.autoencoders.training import VAEFit
 from flowppl.numpyro.calibration import sbc
 from flowppl.numpyro.density import DensityFit, fit_density
 from flowppl.numpyro.diagnostics import diagnose, log_weights, resample
-from flowppl.numpyro.discrete import DiscretizedLogisticMixture
+from flowppl.numpyro.discrete import Dequantized, DiscretizedLogisticMixture
 from flowppl.numpyro.fit import Fit, fit
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
@@ -64,6 +64,7 @@ __all__ = [
     "Chains",
     "Coupling",
     "DensityFit",
+    "Dequantized",
     "DiscretizedLogisticMixture",
     "Elementwise",
     "ElementwiseAffine",

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import os
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.transforms import Transform
 
-from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection
 from flowppl.inference.density import (
     INIT_ROWS,
     LEARNING_RATE,
     Batches,
     DensityFit,
+    advice_for,
     check_base,
     check_flow,
-    check_options,
     column_names,
     held_out_rows,
     is_batches,
+    is_of_levels,
+    rate_of,
     split_rows,
-    train,
+    warn_of_far_data,
     warn_of_few_values,
 )
 from flowppl.inference.epochs import Callback
+from flowppl.numpyro.discrete import Dequantized
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
+from flowppl.numpyro.training import TreeTrainer, averaged, kept
 from flowppl.numpyro.transforms import FlowTransform, check_key, numpy_rng
+from flowppl.training.loop import average_share, check_options, train
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    FlowType = TypeVar("FlowType", bound="Flow | Dequantized", default=Flow)
+
+_KINDS = (Flow, Dequantized)  # what is fitted as it is
 
 
 def fit_density(
     rng_key: jax.Array,
-    flow: Flow | FlowTransform | Bijection,
+    flow: FlowType | FlowTransform | Bijection,
     x: Any = None,
     context: Any = None,
     *,
-    learning_rate: float | None = None,
+    learning_rate: float | Callable[[int], float] | None = None,
     optimizer: Optimizer = "adam",
     batch_size: int = 128,
     num_epochs: int = 200,
@@ -49,10 +60,14 @@ def fit_density(
     patience: int | None = 30,
     clip_norm: float | None = 5.0,
     init: bool = True,
+    warm_up: int = 0,
+    ema_decay: float = 0.0,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
-) -> DensityFit[Flow]:
-    r"""Fit a flow to data by maximum likelihood.
+) -> DensityFit[FlowType]:
+    r"""Fit a flow, or a distribution of integers, to data by maximum likelihood.
 
     It minimises the mean negative log likelihood of the rows of x, n in number, at their contexts c,
 
@@ -68,18 +83,24 @@ def fit_density(
     the result is what the complete epochs reached.
 
     A density needs data that vary continuously: columns that do not vary are refused, and a warning names those whose
-    values repeat, such as counts. To those add noise that is uniform between 0 and 1, once, before the fit
-    (dequantisation).
+    values repeat, such as counts and pixels. Integers are fitted by :class:`Dequantized`, whose noise is new at every
+    step, and of which q is the bound; the noise of the validation loss is the same in all epochs. Data on which the
+    flow starts far off, more than 20 standard deviations or a spread beyond 1/20 to 20, are warned of.
+
+    With ``ema_decay`` the weights that are validated, and kept, are an average over all steps, the last steps most: of
+    step s of t it has the weight :math:`\mathrm{ema\_decay}^{t-s}`, divided by the sum of all.
 
     Args:
-        rng_key: determines the batches, which rows are held out, and the first weights of a bijection.
-        flow: the flow, or a :class:`flowppl.Bijection` or :class:`FlowTransform` of which one is made. Its
+        rng_key: determines the batches, the noise, which rows are held out, and the first weights of a bijection.
+        flow: the flow, a :class:`Dequantized`, or a :class:`flowppl.Bijection` or
+            :class:`FlowTransform` of which a flow is made. Its
             base distribution stays as it is.
         x: the data, of shape ``(n, *event_shape)``, one row for each datum: an array, a list, or a data frame, whose
             columns are the coordinates; it takes the dtype and device of the flow. Or an iterable of batches that
             starts anew in each epoch, such as a torch ``DataLoader``: each batch is x or ``(x, context)``, one step.
         context: for a conditional flow, the contexts of the rows, of shape ``(n, context_dim)``.
-        learning_rate: the learning rate of the first epoch; ``None`` is 0.003.
+        learning_rate: the learning rate of the first epoch, ``None`` is 0.003; or a function from the epoch, counted
+            from 0, to its learning rate, in the place of the cosine.
         optimizer: ``"adam"`` or ``"adamax"``, or an optimiser of optax or of ``numpyro.optim``, with
             a learning rate or schedule of its own in place of ``learning_rate``.
         batch_size: the number of rows in one step; unused if x is an iterable of batches.
@@ -89,6 +110,14 @@ def fit_density(
         patience: stop after so many epochs without a better validation loss; ``None`` never does.
         clip_norm: the largest norm of a gradient; a longer one is scaled down to it. ``None`` clips nothing.
         init: set layers such as :class:`flowppl.ActNorm` from the first data. Pass ``False`` to go on training a flow.
+        warm_up: the number of epochs in which the learning rate rises to the full one; 0 for none.
+        ema_decay: the decay of the exponential moving average of the weights, such as 0.999, which averages about
+            1,000 steps: few of all that there are. 0 takes the weights as they are.
+        augment: a function of a key and the x of a batch that gives what is trained on in its place, such as images
+            of which some are mirrored; JAX must be able to trace it.
+        checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
+            the result that it would have had without an interruption. For the optimisers with names, and data that are
+            no iterable of batches.
         callback: called after each epoch as ``callback(epoch, loss)``, with its number from 0 and its mean loss; if it
             returns True, training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
@@ -98,14 +127,16 @@ def fit_density(
 
     Raises:
         TypeError: if ``flow`` is no flow, ``rng_key`` no key, x is no data, or ``callback`` or ``optimizer`` is none.
-        ValueError: if the data do not fit the flow, do not vary or are not finite, an option is out of range, or the
-            base distribution lies in an interval that the flow does not map onto the space of the data.
+        ValueError: if the data do not fit the flow, do not vary, are not finite or no levels of a distribution of
+            integers, an option is out of range, a checkpoint is not whole or of another training (it is then as it
+            was), or the base distribution lies in an interval that the flow does not map onto the space of the data.
         RuntimeError: if no step of the first epoch, or no validation loss, is finite.
 
     References:
         Kingma, Ba: Adam: A Method for Stochastic Optimization, 2014, arXiv 1412.6980. Loshchilov, Hutter: SGDR:
         Stochastic Gradient Descent with Warm Restarts, 2016, arXiv 1608.03983. Dequantisation: Theis, van den Oord,
-        Bethge: A note on the evaluation of generative models, 2015, arXiv 1511.01844.
+        Bethge: A note on the evaluation of generative models, 2015, arXiv 1511.01844. Averages: Izmailov et al.:
+        Averaging Weights Leads to Wider Optima, 2018, arXiv 1803.05407.
 
     Example:
         >>> import jax, flowppl as fp
@@ -116,106 +147,171 @@ def fit_density(
         >>> fit.flow.sample(jax.random.key(2), (10,)).shape, bool(fit.losses[-1] < fit.losses[0])
         ((10, 2), True)
     """
-    kinds = (FlowTransform, Bijection, Transform)
-    if isinstance(rng_key, (Flow, *kinds)):
+    kinds = (*_KINDS, FlowTransform, Bijection, Transform)
+    if isinstance(rng_key, kinds):
         raise TypeError("fit_density: a key comes first: fit_density(jax.random.key(0), flow, x)")
     check_key("fit_density", rng_key)
     check_flow(flow, x, Flow, kinds)
     check_optimizer("fit_density", optimizer, learning_rate)
     check_options(
+        "fit_density",
         learning_rate=learning_rate,
-        clip_norm=clip_norm,
+        warm_up=warm_up,
         patience=patience,
+        checkpoint=checkpoint,
+        optimizer=optimizer,
+        clip_norm=clip_norm,
+        ema_decay=ema_decay,
         batch_size=batch_size,
         num_epochs=num_epochs,
     )
+    if checkpoint is not None and is_batches(x):
+        raise ValueError("fit_density: a checkpoint cannot tell where an iterable of batches is; give x as an array")
     if isinstance(flow, Bijection):
-        flow = Flow.init(jax.random.fold_in(rng_key, 0), flow)
-    fitted = flow if isinstance(flow, Flow) else Flow(flow)
-    trained = jax.tree.leaves(fitted.params)
+        flow = Flow.init(jax.random.fold_in(rng_key, 0), flow)  # type: ignore[assignment]
+    fitted: Any = flow if isinstance(flow, _KINDS) else Flow(flow)  # type: ignore[arg-type]
+    trained = jax.tree.leaves(fitted._params)
     if not trained:
         raise ValueError("fit_density: the flow has no parameters; nothing can be trained")
-    if fitted.base is not None:
+    if isinstance(fitted, Flow) and fitted.base is not None:
         check_base(fitted.bijection, fitted.base, np.asarray)
-    # What runs once is left to NumPy: jax would compile each operation, and a permutation for seconds.
-    rng = numpy_rng(rng_key)
+    of_x = fitted._of_x
     convert = partial(np.asarray, dtype=jnp.result_type(*trained))
     batches: Batches | None = None
-    rows: Any = None
-    if is_batches(x):
-        if context is not None:
-            raise ValueError("fit_density: beside batches no context is given; let each batch be (x, context)")
-        batches, held_out = Batches(fitted.bijection, x, convert), held_out_rows(fitted.bijection, validation, convert)
-        first = batches.first()
-        warn_of_few_values(first[0], column_names(x, fitted.bijection.y_shape))
-    else:
-        rows, held_out = split_rows(fitted.bijection, x, context, validation, convert, rng)
-        first = jax.tree.map(lambda leaf: leaf[:INIT_ROWS], rows)
-    first, rows, held_out = jax.tree.map(jnp.asarray, (first, rows, held_out))
-    if init:
-        fitted = jax.jit(Flow.init_from)(fitted, *first)
-    norm = math.inf if clip_norm is None else float(clip_norm)
-    carry = (fitted.params, make_optimizer(optimizer, norm).init(fitted.params))
-    held_batches = None if held_out is None else split_batches(np.arange(len(held_out[0])), batch_size)
 
-    def run_epoch(rate: float | None, order: np.ndarray) -> tuple[Any, Any]:
-        nonlocal carry
-        if batches is None:
-            steps = split_batches(order, batch_size)
-            arguments = (fitted, carry, rate, norm, rows, steps, held_out, held_batches, optimizer)
-            carry, losses, validation_loss = _run_epoch(*arguments)
-            return losses, validation_loss
-        losses = []
-        for batch in batches:
-            step = split_batches(np.arange(len(batch[0])), len(batch[0]))
-            carry, loss, _ = _run_epoch(fitted, carry, rate, norm, batch, step, None, None, optimizer)
-            losses.append(loss[0])
-        return losses, None if held_out is None else _mean_loss(fitted, carry[0], held_out, held_batches)
+    def make_trainer(seed: int) -> tuple[_Trainer, int, dict[str, Any]]:
+        nonlocal batches
+        start, rows = fitted, None
+        if is_batches(x):
+            if context is not None:
+                raise ValueError("fit_density: beside batches no context is given; let each batch be (x, context)")
+            batches, held_out = Batches(of_x, x, convert), held_out_rows(of_x, validation, convert)
+            first = batches.first()
+            if not is_of_levels(of_x):
+                warn_of_few_values(first[0], column_names(x, of_x.y_shape))
+        else:
+            rows, held_out = split_rows(of_x, x, context, validation, convert, np.random.default_rng(seed))
+            first = jax.tree.map(lambda leaf: leaf[:INIT_ROWS], rows)
+        parts = zip(("data", "context", "validation", "context_val"), (*(rows or ()), *(held_out or ())), strict=False)
+        if init:
+            start = _init_from(start, jax.random.fold_in(rng_key, 1), *first)
+        if init and isinstance(start, Flow) and start.base is None:
+            warn_of_far_data(first[0], *_noise_of(start, *jax.tree.map(lambda leaf: leaf[:256], first)))
+        shared = (jax.tree.map(jnp.asarray, rows) if batches is None else batches, jax.tree.map(jnp.asarray, held_out))
+        trainer = _Trainer(start, *shared, seed, batch_size, augment, optimizer, clip_norm, ema_decay)
+        return trainer, 0 if rows is None else len(rows[0]), dict(parts)
 
-    return train(
-        run_epoch,
-        lambda: carry[0],
-        partial(_with_params, fitted),
-        rng,
-        batches=batches,
-        num_rows=0 if batches is not None else len(rows[0]),
+    def row_counts() -> list[int]:
+        return batches.counts if batches else []
+
+    rate = rate_of(None if has_rate(optimizer) else learning_rate or LEARNING_RATE, warm_up, num_epochs)
+    options = {"optimizer": optimizer, "clip_norm": clip_norm, "ema_decay": ema_decay, "warm_up": warm_up}
+    trainer, record = train(
+        "fit_density",
+        make_trainer,
+        lambda trainer, epoch, order: trainer.run_epoch(epoch, order, rate(epoch)),
+        int(numpy_rng(rng_key).integers(2**31 - 1)),
         batch_size=batch_size,
-        learning_rate=None if has_rate(optimizer) else learning_rate or LEARNING_RATE,
         num_epochs=num_epochs,
         patience=patience,
+        checkpoint=checkpoint,
+        fixed={"backend": "numpyro", "flow": repr(of_x)} | options,
+        row_counts=row_counts if is_batches(x) else None,
         callback=callback,
         progress=progress,
+        advice=advice_for(learning_rate or (None if has_rate(optimizer) else LEARNING_RATE)),
     )
+    return DensityFit(flow=trainer.flow._with_params(trainer.params), **record)
 
 
-def _with_params(flow: Flow, params: Tree) -> Flow:
-    return dataclasses.replace(flow, params=params)
+class _Trainer(TreeTrainer):
+    """The steps of :func:`fit_density`: see :class:`flowppl.training.loop.Trainer`."""
 
+    def __init__(self, flow, rows, held_out, seed, batch_size, augment, optimizer, clip_norm, ema_decay):
+        super().__init__(flow._params, seed, optimizer, clip_norm, ema_decay)
+        self.flow, self.rows, self.batch_size, self.num_steps = flow, rows, batch_size, 0
+        self.static = (augment, optimizer)
+        of_held_out = None if held_out is None else split_batches(np.arange(len(held_out[0])), batch_size)
+        self.held_out = (held_out, of_held_out)
 
-# Compiled once for all fits of one flow to data of one shape.
-@partial(jax.jit, static_argnames="optimizer")
-def _run_epoch(flow, carry, rate, clip_norm, rows, batches, held_out, held_batches, optimizer):
-    def step(carry, batch):
-        def mean_loss(params):
-            losses, weights = _losses(_with_params(flow, params), rows, batch)
-            return jnp.average(losses, weights=weights)
+    def run_epoch(self, epoch, order, rate):
+        if not isinstance(self.rows, Batches):
+            batches = split_batches(order, self.batch_size)
+            self.num_steps = epoch * len(batches[0])
+            losses, validation_loss = self._run(epoch, rate, self.rows, batches, self.held_out)
+            return np.asarray(losses), validation_loss
+        losses = []
+        for batch in self.rows:
+            only = split_batches(np.arange(len(batch[0])), len(batch[0]))
+            losses.append(self._run(epoch, rate, batch, only, (None, None))[0][0])
+        if self.held_out[0] is None:
+            return losses, None
+        return losses, _mean_loss(self.flow, self.kept(), *self.held_out, jax.random.fold_in(self.key, 0))
 
-        loss, gradient = jax.value_and_grad(mean_loss)(carry[0])
-        return take_step(make_optimizer(optimizer, clip_norm), carry, gradient, loss, rate)
-
-    carry, losses = jax.lax.scan(step, carry, batches)
-    return carry, losses, None if held_out is None else _mean_loss(flow, carry[0], held_out, held_batches)
+    def _run(self, epoch, rate, rows, batches, held_out):
+        carry = (self.params, self.memory, self.average)
+        numbers = (rate, self.clip_norm, self.ema_decay, self.key, epoch, self.num_steps)
+        carry, losses, validation_loss = _run_epoch(self.flow, carry, numbers, rows, batches, held_out, *self.static)
+        self.params, self.memory, self.average = carry
+        self.num_steps += len(losses)
+        return losses, validation_loss
 
 
 @jax.jit
-def _mean_loss(flow, params, held_out, held_batches):
-    trained = _with_params(flow, params)
-    sums = jax.lax.map(lambda batch: jnp.dot(*_losses(trained, held_out, batch)), held_batches)
+def _init_from(flow, key, x, context):
+    return flow.init_from(x, context, key=key) if isinstance(flow, Dequantized) else flow.init_from(x, context)
+
+
+@jax.jit
+def _noise_of(flow, x, context):
+    noise = flow(context).transforms[0].inverse_and_log_det(x)[0]
+    return noise.mean(0), noise.std(0)
+
+
+# Compiled once for all fits of one flow to data of one shape.
+@partial(jax.jit, static_argnames=("augment", "optimizer"))
+def _run_epoch(flow, carry, numbers, rows, batches, held_out, augment, optimizer):
+    rate, clip_norm, ema_decay, key, epoch, num_steps = numbers
+    epoch_key = jax.random.fold_in(key, epoch + 1)
+
+    def step(carry, item):
+        i, batch = item
+        params, memory, average = carry
+        known = (rows, batch, jax.random.fold_in(epoch_key, num_steps + i), augment)
+
+        def mean_loss(params):
+            losses, weights = _losses(flow._with_params(params), *known)
+            return jnp.average(losses, weights=weights)
+
+        loss, gradient = jax.value_and_grad(mean_loss)(params)
+        (params, memory), loss = take_step(make_optimizer(optimizer, clip_norm), (params, memory), gradient, loss, rate)
+        if average is not None:
+            average = averaged(average, params, average_share(ema_decay, num_steps + i + 1))
+        return (params, memory, average), loss
+
+    carry, losses = jax.lax.scan(step, carry, (jnp.arange(len(batches[0])), batches))
+    if held_out[0] is None:
+        return carry, losses, None
+    return carry, losses, _mean_loss(flow, kept(carry[2], carry[0]), *held_out, jax.random.fold_in(key, 0))
+
+
+@jax.jit
+def _mean_loss(flow, params, held_out, held_batches, key):
+    trained = flow._with_params(params)
+
+    def total(item):
+        i, batch = item
+        return jnp.dot(*_losses(trained, held_out, batch, jax.random.fold_in(key, i), None))
+
+    sums = jax.lax.map(total, (jnp.arange(len(held_batches[0])), held_batches))
     return sums.sum() / len(held_out[0])
 
 
-def _losses(flow, rows, batch):
+def _losses(flow, rows, batch, key, augment):
     index, weights = batch
     x, context = jax.tree.map(lambda leaf: leaf[index], rows)
-    losses = -flow(context).log_prob(x)
+    augment_key, key = jax.random.split(key)
+    x = x if augment is None else augment(augment_key, x)
+    distribution = flow(context, key=key) if isinstance(flow, Dequantized) else flow(context)
+    losses = -distribution.log_prob(x)
     return losses, weights.astype(losses.dtype)

@@ -164,6 +164,19 @@ class Flow:
         """The transform from the base to the data side."""
         return FlowTransform(self.bijection, self.params)
 
+    @property
+    def _of_x(self) -> Bijection:
+        """What tells the shape of x, and its context."""
+        return self.bijection
+
+    @property
+    def _params(self) -> Tree:
+        """What is trained."""
+        return self.params
+
+    def _with_params(self, params: Tree) -> Flow:
+        return dataclasses.replace(self, params=params)
+
     def init_from(self, x: jax.Array, context: jax.Array | None = None) -> Flow:
         """This flow with what starts from data, such as :class:`flowppl.ActNorm`, set from the batch ``x``."""
         new = self.bijection.init_from(self.transform._tree, jnp.asarray(x), context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,13 +13,14 @@ import numpy as np
 
 from flowppl.autoencoders.data import as_data, is_share, warn_of_constants
 from flowppl.autoencoders.model import check_vae
-from flowppl.autoencoders.training import VAEFit, average_share, check_options, train
+from flowppl.autoencoders.training import VAEFit, check_options, train
 from flowppl.inference.epochs import Callback
 from flowppl.numpyro.autoencoder import Autoencoder
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
+from flowppl.numpyro.training import TreeTrainer, averaged
 from flowppl.numpyro.transforms import check_key
-from flowppl.serialization import BFLOAT16
+from flowppl.training.loop import average_share
 
 VAE = TypeVar("VAE", bound=Autoencoder)
 
@@ -133,7 +133,13 @@ def fit_vae(
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
     options: dict[str, Any] = {"optimizer": optimizer, "free_bits": free_bits}
     options |= {"clip_norm": clip_norm, "ema_decay": ema_decay}
-    check_options(learning_rate, warm_up, patience, checkpoint, **options, **sizes)
+    rest: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "warm_up": warm_up,
+        "patience": patience,
+        "checkpoint": checkpoint,
+    }
+    check_options(**rest, **options, **sizes)
     init_key, seed_key = jax.random.split(rng_key)
     x, validation = as_data(x, jax.Array), validation if is_share(validation) else as_data(validation, jax.Array)
     start = vae.init(init_key, x) if params is None else _checked_params(init_key, vae, params, x)
@@ -184,20 +190,15 @@ def _checked_params(key, vae, params, x):
     return params
 
 
-class _Trainer:
+class _Trainer(TreeTrainer):
     """The steps of :func:`fit_vae`: see :class:`flowppl.autoencoders.training.Trainer`."""
 
     def __init__(self, vae, params, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm, ema_decay):
-        self.vae, self.batch_size, self.ema_decay = vae, batch_size, ema_decay
+        super().__init__(params, seed, optimizer, clip_norm, ema_decay)
+        self.vae, self.batch_size = vae, batch_size
         self.data, self.held_out = (None if rows is None else jnp.asarray(rows) for rows in (data, held_out))
         self.num_held_out = 0 if held_out is None else len(held_out)
-        self.key = jax.random.key(seed)
-        clip_norm = math.inf if clip_norm is None else clip_norm
-        self.options = (optimizer, free_bits, clip_norm)
-        self.params = jax.tree.map(jnp.array, params)  # copies: a step gives its arguments up
-        # In half precision an average would not move.
-        self.average = jax.tree.map(_at_least_float32, params) if ema_decay else None
-        self.memory = make_optimizer(optimizer, clip_norm).init(params)
+        self.options = (optimizer, free_bits, self.clip_norm)
 
     def run_epoch(self, epoch, order, rate, beta):
         losses = []
@@ -214,29 +215,10 @@ class _Trainer:
 
     def _validation_loss(self):
         batches = split_batches(np.arange(self.num_held_out), self.batch_size)
-        key, params, total = jax.random.fold_in(self.key, 0), self._kept(), 0.0
+        key, params, total = jax.random.fold_in(self.key, 0), self.kept(), 0.0
         for i, batch in enumerate(zip(*batches, strict=True)):
             total += float(_sum_loss(self.vae, params, self.held_out, *batch, jax.random.fold_in(key, i)))
         return total / self.num_held_out
-
-    def _kept(self):
-        if not self.ema_decay:
-            return self.params
-        return jax.tree.map(lambda average, leaf: average.astype(leaf.dtype), self.average, self.params)
-
-    def weights(self):
-        return _to_arrays(self.params)
-
-    def averages(self):
-        return _to_arrays(self._kept())
-
-    def state(self):
-        return _to_arrays((self.memory, self.average))
-
-    def restore(self, weights, state):
-        self.params = _from_arrays(self.params, weights)
-        if state is not None:
-            self.memory, self.average = _from_arrays((self.memory, self.average), state)
 
 
 # One program for all calls with arrays of the same shapes; an autoencoder is hashed by its identity.
@@ -265,28 +247,10 @@ def _take_step(vae, options, carry, data, index, weights, key, rate, beta):
 
 @partial(jax.jit, donate_argnums=0)
 def _average(average, params, share):
-    return jax.tree.map(lambda mean, leaf: (mean + share * (leaf - mean)).astype(mean.dtype), average, params)
+    return averaged(average, params, share)
 
 
 @partial(jax.jit, static_argnums=0)
 def _sum_loss(vae, params, data, index, weights, key):
     log_likelihood, kl, _ = vae.terms(params, vae._rows(data[index]), _noise(vae, key, weights))
     return jnp.dot(kl - log_likelihood, weights)
-
-
-def _at_least_float32(leaf):
-    return jnp.array(leaf, dtype=jnp.promote_types(jnp.result_type(leaf), jnp.float32))
-
-
-def _to_arrays(tree):
-    """The leaves of a pytree by name, in NumPy."""
-    named = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return {name: array.view(BFLOAT16) if array.dtype == jnp.bfloat16 else array for name, array in named.items()}
-
-
-def _from_arrays(tree, arrays):
-    def find(path, _):
-        array = arrays[jax.tree_util.keystr(path)]
-        return jnp.asarray(array.view(jnp.bfloat16) if array.dtype == BFLOAT16 else array)
-
-    return jax.tree_util.tree_map_with_path(find, tree)

@@ -9,7 +9,7 @@ from flowppl.autoencoders.training import VAEFit
 from flowppl.pyro.calibration import sbc
 from flowppl.pyro.density import DensityFit, fit_density
 from flowppl.pyro.diagnostics import diagnose, log_weights, resample
-from flowppl.pyro.discrete import DiscretizedLogisticMixture
+from flowppl.pyro.discrete import Dequantized, DiscretizedLogisticMixture
 from flowppl.pyro.fit import Fit, fit
 from flowppl.pyro.flow import Flow, FlowDistribution
 from flowppl.pyro.guides import AutoFlow
@@ -63,6 +63,7 @@ __all__ = [
     "Chains",
     "Coupling",
     "DensityFit",
+    "Dequantized",
     "DiscretizedLogisticMixture",
     "Elementwise",
     "ElementwiseAffine",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from typing import Any
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
@@ -17,28 +17,40 @@ from flowppl.inference.density import (
     LEARNING_RATE,
     Batches,
     DensityFit,
+    advice_for,
     check_base,
     check_flow,
-    check_options,
     column_names,
     held_out_rows,
     is_batches,
+    is_of_levels,
+    rate_of,
     split_rows,
-    train,
+    warn_of_far_data,
     warn_of_few_values,
 )
 from flowppl.inference.epochs import Callback
+from flowppl.pyro.discrete import Dequantized
 from flowppl.pyro.flow import Flow
-from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
-from flowppl.pyro.transforms import FlowTransform, numpy_rng
+from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, take_step
+from flowppl.pyro.training import ModuleTrainer
+from flowppl.pyro.transforms import FlowTransform
+from flowppl.training.loop import check_options, train
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    FlowType = TypeVar("FlowType", bound="Flow | Dequantized", default=Flow)
+
+_KINDS = (Flow, Dequantized)  # what is fitted as it is
 
 
 def fit_density(
-    flow: Flow | FlowTransform | Bijection,
+    flow: FlowType | FlowTransform | Bijection,
     x: Any = None,
     context: Any = None,
     *,
-    learning_rate: float | None = None,
+    learning_rate: float | Callable[[int], float] | None = None,
     optimizer: Optimizer = "adam",
     batch_size: int = 128,
     num_epochs: int = 200,
@@ -46,10 +58,14 @@ def fit_density(
     patience: int | None = 30,
     clip_norm: float | None = 5.0,
     init: bool = True,
+    warm_up: int = 0,
+    ema_decay: float = 0.0,
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
-) -> DensityFit[Flow]:
-    r"""Fit a flow to data by maximum likelihood.
+) -> DensityFit[FlowType]:
+    r"""Fit a flow, or a distribution of integers, to data by maximum likelihood.
 
     It minimises the mean negative log likelihood of the rows of x, n in number, at their contexts c,
 
@@ -59,24 +75,30 @@ def fit_density(
     where q is the density of the flow, by Adam with clipped gradients, on mini-batches drawn anew in every epoch, of
     which the last may be smaller. The learning rate falls to zero over ``num_epochs`` along half a cosine. The module
     is trained in place, and ends with the weights of the epoch of the best validation loss; without validation, of the
-    last epoch. ``pyro.set_rng_seed`` determines the batches.
+    last epoch. ``pyro.set_rng_seed`` determines the batches and the noise.
 
     Standardise the data first: a flow starts near its base distribution, the standard normal unless told otherwise.
     A step whose loss or gradient is not finite is left out and counted. An interruption (Ctrl-C) ends the training, and
     the result is what the complete epochs reached.
 
     A density needs data that vary continuously: columns that do not vary are refused, and a warning names those whose
-    values repeat, such as counts. To those add noise that is uniform between 0 and 1, once, before the fit
-    (dequantisation).
+    values repeat, such as counts and pixels. Integers are fitted by :class:`Dequantized`, whose noise is new at every
+    step, and of which q is the bound; the noise of the validation loss is the same in all epochs. Data on which the
+    flow starts far off, more than 20 standard deviations or a spread beyond 1/20 to 20, are warned of.
+
+    With ``ema_decay`` the weights that are validated, and kept, are an average over all steps, the last steps most: of
+    step s of t it has the weight :math:`\mathrm{ema\_decay}^{t-s}`, divided by the sum of all.
 
     Args:
-        flow: the flow, or a :class:`flowppl.Bijection` or :class:`FlowTransform` of which one is made. What
+        flow: the flow, a :class:`Dequantized`, or a :class:`flowppl.Bijection` or
+            :class:`FlowTransform` of which a flow is made. What
             requires no gradient stays as it is, and so does the base distribution unless it is a module.
         x: the data, of shape ``(n, *event_shape)``, one row for each datum: an array, a list, or a data frame, whose
             columns are the coordinates; it takes the dtype and device of the flow. Or an iterable of batches that
             starts anew in each epoch, such as a torch ``DataLoader``: each batch is x or ``(x, context)``, one step.
         context: for a conditional flow, the contexts of the rows, of shape ``(n, context_dim)``.
-        learning_rate: the learning rate of the first epoch; ``None`` is 0.003.
+        learning_rate: the learning rate of the first epoch, ``None`` is 0.003; or a function from the epoch, counted
+            from 0, to its learning rate, in the place of the cosine.
         optimizer: ``"adam"`` or ``"adamax"``, or a class of ``torch.optim``, a function from a list of parameters to
             a torch optimiser (or to a pair with its scheduler), or an optimiser of ``pyro.optim``, with
             a learning rate or schedule of its own in place of ``learning_rate``.
@@ -87,6 +109,14 @@ def fit_density(
         patience: stop after so many epochs without a better validation loss; ``None`` never does.
         clip_norm: the largest norm of a gradient; a longer one is scaled down to it. ``None`` clips nothing.
         init: set layers such as :class:`flowppl.ActNorm` from the first data. Pass ``False`` to go on training a flow.
+        warm_up: the number of epochs in which the learning rate rises to the full one; 0 for none.
+        ema_decay: the decay of the exponential moving average of the weights, such as 0.999, which averages about
+            1,000 steps: few of all that there are. 0 takes the weights as they are.
+        augment: a function of the x of a batch that gives what is trained on in its place, such as images of which
+            some are mirrored; of ``torch``'s random numbers it has new ones at every step.
+        checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
+            the result that it would have had without an interruption. For the optimisers with names, and data that are
+            no iterable of batches.
         callback: called after each epoch as ``callback(epoch, loss)``, with its number from 0 and its mean loss; if it
             returns True, training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
@@ -96,15 +126,17 @@ def fit_density(
 
     Raises:
         TypeError: if ``flow`` is no flow, x is no data, or ``callback`` or ``optimizer`` is none.
-        ValueError: if the data do not fit the flow, do not vary or are not finite, an option is out of range, or the
-            base distribution lies in an interval that the flow does not map onto the space of the data.
+        ValueError: if the data do not fit the flow, do not vary, are not finite or no levels of a distribution of
+            integers, an option is out of range, a checkpoint is not whole or of another training (it is then as it
+            was), or the base distribution lies in an interval that the flow does not map onto the space of the data.
         RuntimeError: if no step of the first epoch, or no validation loss, is finite, or torch keeps no
             gradients here.
 
     References:
         Kingma, Ba: Adam: A Method for Stochastic Optimization, 2014, arXiv 1412.6980. Loshchilov, Hutter: SGDR:
         Stochastic Gradient Descent with Warm Restarts, 2016, arXiv 1608.03983. Dequantisation: Theis, van den Oord,
-        Bethge: A note on the evaluation of generative models, 2015, arXiv 1511.01844.
+        Bethge: A note on the evaluation of generative models, 2015, arXiv 1511.01844. Averages: Izmailov et al.:
+        Averaging Weights Leads to Wider Optima, 2018, arXiv 1803.05407.
 
     Example:
         >>> import torch, flowppl as fp
@@ -114,83 +146,121 @@ def fit_density(
         >>> fit.flow.sample((10,)).shape, bool(fit.losses[-1] < fit.losses[0])
         (torch.Size([10, 2]), True)
     """
-    check_flow(flow, x, Flow, (FlowTransform, Bijection, Transform))
+    check_flow(flow, x, Flow, (*_KINDS, FlowTransform, Bijection, Transform))
     if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         raise RuntimeError("fit_density: torch keeps no gradients here; call it outside of no_grad and inference_mode")
     check_optimizer("fit_density", optimizer, learning_rate)
     check_options(
+        "fit_density",
         learning_rate=learning_rate,
-        clip_norm=clip_norm,
+        warm_up=warm_up,
         patience=patience,
+        checkpoint=checkpoint,
+        optimizer=optimizer,
+        clip_norm=clip_norm,
+        ema_decay=ema_decay,
         batch_size=batch_size,
         num_epochs=num_epochs,
     )
-    fitted = flow if isinstance(flow, Flow) else Flow(flow)  # type: ignore[arg-type]
+    if checkpoint is not None and is_batches(x):
+        raise ValueError("fit_density: a checkpoint cannot tell where an iterable of batches is; give x as an array")
+    fitted: Any = flow if isinstance(flow, _KINDS) else Flow(flow)  # type: ignore[arg-type]
     trained = {name: parameter for name, parameter in fitted.named_parameters() if parameter.requires_grad}
     if not trained:
         raise ValueError("fit_density: the flow has no parameters that require a gradient; nothing can be trained")
     if any(parameter.is_inference() for parameter in trained.values()):
         raise RuntimeError("fit_density: the flow was made in torch.inference_mode, which keeps no gradients")
     zeros: Any = fitted._zeros  # has the dtype and the device of the flow
+    of_x = fitted._of_x
 
     def convert(values: Any) -> torch.Tensor:
         tensor = values.detach() if isinstance(values, torch.Tensor) else torch.tensor(np.asarray(values))
         return tensor.to(zeros).clone() if tensor.is_inference() else tensor.to(zeros)
 
-    base = fitted.base() if isinstance(fitted.base, torch.nn.Module) else fitted.base
-    if base is not None:
-        check_base(fitted.bijection, base, lambda value: torch.as_tensor(value).detach().cpu().numpy())
-    rng = numpy_rng()
+    if isinstance(fitted, Flow):
+        base = fitted.base() if isinstance(fitted.base, torch.nn.Module) else fitted.base
+        if base is not None:
+            check_base(fitted.bijection, base, lambda value: torch.as_tensor(value).detach().cpu().numpy())
     batches: Batches | None = None
-    data: Any = None
-    if is_batches(x):
-        if context is not None:
-            raise ValueError("fit_density: beside batches no context is given; let each batch be (x, context)")
-        batches, held_out = Batches(fitted.bijection, x, convert), held_out_rows(fitted.bijection, validation, convert)
-        first = batches.first()
-        warn_of_few_values(first[0], column_names(x, fitted.bijection.y_shape))
-    else:
-        data, held_out = split_rows(fitted.bijection, x, context, validation, convert, rng)
-        first = data[0][:INIT_ROWS], None if data[1] is None else data[1][:INIT_ROWS]
-    if init:
-        fitted.init_from(*first)
-    host = make_optimizer(optimizer, trained, **({"fused": True} if optimizer == "adam" else {}))
-    host.zero_grad()
-    norm = math.inf if clip_norm is None else clip_norm
 
-    def step(x: torch.Tensor, context: torch.Tensor | None, rate: float | None) -> torch.Tensor:
-        loss = -fitted(context).log_prob(x).mean()
-        loss.backward()
-        return take_step(host, list(trained.values()), loss, norm, rate)
+    def make_trainer(seed: int) -> tuple[_Trainer, int, dict[str, Any]]:
+        nonlocal batches
+        data: Any = None
+        if is_batches(x):
+            if context is not None:
+                raise ValueError("fit_density: beside batches no context is given; let each batch be (x, context)")
+            batches, held_out = Batches(of_x, x, convert), held_out_rows(of_x, validation, convert)
+            first = batches.first()
+            if not is_of_levels(of_x):
+                warn_of_few_values(first[0], column_names(x, of_x.y_shape))
+        else:
+            data, held_out = split_rows(of_x, x, context, validation, convert, np.random.default_rng(seed))
+            first = _part(data, slice(0, INIT_ROWS))
+        if init:
+            fitted.init_from(*first)
+        if init and isinstance(fitted, Flow) and fitted.base is None:
+            _warn_of_far_data(fitted, *_part(first, slice(0, 256)))
+        rows = data or batches
+        trainer = _Trainer(fitted, trained, rows, held_out, seed, batch_size, augment, optimizer, clip_norm, ema_decay)
+        parts = zip(("data", "context", "validation", "context_val"), (*(data or ()), *(held_out or ())), strict=False)
+        return trainer, 0 if data is None else len(data[0]), dict(parts)
 
-    def run_epoch(rate: float | None, order: np.ndarray) -> tuple[list[float], Any]:
-        with pyro.validation_enabled(False):  # the rows were checked; to check them again a GPU would be waited for
-            if batches is None:
-                parts = torch.as_tensor(order, device=zeros.device).split(batch_size)
-                losses = [step(*_part(data, rows), rate) for rows in parts]
-            else:
-                losses = [step(*rows, rate) for rows in batches]
-        return torch.stack(losses).tolist(), None if held_out is None else _mean_loss(fitted, held_out, batch_size)
+    def row_counts() -> list[int]:
+        return batches.counts if batches else []
 
-    def flow_with(state: dict[str, torch.Tensor]) -> Flow:
-        fitted.load_state_dict(state)
-        host.zero_grad()
-        return fitted
-
-    return train(
-        run_epoch,
-        lambda: copy.deepcopy(fitted.state_dict()),
-        flow_with,
-        rng,
-        batches=batches,
-        num_rows=0 if batches is not None else len(data[0]),
+    rate = rate_of(None if has_rate(optimizer) else learning_rate or LEARNING_RATE, warm_up, num_epochs)
+    options = {"optimizer": optimizer, "clip_norm": clip_norm, "ema_decay": ema_decay, "warm_up": warm_up}
+    _, record = train(
+        "fit_density",
+        make_trainer,
+        lambda trainer, epoch, order: trainer.run_epoch(epoch, order, rate(epoch)),
+        int(torch.randint(2**31, ())),
         batch_size=batch_size,
-        learning_rate=None if has_rate(optimizer) else learning_rate or LEARNING_RATE,
         num_epochs=num_epochs,
         patience=patience,
+        checkpoint=checkpoint,
+        fixed={"backend": "pyro", "flow": repr(of_x), "trained parameters": list(trained)} | options,
+        row_counts=row_counts if is_batches(x) else None,
         callback=callback,
         progress=progress,
+        advice=advice_for(learning_rate or (None if has_rate(optimizer) else LEARNING_RATE)),
     )
+    return DensityFit(flow=fitted, **record)
+
+
+class _Trainer(ModuleTrainer):
+    """The steps of :func:`fit_density`: see :class:`flowppl.training.loop.Trainer`."""
+
+    def __init__(self, flow, trained, rows, held_out, seed, batch_size, augment, optimizer, clip_norm, ema_decay):
+        self.flow, self.rows, self.held_out = flow, rows, held_out
+        self.batch_size, self.augment, self.num_steps = batch_size, augment, 0
+        fused: Any = {"fused": True} if optimizer == "adam" else {}
+        super().__init__(flow, trained, seed, optimizer, clip_norm, ema_decay, **fused)
+
+    def run_epoch(self, epoch, order, rate):
+        parts = self.rows
+        if not isinstance(parts, Batches):
+            index = torch.as_tensor(order, device=self.rows[0].device).split(self.batch_size)
+            self.num_steps = epoch * len(index)
+            parts = (_part(self.rows, rows) for rows in index)
+        # The rows were checked; to check them again a GPU would be waited for.
+        with self.noise_of(epoch + 1), pyro.validation_enabled(False):
+            losses = [self._step(rows, rate) for rows in parts]
+        return torch.stack(losses).tolist(), None if self.held_out is None else self._validation_loss()
+
+    def _step(self, rows, rate):
+        x, context = rows
+        x = x if self.augment is None else self.augment(x)
+        loss = -self.flow(context).log_prob(x).mean()
+        loss.backward()
+        self.num_steps += 1
+        found = take_step(self.optimizer, self.trained.values(), loss, self.clip_norm, rate)
+        self.average_step(self.num_steps)
+        return found
+
+    def _validation_loss(self):
+        with self.with_averages(), self.noise_of(0), pyro.validation_enabled(False):
+            return _mean_loss(self.flow, self.held_out, self.batch_size)
 
 
 def _part(data: Any, rows: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -199,7 +269,13 @@ def _part(data: Any, rows: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 @torch.no_grad()
-def _mean_loss(flow: Flow, data: Any, batch_size: int) -> Any:
+def _warn_of_far_data(flow: Flow, x: torch.Tensor, context: torch.Tensor | None) -> None:
+    noise = flow(context).transforms[0].inverse_and_log_det(x)[0]
+    warn_of_far_data(x, noise.mean(0).cpu(), noise.std(0).cpu())
+
+
+@torch.no_grad()
+def _mean_loss(flow: Any, data: Any, batch_size: int) -> Any:
     num_rows = len(data[0])
     parts = (_part(data, slice(start, start + batch_size)) for start in range(0, num_rows, batch_size))
     return -sum(flow(context).log_prob(x).sum() for x, context in parts) / num_rows

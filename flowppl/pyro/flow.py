@@ -158,6 +158,8 @@ class Flow(torch.nn.Module):
         """The bijection from the base to the data side."""
         return self.transform.bijection
 
+    _of_x = bijection  # what tells the shape of x, and its context
+
     def __call__(self, context: torch.Tensor | None = None) -> FlowDistribution:
         """The distribution, at a context if the flow takes one.
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 import pyro
 import torch
 
 from flowppl.autoencoders.data import is_share, warn_of_constants
 from flowppl.autoencoders.model import check_vae
-from flowppl.autoencoders.training import VAEFit, average_share, check_options, train
+from flowppl.autoencoders.training import VAEFit, check_options, train
 from flowppl.inference.epochs import Callback
 from flowppl.pyro.autoencoder import Autoencoder, as_rows, modes, to_numpy
-from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, take_step
+from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, take_step
+from flowppl.pyro.training import ModuleTrainer
 
 VAE = TypeVar("VAE", bound=Autoencoder)
 
@@ -127,7 +125,13 @@ def fit_vae(
     sizes = {"batch_size": batch_size, "num_epochs": num_epochs}
     options: dict[str, Any] = {"optimizer": optimizer, "free_bits": free_bits}
     options |= {"clip_norm": clip_norm, "ema_decay": ema_decay}
-    check_options(learning_rate, warm_up, patience, checkpoint, **options, **sizes)
+    rest: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "warm_up": warm_up,
+        "patience": patience,
+        "checkpoint": checkpoint,
+    }
+    check_options(**rest, **options, **sizes)
     x, validation = as_rows(x), validation if is_share(validation) else as_rows(validation)
     for data in (x,) if is_share(validation) else (x, validation):
         vae._check(data)
@@ -172,26 +176,20 @@ def _held(vae) -> Callable | None:
     return torch.no_grad()(lambda points: prior().log_prob(torch.as_tensor(points).to(vae._zeros)))
 
 
-class _Trainer:
+class _Trainer(ModuleTrainer):
     """The steps of :func:`fit_vae`: see :class:`flowppl.autoencoders.training.Trainer`."""
 
     def __init__(self, vae, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm, ema_decay):
-        self.vae, self.data, self.held_out, self.seed = vae, data, held_out, seed
-        self.batch_size, self.free_bits, self.ema_decay = batch_size, free_bits, ema_decay
-        self.clip_norm = math.inf if clip_norm is None else clip_norm
-        self.trained = _trained(vae)
-        self.optimizer = make_optimizer(optimizer, self.trained)
-        self.optimizer.zero_grad()
+        self.vae, self.data, self.held_out = vae, data, held_out
+        self.batch_size, self.free_bits = batch_size, free_bits
         # Such as the statistics of batch normalisation; those of the flows never change.
         networks = [network for network in vae._networks() if isinstance(network, torch.nn.Module)]
-        self.buffers = [buffer for network in networks for buffer in network.buffers()]
-        of_networks = [buffer for buffer in self.buffers if buffer.is_floating_point()]
-        self.averaged = [*self.trained.values(), *of_networks] if ema_decay else []
-        self.average = [_at_least_float32(tensor.detach().clone()) for tensor in self.averaged]
+        buffers = [buffer for network in networks for buffer in network.buffers()]
+        super().__init__(vae, _trained(vae), seed, optimizer, clip_norm, ema_decay, buffers)
 
     def run_epoch(self, epoch, order, rate, beta):
         batches = [order[begin : begin + self.batch_size] for begin in range(0, len(order), self.batch_size)]
-        with modes(self.vae, trains=True), self._noise_of(epoch + 1), pyro.validation_enabled(False):
+        with modes(self.vae, trains=True), self.noise_of(epoch + 1), pyro.validation_enabled(False):
             first = epoch * len(batches) + 1
             losses = [self._step(rows, rate, beta, step) for step, rows in enumerate(batches, first)]
         return torch.stack(losses).tolist(), None if self.held_out is None else self._validation_loss()
@@ -214,78 +212,16 @@ class _Trainer:
         found = take_step(self.optimizer, self.trained.values(), loss, self.clip_norm, rate)
         for buffer, value in zip(self.buffers, before, strict=True):
             buffer.copy_(torch.where(found.isnan(), value, buffer))
-        share = average_share(self.ema_decay, num_steps)
-        for tensor, average in zip(self.averaged, self.average, strict=True):
-            average.lerp_(tensor.detach().to(average.dtype), share)
+        self.average_step(num_steps)
         return found
-
-    @contextlib.contextmanager
-    @torch.no_grad()
-    def _averages(self):
-        """The averages, if there are any, in the place of the weights."""
-        weights = [tensor.clone() for tensor in self.averaged]
-        try:
-            for tensor, average in zip(self.averaged, self.average, strict=True):
-                tensor.copy_(average)
-            yield
-        finally:
-            for tensor, weight in zip(self.averaged, weights, strict=True):
-                tensor.copy_(weight)
 
     @torch.no_grad()
     def _validation_loss(self):
         total = 0.0
         evaluates = modes(self.vae, trains=False)
-        with self._averages(), evaluates, self._noise_of(0), pyro.validation_enabled(False):
+        with self.with_averages(), evaluates, self.noise_of(0), pyro.validation_enabled(False):
             for begin in range(0, len(self.held_out), self.batch_size):
                 x = self.vae._rows(self.held_out[begin : begin + self.batch_size])
                 log_likelihood, kl, _ = self.vae.terms(x, self.vae._noise(len(x)))
                 total += float((kl - log_likelihood).sum())
         return total / len(self.held_out)
-
-    @contextlib.contextmanager
-    def _noise_of(self, index):
-        """Random numbers, those of dropout too, that depend on the seed and this index only."""
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        with torch.random.fork_rng(devices):  # all of them are seeded below
-            torch.manual_seed(np.random.SeedSequence([self.seed, index]).generate_state(1)[0].item())
-            yield
-
-    def weights(self):
-        return {name: _to_array(tensor).copy() for name, tensor in self.vae.state_dict().items()}
-
-    def averages(self):
-        with self._averages():
-            return self.weights()
-
-    def state(self):
-        memory = self.optimizer.state_dict()["state"]
-        entries = {f"{i}.{name}": value for i, of in memory.items() for name, value in of.items()}
-        entries |= {f"average.{i}": average for i, average in enumerate(self.average)}
-        return {name: _to_array(value) for name, value in entries.items()}
-
-    def restore(self, weights, state):
-        self.vae.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
-        self.optimizer.zero_grad()
-        if state is not None:
-            memory: dict[str, dict] = {}
-            for name, array in state.items():
-                part, _, entry = name.partition(".")
-                memory.setdefault(part, {})[entry] = torch.as_tensor(array)
-            for i, array in memory.pop("average", {}).items():
-                self.average[int(i)].copy_(array)
-            if len({frozenset(of) for of in memory.values()}) > 1:
-                raise ValueError("some of the optimiser's memory is missing")
-            whole = self.optimizer.state_dict()
-            whole["state"] = {int(i): of for i, of in memory.items()}
-            self.optimizer.load_state_dict(whole)
-
-
-def _at_least_float32(tensor):
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _to_array(tensor):
-    # NumPy has no bfloat16.
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -1,0 +1,118 @@
+"""What the trainings of Pyro share: a module whose weights are averaged, kept and put back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from flowppl.pyro.steps import Optimizer, make_optimizer
+from flowppl.training.loop import average_share
+
+
+class ModuleTrainer:
+    """The weights of a module in training: see :class:`flowppl.training.loop.Trainer`.
+
+    Args:
+        module: what is trained.
+        trained: its parameters that are trained, by name.
+        seed: determines the noise.
+        optimizer: as for :func:`flowppl.pyro.steps.make_optimizer`.
+        clip_norm: the largest norm of a gradient, or ``None``.
+        ema_decay: the decay of the averages; 0 for none.
+        buffers: tensors that steps change too, such as the statistics of batch normalisation.
+        options: those of a named optimiser.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        trained: Mapping[str, torch.Tensor],
+        seed: int,
+        optimizer: Optimizer,
+        clip_norm: float | None,
+        ema_decay: float,
+        buffers: Sequence[torch.Tensor] = (),
+        **options: bool,
+    ) -> None:
+        self.module, self.trained, self.seed, self.ema_decay = module, trained, seed, ema_decay
+        self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self.optimizer = make_optimizer(optimizer, trained, **options)
+        self.optimizer.zero_grad()
+        self.buffers = buffers
+        floating = [buffer for buffer in buffers if buffer.is_floating_point()]
+        self.averaged = [*trained.values(), *floating] if ema_decay else []
+        self.average = [_at_least_float32(tensor.detach().clone()) for tensor in self.averaged]
+
+    def average_step(self, num_steps: int) -> None:
+        """Take the weights after the ``num_steps``-th step into the averages."""
+        if self.average:
+            share = average_share(self.ema_decay, num_steps)
+            for tensor, average in zip(self.averaged, self.average, strict=True):
+                average.lerp_(tensor.detach().to(average.dtype), share)
+
+    @contextlib.contextmanager
+    def with_averages(self) -> Iterator[None]:
+        """The averages, if there are any, in the place of the weights."""
+        weights = [tensor.detach().clone() for tensor in self.averaged]
+        try:
+            _copy(self.averaged, self.average)
+            yield
+        finally:
+            _copy(self.averaged, weights)
+
+    @contextlib.contextmanager
+    def noise_of(self, index: int) -> Iterator[None]:
+        """Random numbers, those of dropout too, that depend on the seed and this index only."""
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices):  # all of them are seeded below
+            torch.manual_seed(np.random.SeedSequence([self.seed, index]).generate_state(1)[0].item())
+            yield
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return {name: _to_array(tensor).copy() for name, tensor in self.module.state_dict().items()}
+
+    def averages(self) -> dict[str, np.ndarray]:
+        with self.with_averages():
+            return self.weights()
+
+    def state(self) -> dict[str, np.ndarray]:
+        memory = self.optimizer.state_dict()["state"]
+        entries = {f"{i}.{name}": value for i, of in memory.items() for name, value in of.items()}
+        entries |= {f"average.{i}": average for i, average in enumerate(self.average)}
+        return {name: _to_array(value) for name, value in entries.items()}
+
+    def restore(self, weights: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray] | None) -> None:
+        self.module.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
+        self.optimizer.zero_grad()
+        if state is not None:
+            memory: dict[str, dict] = {}
+            for name, array in state.items():
+                part, _, entry = name.partition(".")
+                memory.setdefault(part, {})[entry] = torch.as_tensor(array)
+            for i, array in memory.pop("average", {}).items():
+                self.average[int(i)].copy_(array)
+            if len({frozenset(of) for of in memory.values()}) > 1:
+                raise ValueError("some of the optimiser's memory is missing")
+            whole = self.optimizer.state_dict()
+            whole["state"] = {int(i): of for i, of in memory.items()}
+            self.optimizer.load_state_dict(whole)
+
+
+@torch.no_grad()
+def _copy(tensors, values):
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def _at_least_float32(tensor):
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _to_array(tensor):
+    # NumPy has no bfloat16.
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

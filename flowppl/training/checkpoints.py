@@ -1,0 +1,55 @@
+"""Checkpoints of a training: what they tell, and whether they are of this training."""
+
+from __future__ import annotations
+
+import json
+import zlib
+
+import numpy as np
+
+from flowppl.serialization import check_entries, read_file
+
+# Of the metadata of a checkpoint, and of the progress in it: the entries, and the types of their values.
+ENTRIES = {"format": (int,), "flowppl": (str,), "kind": (str,), "seed": (int,), "fixed": (dict,), "progress": (dict,)}
+PROGRESS = {
+    "losses": (list,),
+    "validation_losses": (list,),
+    "best_epoch": (int,),
+    "num_skipped": (int,),
+    "stopped": (str,),
+}
+
+
+def digest(data):
+    """A number by which other data are told from these."""
+    array = np.ascontiguousarray(data.cpu() if hasattr(data, "cpu") else data)
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(repr((array.shape, str(array.dtype))).encode()))
+
+
+def read_checkpoint(owner, path):
+    """What a checkpoint holds: its configuration, the weights, the best weights, the optimiser's state."""
+    config, arrays = read_file(path)
+    if config["kind"] != "checkpoint":
+        raise ValueError(f"{path} holds a {config['kind']}, not a checkpoint of {owner}; name another file")
+    check_entries(f"{path}: its metadata", config, ENTRIES)
+    parts: dict[str, dict[str, np.ndarray]] = {"now": {}, "best": {}, "state": {}}
+    for name, array in arrays.items():
+        part, _, rest = name.partition("/")
+        if part not in parts:
+            raise ValueError(f"{path} holds the array {name!r}, which is none of a checkpoint; name another file")
+        parts[part][rest] = array
+    return config, *parts.values()
+
+
+def check_same(path, fixed, found, weights, saved_weights):
+    """Raise ValueError if the checkpoint is of another training."""
+    changed = [name for name, value in json.loads(json.dumps(fixed)).items() if found.get(name) != value]
+    ours, saved = (
+        {name: (array.shape, array.dtype) for name, array in tree.items()} for tree in (weights, saved_weights)
+    )
+    changed += ["networks and flows"] * (ours != saved)
+    if changed:
+        raise ValueError(
+            f"{path} is a checkpoint of another training, with other {', '.join(changed)}; name another file, or "
+            "delete it to start anew"
+        )
