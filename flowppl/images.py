@@ -1,4 +1,4 @@
-"""Images to try an autoencoder on."""
+"""Images to try an autoencoder or a flow of images on."""
 
 from flowppl.autoencoders.images import load_images
 
