@@ -416,7 +416,13 @@ def test_flax_modules_that_are_no_networks_are_refused(name):
         fp.Coupling(4, network=make())
 
 
-def test_more_that_is_refused():
+def test_more_that_is_refused(tmp_path):
+    flows = fpp.Coupling(4, network=torch_net()), fnp.Coupling.init(jax.random.key(0), 4, network=Net)
+    for name, flow in zip(("Sequential", "Net"), flows, strict=True):
+        with pytest.raises(
+            TypeError, match=rf"cannot save bijection.network, the module {name} .* state_dict or a pytree"
+        ):
+            fp.save(tmp_path / "flow", flow)
     with pytest.raises(ValueError, match=r"made inside of jit .* network=lambda rngs"):
         jax.eval_shape(lambda: fp.Coupling(4, network=flax_net()))
     with pytest.raises(TypeError, match=r"a module of torch, which only flowppl\.pyro can train"):

@@ -72,7 +72,7 @@ class ModuleNetwork(modules.ModuleNetwork):
         kind, self._graph, state, self._rest = self._opened() if self._is_module else self._abstract()
         flat = dict(nnx.to_flat_state(state))
         self._variables = {".".join(map(str, path)): (path, variable) for path, variable in flat.items()}
-        arrays = {name: variable.get_value() for name, (_, variable) in self._variables.items()}
+        arrays = {name: _value(variable) for name, (_, variable) in self._variables.items()}
         self.shapes = {name: tuple(array.shape) for name, array in arrays.items()}
         self._arrays = arrays
         self.takes_context = "context" in inspect.signature(kind.__call__).parameters
@@ -208,7 +208,7 @@ class ModuleNetwork(modules.ModuleNetwork):
         """How the arrays of a module are drawn anew; raise ValueError where that is not known."""
         from flax import nnx
 
-        owners = {".".join(map(str, path)): type(part).__module__ for path, part in nnx.iter_modules(self.module)}
+        owners = {".".join(map(str, path)): type(part).__module__ for path, part in nnx.iter_graph(self.module)}
         found: dict[str, Any] = {}
         for name, array in arrays.items():
             values = np.asarray(array, dtype=float)
@@ -259,4 +259,9 @@ def _by_name(state: Any) -> dict[str, Any]:
     from flax import nnx
 
     flat = nnx.to_flat_state(state)
-    return {".".join(map(str, path)): v.get_value() if isinstance(v, nnx.Variable) else v for path, v in flat}
+    return {".".join(map(str, path)): _value(v) for path, v in flat}
+
+
+def _value(variable: Any) -> Any:
+    """The array of a variable; older versions of flax have no ``get_value``."""
+    return variable.get_value() if hasattr(variable, "get_value") else getattr(variable, "value", variable)

@@ -23,7 +23,7 @@ from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
-from flowppl.networks import MADE, MLP, CausalConv1d, ConvNet, PixelConvNet
+from flowppl.networks import MADE, MLP, CausalConv1d, ConvNet, ModuleNetwork, PixelConvNet
 from flowppl.univariate.base import Affine, Scale, Shift
 from flowppl.univariate.mixture import LogisticMixture
 from flowppl.univariate.splines import CircularSpline, RationalQuadraticSpline
@@ -159,6 +159,11 @@ def encode(value: Any, where: str) -> Any:
         return {"type": name} | {field: encode(getattr(value, field), f"{where}.{field}") for field in fields}
     if isinstance(value, (tuple, list)):
         return [encode(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+    if isinstance(value, ModuleNetwork):
+        raise TypeError(
+            f"cannot save {where}, the module {value!r} of your own: a file holds no code. Save the weights alone, as "
+            "a state_dict or a pytree, and make the flow anew with the module to load them"
+        )
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

@@ -75,8 +75,9 @@ def save(path: str | os.PathLike[str], trained: Any, params: Tree | None = None)
         params: for an ``AutoFlow`` of NumPyro its parameters, as ``svi.get_params`` gives them.
 
     Raises:
-        TypeError: for another object, or one with a part that is no plain data, such as a network of your own that is
-            not a dataclass, a wrapped transform, or a base distribution or support that cannot be named in the file.
+        TypeError: for another object, or one with a part that is no plain data, such as a module of the host, a network
+            of your own that is not a dataclass, a wrapped transform, or a base distribution or support that cannot be
+            named in the file.
         ValueError: for a transform at a context, if ``params`` are missing or not asked for, or if the path is that of
             a device or a pipe.
         RuntimeError: for a guide that has not seen its model.
