@@ -23,6 +23,7 @@ from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
 from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
+from flowppl.bijections.reversible import reversible
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.declare import Constant, Normal, Parameter, Uniform
@@ -132,6 +133,7 @@ __all__ = [
     "realnvp",
     "realnvp_image",
     "register_flow",
+    "reversible",
     "save",
     "set_progress",
     "sylvester",

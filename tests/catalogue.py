@@ -77,6 +77,14 @@ BIJECTIONS = {
     "amortized-gaussian": fp.amortized_posterior(3, 2, None),
     "amortized-sylvester": fp.amortized_posterior(3, 2, "sylvester", 2, num_units=2),
     "amortized-iaf": fp.amortized_posterior(3, 2, "iaf", 2, hidden_dims=4),
+    "chain-reversible": fp.Chain(
+        [
+            fp.Repeat(fp.Chain([fp.Coupling(3, hidden_dims=4, context_dim=2), fp.Permute((1, 2, 0))]), 2),
+            fp.Damped(fp.Coupling(3, hidden_dims=4)),
+            fp.Invert(fp.Conditional(fp.TriangularAffine(3), context_dim=2)),
+        ],
+        reversible=True,
+    ),
     "damped": fp.Damped(fp.Coupling(3, hidden_dims=4, context_dim=2)),
     "damped-repeat": fp.Damped(fp.Repeat(fp.Coupling(3, hidden_dims=4), 2), factor=0.5),
     "repeat-scan": fp.Repeat(fp.Autoregressive(3, hidden_dims=4, context_dim=2), 3, scan=True),

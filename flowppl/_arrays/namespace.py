@@ -20,10 +20,15 @@ What is added to the standard:
 ``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
 ``vjp(function, *primals)``            its values, a tuple, and a function of their cotangents to those of the primals,
                                        which are constants; torch and JAX only
+``pullback(function, *trees)``         its values, a tuple of trees, and a function of their cotangents to those of all
+                                       floats in ``trees``; both have derivatives themselves; torch and JAX only
+``reversible(run, pull, *trees)``      ``run(params, event, context)``, a pair, of which only the first is kept for
+                                       derivatives: those are ``pull(params, image, context, cotangents)``
 ``vmap(function, *trees)``             ``function`` of each part along the first axis of all leaves, stacked
 ``fori_loop(n, body, carry)``          ``carry = body(i, carry)`` for i = 0 .. n-1; ``n`` is static
 ``scan(body, carry, layers, n, ...)``  ``carry = body(carry, layer)`` over a leading axis, or from its end
-``collect(n, body, carry, *items)``     ``carry, outs = body(i, carry, *item)``; the last carry and each out, stacked
+``collect(n, body, carry, *items)``     ``carry, outs = body(i, carry, *item)``; the last carry and each out, stacked;
+                                       or from the end, ``reverse=True``
 ``segment(x, bounds, i, axis)``        ``x`` from ``bounds[i]`` to ``bounds[i + 1]``; JAX adds zeros up to the longest
 =====================================  ==================================================================
 
@@ -128,11 +133,12 @@ def _shared(xp):
             carry = body(carry, map_tree(lambda column, i=i: column[i], columns))
         return carry
 
-    def collect(n, body, carry, *items):
+    def collect(n, body, carry, *items, reverse=False):
         columns, collected = [xp.unstack(item, axis=0) for item in items], []
-        for i in range(n):
+        for i in reversed(range(n)) if reverse else range(n):
             carry, outs = body(i, carry, *(column[i] for column in columns))
             collected.append(outs)
+        collected = collected[::-1] if reverse else collected
         return carry, tuple(xp.stack(column, axis=0) for column in zip(*collected, strict=True))
 
     def segment(x, bounds, i, axis):
@@ -149,6 +155,7 @@ def _shared(xp):
         "scan": scan,
         "collect": collect,
         "segment": segment,
+        "reversible": lambda run, pull, params, event, context: run(params, event, context),
     }
 
 
@@ -265,6 +272,83 @@ def _torch_namespace():
     def vmap(function, *trees):
         return torch.func.vmap(function)(*trees)
 
+    def collect(n, body, carry, *items, reverse=False):
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            return shared["collect"](n, body, carry, *items, reverse=reverse)
+        columns, collected = [torch.unbind(item) for item in items], {}
+
+        def keep(name, i, out):
+            if name not in collected:  # of large arrays a list would be a second copy
+                is_large = out.numel() > 1024
+                collected[name] = out.new_empty((n, *out.shape)) if is_large else [out] * n
+            collected[name][i] = out
+
+        for i in reversed(range(n)) if reverse else range(n):
+            carry, outs = body(i, carry, *(column[i] for column in columns))
+            for name, out in enumerate(outs):
+                keep(name, i, out)
+        return carry, tuple(torch.stack(c) if isinstance(c, list) else c for c in collected.values())
+
+    def is_float(leaf):
+        return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+    def floats(trees):
+        return [leaf for tree in trees for _, leaf in leaves(tree) if is_float(leaf)]
+
+    def outline(trees):
+        """``trees`` without their floats, in the place of which is a mark."""
+        return [map_tree(lambda leaf: floats if is_float(leaf) else leaf, tree) for tree in trees]
+
+    def filled(outline, values):
+        values = iter(values)
+        return [map_tree(lambda leaf: next(values) if leaf is floats else leaf, tree) for tree in outline]
+
+    def only_floats(outline, values):
+        return filled([map_tree(lambda leaf: leaf if leaf is floats else None, tree) for tree in outline], values)
+
+    def pullback(function, *trees):
+        form = outline(trees)
+
+        def of_floats(*primals):
+            return tuple(function(*filled(form, primals)))
+
+        if torch.is_grad_enabled():  # what is found is to have derivatives itself
+            values, pull = torch.func.vjp(of_floats, *floats(trees))
+            return values, lambda *cotangents: only_floats(form, pull(cotangents))
+        with torch.enable_grad():
+            primals = [leaf.detach().requires_grad_() for leaf in floats(trees)]
+            values = of_floats(*primals)
+
+        def pull(*cotangents):
+            pairs = [pair for pair in zip(floats(values), floats(cotangents), strict=True) if pair[0].requires_grad]
+            if not pairs:
+                return only_floats(form, map(torch.zeros_like, primals))
+            outputs, given = zip(*pairs, strict=True)
+            return only_floats(form, torch.autograd.grad(outputs, primals, given, materialize_grads=True))
+
+        return values, pull
+
+    class Reversible(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, run, pull, form, *primals):
+            params, event, context = filled(form, primals)
+            image, log_det = run(params, event, context)
+            ctx.pull, ctx.form = pull, form
+            ctx.save_for_backward(image, *floats([params, context]))
+            return image, log_det
+
+        @staticmethod
+        def backward(ctx, *cotangents):
+            image, *kept = ctx.saved_tensors
+            params, context = filled([ctx.form[0], ctx.form[2]], kept)
+            return None, None, None, *floats(ctx.pull(params, image, context, cotangents))
+
+    def reversible(run, pull, params, event, context):
+        trees = [params, event, context]
+        if torch._C._are_functorch_transforms_active():
+            return run(*trees)
+        return Reversible.apply(run, pull, outline(trees), *floats(trees))
+
     def vjp(function, *primals):
         with torch.enable_grad():
             primals = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in primals)
@@ -281,9 +365,10 @@ def _torch_namespace():
         return values if torch.is_grad_enabled() else tuple(value.detach() for value in values), pull
 
     convolutions = {"conv2d": conv2d, "conv1d": _conv1d(conv2d)}
+    own = {"linear": linear, "matmul_add": matmul_add, "split": split, "vmap": vmap, "collect": collect}
     return _extended(
         xp,
-        **(shared | convolutions | {"linear": linear, "matmul_add": matmul_add, "split": split, "vmap": vmap}),
+        **(shared | convolutions | own | {"reversible": reversible}),
         # At its default threshold torch's softplus becomes the identity and loses 1e-9 in float64.
         softplus=lambda x: F.softplus(x, threshold=40.0),
         sigmoid=torch.sigmoid,
@@ -297,6 +382,7 @@ def _torch_namespace():
         solve_unit_triangular=solve_unit_triangular,
         stop_gradient=lambda x: x.detach(),
         vjp=vjp,
+        pullback=pullback,
     )
 
 
@@ -339,12 +425,30 @@ def _jax_namespace():
     def scan(body, carry, layers, n, reverse=False):
         return jax.lax.scan(lambda c, layer: (body(c, layer), None), carry, layers, length=n, reverse=reverse)[0]
 
-    def collect(n, body, carry, *items):
-        return jax.lax.scan(lambda c, item: body(item[0], c, *item[1:]), carry, (xp.arange(n), *items))
+    def collect(n, body, carry, *items, reverse=False):
+        return jax.lax.scan(lambda c, item: body(item[0], c, *item[1:]), carry, (xp.arange(n), *items), reverse=reverse)
 
     def vjp(function, *primals):
         values, pull = jax.vjp(function, *primals)
         return values, lambda *cotangents: jax.lax.stop_gradient(pull(cotangents))
+
+    def pullback(function, *trees):
+        values, pull = jax.vjp(function, *trees)
+
+        def pull_floats(*cotangents):
+            found = pull(cotangents)
+            return jax.tree.map(lambda leaf: None if leaf.dtype == jax.dtypes.float0 else leaf, found)
+
+        return values, pull_floats
+
+    def reversible(run, pull, params, event, context):
+        def keep(params, event, context):
+            image, log_det = run(params, event, context)
+            return (image, log_det), (params, image, context)
+
+        mapped = jax.custom_vjp(run)
+        mapped.defvjp(keep, lambda kept, cotangents: pull(*kept, cotangents))
+        return mapped(params, event, context)
 
     def vmap(function, *trees):
         return jax.vmap(function)(*trees)
@@ -363,9 +467,10 @@ def _jax_namespace():
         return xp.where(inside, window, xp.zeros_like(window))
 
     loops = {"fori_loop": fori_loop, "vmap": vmap, "scan": scan, "collect": collect}
+    own = {"conv2d": conv2d, "conv1d": _conv1d(conv2d), "segment": segment, "reversible": reversible}
     return _extended(
         xp,
-        **(shared | loops | {"conv2d": conv2d, "conv1d": _conv1d(conv2d), "segment": segment}),
+        **(shared | loops | own),
         softplus=jax.nn.softplus,
         sigmoid=jax.nn.sigmoid,
         silu=jax.nn.silu,
@@ -378,6 +483,7 @@ def _jax_namespace():
         solve_unit_triangular=solve_unit_triangular,
         stop_gradient=jax.lax.stop_gradient,
         vjp=vjp,
+        pullback=pullback,
     )
 
 

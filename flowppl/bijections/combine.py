@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_event, slowest
+from flowppl.bijections.contract import OTHER, REAL_LINE, Bijection, check_bijection, check_event, slowest
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import Permute
+from flowppl.bijections.reversible import check_reversible, run
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.declare import Constant, Draws, Normal, Parameter, Uniform
 
@@ -26,6 +27,12 @@ class Chain(Bijection):
     Args:
         bijections: the parts, in the order in which ``forward`` applies them. Each one's ``y_shape``
             must be the next one's ``x_shape``.
+        reversible: keep for derivatives the image alone, and compute what the layers see again from there, by their
+            inverses: see :func:`flowppl.reversible`. No number changes, but for rounding.
+
+    Warns:
+        UserWarning: if ``reversible`` and a direction of a layer is sequential or iterative, for which derivatives of
+            the other wait.
 
     Raises:
         ValueError: if the list is empty, or shapes, supports or context sizes do not fit together.
@@ -38,6 +45,7 @@ class Chain(Bijection):
     """
 
     bijections: Sequence[Bijection]
+    reversible: bool = False
     _bounding: tuple[Bijection, ...] = derived()  # without those that only move numbers, and leave supports as they are
 
     def __post_init__(self):
@@ -67,6 +75,7 @@ class Chain(Bijection):
         sizes = {part.context_dim for part in self.bijections} - {0}
         if len(sizes) > 1:
             raise ValueError(f"Chain: all parts that take a context must take the same one, got sizes {sorted(sizes)}")
+        check_reversible(self, self.reversible)
 
     @property
     def context_dim(self) -> int:  # type: ignore[override]
@@ -106,19 +115,33 @@ class Chain(Bijection):
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
-        total = None
-        for i, part in enumerate(self.bijections):
-            x, log_det = part.forward(params.get(str(i), {}), x, context if part.context_dim else None)
-            total = log_det if total is None else total + log_det
-        return x, total
+        return run(self, "forward", params, x, context)
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
+        return run(self, "inverse", params, y, context)
+
+    def _run(self, direction, params, event, context):
         total = None
-        for i, part in reversed(list(enumerate(self.bijections))):
-            y, log_det = part.inverse(params.get(str(i), {}), y, context if part.context_dim else None)
+        for i, part in self._in_order(direction == "inverse"):
+            apply, given = getattr(part, direction), context if part.context_dim else None
+            event, log_det = apply(params.get(str(i), {}), event, given)
             total = log_det if total is None else total + log_det
-        return y, total
+        return event, total
+
+    def _in_order(self, reverse):
+        parts = list(enumerate(self.bijections))
+        return parts[::-1] if reverse else parts
+
+    def pull_back(self, direction, params, image, cotangents, context=None):
+        of_image, of_log_det = cotangents
+        of_params, of_context = {}, None
+        for i, part in self._in_order(direction == "forward"):
+            own, given = params.get(str(i), {}), context if part.context_dim else None
+            image, of_own, of_image, found = part.pull_back(direction, own, image, (of_image, of_log_det), given)
+            of_params[str(i)] = of_own
+            of_context = found if of_context is None else of_context if found is None else of_context + found
+        return image, {key: of_params[key] for key in params}, of_image, of_context
 
     def push_score(self, params, x, score, context=None):
         check_event(self, x, self.x_shape, context)
@@ -211,6 +234,9 @@ class Invert(SameWeights):
     def inverse(self, params, y, context=None):
         return self.bijection.forward(params, y, context)
 
+    def pull_back(self, direction, params, image, cotangents, context=None):
+        return self.bijection.pull_back(OTHER[direction], params, image, cotangents, context)
+
 
 class Wrapper(Bijection):
     """A bijection with the shapes, the supports and the costs of another, its field ``bijection``."""
@@ -254,6 +280,10 @@ class Repeat(Wrapper):
         num: the number of layers, at least 1.
         scan: run the layers in a compiled loop (JAX) instead of unrolling them. Compilation then takes the same time
             for any number of layers; the unrolled form runs a little faster. ``None`` unrolls up to 8 layers.
+        reversible: as for :class:`Chain`.
+
+    Warns:
+        UserWarning: as :class:`Chain`.
 
     Raises:
         ValueError: if ``num`` < 1 or the layer changes the shape of the event.
@@ -268,6 +298,7 @@ class Repeat(Wrapper):
     bijection: Bijection
     num: int
     scan: bool | None = None
+    reversible: bool = False
     _ranks: Tree = derived()
 
     def __post_init__(self):
@@ -284,6 +315,7 @@ class Repeat(Wrapper):
                 f"Repeat: the layer must keep the support, but {type(self.bijection).__name__} maps "
                 f"{self.bijection.x_support} to {self.bijection.y_support}"
             )
+        check_reversible(self, self.reversible)
 
     @property
     def context_dim(self) -> int:  # type: ignore[override]
@@ -298,13 +330,37 @@ class Repeat(Wrapper):
         return self.bijection.constants()
 
     def forward(self, params, x, context=None):
-        return self._run(self.bijection.forward, params, x, context, reverse=False)
+        check_event(self, x, self.x_shape, context)
+        return run(self, "forward", params, x, context)
 
     def inverse(self, params, y, context=None):
-        return self._run(self.bijection.inverse, params, y, context, reverse=True)
+        check_event(self, y, self.y_shape, context)
+        return run(self, "inverse", params, y, context)
 
     def push_score(self, params, x, score, context=None):
-        return self._run(self.bijection.push_score, params, x, context, False, score)
+        check_event(self, x, self.x_shape, context)
+        return self._run("push_score", params, x, context, score)
+
+    def pull_back(self, direction, params, image, cotangents, context=None):
+        xp = namespace(image)
+
+        def tree_of(leaves):
+            return _tree.map_tree(lambda _: next(leaves), self._ranks)
+
+        def step(i, carry, *layer):
+            image, of_image, of_context = carry
+            own, given = _tree.replace(params, tree_of(iter(layer))), (of_image, cotangents[1])
+            image, of_own, of_image, found = self.bijection.pull_back(direction, own, image, given, context)
+            carry = image, of_image, None if found is None else of_context + found
+            return carry, tuple(leaf for _, leaf in _tree.leaves(_tree.select(self._ranks, of_own)))
+
+        layers = [leaf for _, leaf in _tree.leaves(self._layers_first(xp, params))]
+        carry = image, cotangents[0], None if context is None else xp.zeros_like(context)
+        (image, *rest), found = xp.collect(self.num, step, carry, *layers, reverse=direction == "forward")
+        of_layers = _tree.map_tree(
+            lambda rank, leaf: xp.moveaxis(leaf, 0, leaf.ndim - rank - 1), self._ranks, tree_of(iter(found))
+        )
+        return image, _tree.replace(_tree.map_tree(lambda _: None, params), of_layers), *rest
 
     def init_from(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
@@ -327,9 +383,8 @@ class Repeat(Wrapper):
         pairs = [(rank, leaf) for (_, rank), (_, leaf) in zip(ranks, _tree.leaves(stacked), strict=True)]
         return all(leaf.ndim == rank + 1 and leaf.dtype == event.dtype for rank, leaf in pairs)
 
-    def _run(self, apply, params, event, context, reverse, *score):
-        check_event(self, event, self.x_shape, context)
-        xp = namespace(event)
+    def _run(self, direction, params, event, context, *score):
+        xp, apply, reverse = namespace(event), getattr(self.bijection, direction), direction == "inverse"
         stacked = self._layers_first(xp, params)
         columns = _tree.map_tree(lambda leaf: xp.unstack(leaf, axis=0), stacked)
 

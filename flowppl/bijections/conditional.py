@@ -78,9 +78,12 @@ class Conditional(Wrapper):
 
     def _at(self, params, context):
         """The merged tree of the inner bijection at this context."""
+        return _tree.replace(params["bijection"], self._weights(params, context))
+
+    def _weights(self, params, context):
+        """The parameters of the inner bijection at this context."""
         offsets = _cut(self._network(params["network"], context), self._shapes)
-        own = params["bijection"]
-        return _tree.replace(own, _tree.map_tree(lambda offset, start: start + offset, offsets, own))
+        return _tree.map_tree(lambda offset, start: start + offset, offsets, params["bijection"])
 
     def init_from(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
@@ -98,6 +101,14 @@ class Conditional(Wrapper):
     def push_score(self, params, x, score, context=None):
         check_event(self, x, self.x_shape, context)
         return self.bijection.push_score(self._at(params, context), x, score)
+
+    def pull_back(self, direction, params, image, cotangents, context=None):
+        xp = namespace(image)
+        (weights,), pull = xp.pullback(lambda *given: (self._weights(*given),), params, context)
+        inner = _tree.replace(params["bijection"], weights)
+        event, of_inner, of_event, _ = self.bijection.pull_back(direction, inner, image, cotangents)
+        of_params, of_context = pull(_tree.select(weights, of_inner))
+        return event, of_params, of_event, of_context
 
 
 def _cut(vector: Array, shapes: Tree) -> Tree:

@@ -57,6 +57,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.declare import Draws
 
 REAL_LINE = (-math.inf, math.inf)
+OTHER = {"forward": "inverse", "inverse": "forward"}
 COSTS = ("parallel", "iterative", "sequential")  # from cheap to dear
 
 
@@ -155,6 +156,31 @@ class Bijection(abc.ABC):
         (x, back), pull = xp.vjp(lambda y: self.inverse(fixed, y, context), xp.stop_gradient(y))
         score = xp.broadcast_to(xp.stop_gradient(score), x.shape)
         return y, log_det, pull(score, xp.ones_like(back))[0]
+
+    def pull_back(
+        self, direction: str, params: Tree, image: Array, cotangents: tuple[Array, Array], context: Array | None = None
+    ) -> tuple[Array, Tree, Array, Array | None]:
+        r"""Go back from an image to the event, and take derivatives along, which needs nothing but the image.
+
+        With g, one of the two directions, and a function L of what it gives, :math:`(z, \ell) = g(\theta, v, c)` of the
+        weights, an event and a context, ``image`` is z and the cotangents are :math:`(\partial L / \partial z,
+        \partial L / \partial \ell)`. By default v is found by the other direction, and g is run once more. It takes
+        the derivatives of a library: torch's or JAX's.
+
+        Args:
+            direction: ``"forward"`` or ``"inverse"``: which of the two gave the image.
+            params: the weights and constants.
+            image: what it gave, with all batch axes.
+            cotangents: the derivatives of L with respect to the image and to the log determinant, of their shapes.
+            context: as for ``forward``.
+
+        Returns:
+            The event v, with the batch axes of the image, and the derivatives of L with respect to the weights (a tree
+            like ``params``, with None for constants), to v and to the context.
+        """
+        event, _ = getattr(self, OTHER[direction])(params, image, context)
+        _, pull = namespace(image).pullback(getattr(self, direction), params, event, context)
+        return event, *pull(*cotangents)
 
     def init_from(self, params: Tree, y: Array, context: Array | None = None) -> Tree:
         """The trained part of ``params``, with what is to be set from first data set from the batch ``y``.

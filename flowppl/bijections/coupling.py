@@ -11,7 +11,7 @@ import numpy as np
 
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijections.contract import Bijection, check_event
+from flowppl.bijections.contract import OTHER, Bijection, check_event
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.networks import MLP, Network, as_dims, bind_network, read_network, split_raw
 from flowppl.univariate.base import Affine, Univariate, check_univariate
@@ -154,6 +154,18 @@ class Coupling(Bijection):
         new = (of_mapped - pull(zero, one)[1]) * xp.exp(-xp.stop_gradient(log_slope))
         rest = of_fixed - pull_raw(pull(new, one)[0])[0]
         return self._joined(params, fixed, mapped), xp.sum(log_slope, axis=-1), self._joined(params, rest, new)
+
+    def pull_back(self, direction, params, image, cotangents, context=None):
+        # The network sees the same on both sides, so it is run once.
+        xp, (fixed, mapped) = namespace(image), self._split(params, image)
+        (raw,), pull_raw = xp.pullback(lambda *given: (self._raw(*given),), params, fixed, context)
+        mapped, _ = getattr(self.univariate, OTHER[direction])(raw, mapped)
+        (_, log_slope), pull = xp.pullback(getattr(self.univariate, direction), raw, mapped)
+        of_fixed, of_mapped = self._split(params, cotangents[0])
+        of_raw, of_mapped = pull(of_mapped, xp.broadcast_to(cotangents[1][..., None], log_slope.shape))
+        of_params, more, of_context = pull_raw(of_raw)
+        event = self._joined(params, fixed, mapped)
+        return event, of_params, self._joined(params, of_fixed + more, of_mapped), of_context
 
     def _map(self, univariate, params, event, context):
         xp, (fixed, mapped) = namespace(event), self._split(params, event)

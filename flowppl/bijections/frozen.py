@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from flowppl._arrays import tree as _tree
+from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.combine import SameWeights, Stacked, Wrapper
 from flowppl.bijections.contract import Bijection, held
@@ -38,6 +39,11 @@ class Frozen(SameWeights, Wrapper):
 
     def push_score(self, params, x, score, context=None):
         return self.bijection.push_score(held(params), x, score, context)
+
+    def pull_back(self, direction, params, image, cotangents, context=None):
+        event, of_params, *rest = self.bijection.pull_back(direction, held(params), image, cotangents, context)
+        xp = namespace(image)
+        return event, _tree.map_tree(lambda leaf: None if leaf is None else xp.zeros_like(leaf), of_params), *rest
 
     def init_from(self, params, y, context=None):
         return self.bijection.init_from(params, y, context)
@@ -86,6 +92,11 @@ class Damped(SameWeights, Wrapper):
 
     def push_score(self, params, x, score, context=None):
         return self.bijection.push_score(self._scaled(params, self.factor), x, score, context)
+
+    def pull_back(self, direction, params, image, cotangents, context=None):
+        scaled = self._scaled(params, self.factor)
+        event, of_scaled, *rest = self.bijection.pull_back(direction, scaled, image, cotangents, context)
+        return event, self._scaled(of_scaled, self.factor), *rest
 
     def init_from(self, params, y, context=None):
         trained = self.bijection.init_from(self._scaled(params, self.factor), y, context)

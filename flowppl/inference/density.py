@@ -15,6 +15,7 @@ from flowppl._arrays.namespace import Array, namespace
 from flowppl.bijections.combine import Chain, SameWeights, Wrapper
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
 from flowppl.bijections.linear import Permute
+from flowppl.bijections.reversible import is_reversible
 from flowppl.discrete.levels import check_levels
 from flowppl.inference.epochs import Epochs, hold_out
 
@@ -231,6 +232,18 @@ def warn_of_far_data(x: Array, loc: Any, scale: Any) -> None:
         "from them",
         stacklevel=3,
     )
+
+
+def warn_of_rounding(flow: Any, x: Array, context: Array | None) -> None:
+    """Warn if derivatives of a reversible flow, with the weights that it has, are wrong by more than noise."""
+    error = flow.round_trip_error(x, context) if is_reversible(flow.bijection) else 0.0
+    if not error <= 0.01:
+        warnings.warn(
+            f"fit_density: the flow is reversible, but data come back from the noise with an error of {error:.2g}, so "
+            "the derivatives of its loss were not exact; use float64, fewer layers, smaller bounds of their scales, or "
+            "the plain flow",
+            stacklevel=3,
+        )
 
 
 def column_names(x: Any, shape: tuple[int, ...]) -> list[Any]:

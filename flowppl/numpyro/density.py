@@ -29,6 +29,7 @@ from flowppl.inference.density import (
     split_rows,
     warn_of_far_data,
     warn_of_few_values,
+    warn_of_rounding,
 )
 from flowppl.inference.epochs import Callback
 from flowppl.numpyro.discrete import Dequantized
@@ -178,9 +179,10 @@ def fit_density(
     of_x = fitted._of_x
     convert = partial(np.asarray, dtype=jnp.result_type(*trained))
     batches: Batches | None = None
+    first: Any = None
 
     def make_trainer(seed: int) -> tuple[_Trainer, int, dict[str, Any]]:
-        nonlocal batches
+        nonlocal batches, first
         start, rows = fitted, None
         if is_batches(x):
             if context is not None:
@@ -221,7 +223,10 @@ def fit_density(
         progress=progress,
         advice=advice_for(learning_rate or (None if has_rate(optimizer) else LEARNING_RATE)),
     )
-    return DensityFit(flow=trainer.flow._with_params(trainer.params), **record)
+    fitted = trainer.flow._with_params(trainer.params)
+    if isinstance(fitted, Flow):
+        warn_of_rounding(fitted, *first)
+    return DensityFit(flow=fitted, **record)
 
 
 class _Trainer(TreeTrainer):

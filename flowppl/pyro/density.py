@@ -28,6 +28,7 @@ from flowppl.inference.density import (
     split_rows,
     warn_of_far_data,
     warn_of_few_values,
+    warn_of_rounding,
 )
 from flowppl.inference.epochs import Callback
 from flowppl.pyro.discrete import Dequantized
@@ -182,9 +183,10 @@ def fit_density(
         if base is not None:
             check_base(fitted.bijection, base, lambda value: torch.as_tensor(value).detach().cpu().numpy())
     batches: Batches | None = None
+    first: Any = None
 
     def make_trainer(seed: int) -> tuple[_Trainer, int, dict[str, Any]]:
-        nonlocal batches
+        nonlocal batches, first
         data: Any = None
         if is_batches(x):
             if context is not None:
@@ -225,6 +227,8 @@ def fit_density(
         progress=progress,
         advice=advice_for(learning_rate or (None if has_rate(optimizer) else LEARNING_RATE)),
     )
+    if isinstance(fitted, Flow):
+        warn_of_rounding(fitted, *first)
     return DensityFit(flow=fitted, **record)
 
 

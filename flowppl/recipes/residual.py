@@ -50,7 +50,7 @@ def radial(dim: int, num_flows: int = 16, *, context_dim: int = 0, hidden_dims: 
     Example:
         >>> import flowppl as fp
         >>> fp.radial(2, num_flows=8)
-        Repeat(bijection=Radial(dim=2), num=8, scan=None)
+        Repeat(bijection=Radial(dim=2), num=8, scan=None, reversible=False)
     """
     check_sizes("radial", dim=dim, num_flows=num_flows)
     return _amortised(Repeat(Radial(dim), num_flows), context_dim, hidden_dims)
