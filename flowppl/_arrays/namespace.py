@@ -313,8 +313,8 @@ def _torch_namespace():
             return tuple(function(*filled(form, primals)))
 
         if torch.is_grad_enabled():  # what is found is to have derivatives itself
-            values, pull = torch.func.vjp(of_floats, *floats(trees))
-            return values, lambda *cotangents: only_floats(form, pull(cotangents))
+            found, back = torch.func.vjp(of_floats, *floats(trees))[:2]
+            return found, lambda *cotangents: only_floats(form, back(cotangents))
         with torch.enable_grad():
             primals = [leaf.detach().requires_grad_() for leaf in floats(trees)]
             values = of_floats(*primals)

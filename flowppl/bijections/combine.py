@@ -141,7 +141,7 @@ class Chain(Bijection):
             image, of_own, of_image, found = part.pull_back(direction, own, image, (of_image, of_log_det), given)
             of_params[str(i)] = of_own
             of_context = found if of_context is None else of_context if found is None else of_context + found
-        return image, {key: of_params[key] for key in params}, of_image, of_context
+        return image, of_params, of_image, of_context
 
     def push_score(self, params, x, score, context=None):
         check_event(self, x, self.x_shape, context)

@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from flowppl._arrays.namespace import Array, namespace
-from flowppl._arrays.tree import Tree
+from flowppl._arrays.tree import Tree, select
 from flowppl.bijections.contract import Bijection, check_bijection
 
 
@@ -107,7 +107,7 @@ def run(bijection: Any, direction: str, params: Tree, event: Array, context: Arr
 
     def pull(params, image, context, cotangents):
         _, of_params, of_event, of_context = bijection.pull_back(direction, params, image, cotangents, context)
-        return of_params, xp.astype(_summed(of_event, shape), dtype), of_context
+        return select(params, of_params), xp.astype(_summed(of_event, shape), dtype), of_context
 
     return xp.reversible(functools.partial(bijection._run, direction), pull, params, event, context)
 

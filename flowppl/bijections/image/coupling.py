@@ -11,7 +11,7 @@ import numpy as np
 
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijections.contract import Bijection, check_event
+from flowppl.bijections.contract import OTHER, Bijection, check_event
 from flowppl.bijections.image.factor_out import join_channels
 from flowppl.checks import as_image_shape, assign, derived
 from flowppl.networks import ConvNet, Network, bind_network, read_network
@@ -140,6 +140,36 @@ class ImageCoupling(Bijection):
         check_event(self, y, self.y_shape, context)
         return self._map(self.univariate.inverse, params, y, context)
 
+    def pull_back(self, direction, params, image, cotangents, context=None):
+        # The network sees the same on both sides, so it is run once.
+        xp, (of_image, of_log_det) = namespace(image), cotangents
+        seen, mapped = self._split(image)
+        (raw,), pull_raw = xp.pullback(lambda *given: (self._raw(*given),), params, seen, context)
+        mapped, _ = getattr(self.univariate, OTHER[direction])(raw, mapped)
+        (_, log_slope), pull = xp.pullback(getattr(self.univariate, direction), raw, mapped)
+        of_seen, of_mapped = self._split(of_image)
+        of_slope = xp.broadcast_to(of_log_det[..., None, None, None], log_slope.shape)
+        if self.mask == "checkerboard":
+            stays, nothing = params["mask"], xp.zeros_like(image)
+            of_mapped, of_slope = xp.where(stays, nothing, of_mapped), xp.where(stays, nothing, of_slope)
+            of_raw, of_mapped = pull(of_mapped, of_slope)
+            of_params, more, of_context = pull_raw(of_raw)
+            event = xp.where(stays, image, mapped)
+            return event, of_params, xp.where(stays, of_seen, of_mapped) + more, of_context
+        of_raw, of_mapped = pull(of_mapped, of_slope)
+        of_params, more, of_context = pull_raw(of_raw)
+        return self._joined(seen, mapped), of_params, self._joined(of_seen + more, of_mapped), of_context
+
+    def _split(self, event):
+        """What the network sees, and what is mapped; of a checkerboard both are all, and the network masks it."""
+        if self.mask == "checkerboard":
+            return event, event
+        first, second = event[..., : self._num_first, :, :], event[..., self._num_first :, :, :]
+        return (second, first) if self.flip else (first, second)
+
+    def _joined(self, fixed, mapped):
+        return join_channels(mapped, fixed) if self.flip else join_channels(fixed, mapped)
+
     def _map(self, univariate, params, event, context):
         xp = namespace(event)
         if self.mask == "checkerboard":
@@ -148,11 +178,9 @@ class ImageCoupling(Bijection):
             mapped, log_slope = univariate(raw, event)
             log_slope = xp.where(stays, xp.zeros_like(log_slope), log_slope)
             return xp.where(stays, event, mapped), xp.sum(log_slope, axis=(-3, -2, -1))
-        first, second = event[..., : self._num_first, :, :], event[..., self._num_first :, :, :]
-        fixed, mapped = (second, first) if self.flip else (first, second)
+        fixed, mapped = self._split(event)
         mapped, log_slope = univariate(self._raw(params, fixed, context), mapped)
-        joined = join_channels(mapped, fixed) if self.flip else join_channels(fixed, mapped)
-        return joined, xp.sum(log_slope, axis=(-3, -2, -1))
+        return self._joined(fixed, mapped), xp.sum(log_slope, axis=(-3, -2, -1))
 
     def _raw(self, params, seen, context):
         """The parameters of the univariate map of each mapped number, of an image of what stays."""

@@ -130,6 +130,23 @@ class FactorOut(Bijection):
         x, log_det = self._map(self.bijection.inverse, params, y, context)
         return x, total + log_det
 
+    def pull_back(self, direction, params, image, cotangents, context=None):
+        of_params: Tree = {}
+        of_image, of_context = cotangents[0], None
+        names = ["bijection", "prior"] if direction == "inverse" else ["prior", "bijection"]
+        for name in names:
+            part, own = getattr(self, name), params.get(name, {})
+            if part is None:
+                continue
+            given, num = context if part.context_dim else None, part.x_shape[0]
+            kept, of_kept = image[..., :num, :, :], of_image[..., :num, :, :]
+            kept, of_own, of_kept, found = part.pull_back(direction, own, kept, (of_kept, cotangents[1]), given)
+            image = join_channels(kept, image[..., num:, :, :])
+            of_image = join_channels(of_kept, of_image[..., num:, :, :])
+            of_params |= {name: of_own} if name in params else {}
+            of_context = found if of_context is None else of_context if found is None else of_context + found
+        return image, of_params, of_image, of_context
+
     def init_from(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         new: Tree = {}
