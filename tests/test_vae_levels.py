@@ -1,9 +1,18 @@
 """Autoencoders whose latents are images, or of several levels, in both languages."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import pyro
+import pytest
 import torch
-from autoencoders import Pyro, both, stripes
+from autoencoders import NumPyro, Pyro, both, stripes
+from scipy.stats import norm
 
 import flowppl as fp
+import flowppl.numpyro as fnp
+from flowppl._arrays.tree import map_tree, select
 
 SHAPE = (2, 2, 2)
 
@@ -38,3 +47,150 @@ def test_latents_may_be_images(lang):
     assert lang.call("reconstruct", vae, fit.params, x[:5], 3).shape == (3, 5, 9)
     assert lang.call("sample", vae, fit.params, 4).shape == (4, 9)
     assert lang.call("interpolate", vae, fit.params, x[:2], x[2:4], 4).shape == (4, 2, 9)
+
+
+# Several levels
+
+directions = pytest.mark.parametrize("top_down", [True, False], ids=["down", "up"])
+
+
+def posteriors(top_down, dims=(1, 1)):
+    contexts = (6 + 3 if top_down else 6, 6)
+    return [fp.amortized_posterior(dim, context, None) for dim, context in zip(dims, contexts, strict=True)]
+
+
+def two_levels(lang, top_down, *, num_inputs=1, num_outputs=1, dims=(1, 1), decoder=None, **options):
+    below = num_inputs, 6 if top_down else dims[0]
+    encoders, decoders = zip(
+        lang.networks(below[0], 6, dims[0], num_outputs),
+        lang.networks(below[1], 6, dims[1], 3, seed=1),
+        strict=True,
+    )
+    decoders = decoders if decoder is None else (decoder, decoders[1])
+    priors = [fp.amortized_posterior(dims[0], 3, None), None]
+    make = lang.adapter.HierarchicalVAE
+    return make(encoders, decoders, posteriors(top_down, dims), priors, top_down=top_down, **options)
+
+
+def gaussian(lang):
+    """The decoder of x = 2 z + 1 + noise."""
+    return lang.function(lambda xp, z: (2 * z + 1, xp.log(xp.asarray(0.7))))
+
+
+def same_in_numpyro(vae, peer):
+    """The weights of an autoencoder of Pyro, by the names of NumPyro."""
+    params = {}
+
+    def array(leaf):
+        return jnp.asarray(leaf.detach().numpy())
+
+    for kind in ("encoder", "decoder"):
+        for level, network in enumerate(getattr(vae, f"{kind}s"), 1):
+            layer = network[0] if kind == "encoder" else network
+            if not isinstance(layer, torch.nn.Linear):
+                continue
+            tree = {"kernel": array(layer.weight.T), "bias": array(layer.bias)}
+            params[f"{kind}{level}$params"] = {"layers": {0: tree}} if kind == "encoder" else tree
+    for kind in ("posterior", "prior"):
+        for level, flow in enumerate(getattr(vae, f"{kind}s"), 1):
+            params[f"{kind}{level}"] = map_tree(
+                array, select(flow.bijection.parameters(), flow.transform.weights.tree())
+            )
+    return params
+
+
+@directions
+def test_levels_have_the_evidence_that_a_grid_gives_in_both_languages(top_down, rng):
+    vae = two_levels(Pyro, top_down, decoder=gaussian(Pyro), likelihood="gaussian")
+    peer = two_levels(NumPyro, top_down, decoder=gaussian(NumPyro), likelihood="gaussian")
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter += 0.3 * torch.tensor(rng.normal(size=parameter.shape))
+    params = same_in_numpyro(vae, peer)
+    x, noise = rng.normal(size=(3, 1)), rng.normal(size=(20_000, 3, 2))
+    with torch.no_grad():
+        log_likelihood, kl, z = vae.terms(torch.tensor(x), torch.tensor(noise))
+    for one, other in zip(jax.tree.leaves(peer.terms(params, x, noise)), (log_likelihood, kl, *z), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+    # The densities of both levels, on a grid.
+    upper, lower = np.meshgrid(np.linspace(-6, 6, 301), np.linspace(-12, 12, 601), indexing="ij")
+    linear = map_tree(np.asarray, params["decoder2$params"])
+    context = upper[..., None] * linear["kernel"][0] + linear["bias"]
+    prior = fp.amortized_posterior(1, 3, None)
+    u, log_det = prior.inverse(map_tree(np.asarray, params["prior1"]), lower[..., None], context)
+    log_joint = norm.logpdf(upper) + norm.logpdf(u[..., 0]) + log_det
+    log_joint = log_joint + norm.logpdf(x[:, None], 2 * lower + 1, 0.7)
+    log_evidence = np.log(np.exp(log_joint).sum((1, 2)) * (12 / 300) * (24 / 600))
+    weights = np.exp((log_likelihood - kl).numpy() - log_evidence)
+    np.testing.assert_array_less(abs(weights.mean(0) - 1), 5 * weights.std(0) / 20_000**0.5 + 1e-3)
+
+
+def test_a_posterior_relative_to_its_prior_starts_there(rng):
+    vae = two_levels(Pyro, True)
+    _, kl, _ = vae.terms(torch.tensor(rng.normal(size=(4, 1))), torch.tensor(rng.normal(size=(5, 4, 2))))
+    assert abs(kl).max() < 1e-12
+
+
+@both
+@directions
+def test_levels_train_and_generate(lang, top_down):
+    x = stripes(60)
+    vae = two_levels(lang, top_down, num_inputs=9, num_outputs=9, dims=(3, 2))
+    assert (vae.latent_shapes, vae.dim) == (((3,), (2,)), 5)
+    fit = lang.fit(0, vae, x, num_epochs=15, batch_size=20, warm_up=0, learning_rate=0.01)
+    assert fit.losses[-1] < fit.losses[0] - 0.1
+    found = lang.evaluate(0, vae, fit.params, x, num_samples=200)
+    assert found.log_prob > found.elbo
+    if lang is Pyro:
+        objective = pyro.infer.Trace_ELBO(num_particles=400, vectorize_particles=True)
+        loss = objective.loss(vae.model, vae.guide, torch.tensor(x))
+        z = vae.encode(x[:5], 3)
+    else:
+        objective = numpyro.infer.Trace_ELBO(num_particles=400)
+        loss = objective.loss(jax.random.key(0), fit.params, vae.model, vae.guide, jnp.asarray(x))
+        z = vae.encode(jax.random.key(0), fit.params, x[:5], 3)
+    assert abs(found.elbo + loss / 60) < 6 * found.elbo_se
+    assert [tuple(each.shape) for each in z] == [(3, 5, 3), (3, 5, 2)]
+    assert lang.call("reconstruct", vae, fit.params, x[:5], 3).shape == (3, 5, 9)
+    assert set(np.unique(lang.call("sample", vae, fit.params, 50, mean=False))) == {0.0, 1.0}
+    way = lang.call("interpolate", vae, fit.params, x[:2], x[2:4], 4)
+    assert way.shape == (4, 2, 9)
+
+
+@both
+def test_levels_that_do_not_fit(lang):
+    encoders, decoders = zip(lang.networks(9, 6, 3, 9), lang.networks(6, 6, 2, 3, seed=1), strict=True)
+    good = {
+        "encoders": encoders,
+        "decoders": decoders,
+        "posteriors": posteriors(True, (3, 2)),
+        "priors": [fp.amortized_posterior(3, 3, None), None],
+    }
+
+    def make(**changed):
+        return lang.adapter.HierarchicalVAE(**good | changed)
+
+    for changed, error, message in (
+        ({"encoders": encoders[0]}, TypeError, "encoders must be a list with one entry for each level"),
+        ({"priors": [None]}, ValueError, "got 2 encoders, 2 decoders, 2 posteriors, 1 priors"),
+        ({"priors": [None, None]}, ValueError, r"priors\[0\] must be a flow that depends on the level above"),
+        ({"priors": [fp.realnvp(3), None]}, ValueError, r"priors\[0\] must .* depends on the level above"),
+        ({"priors": [fp.amortized_posterior(4, 3, None), None]}, ValueError, r"gives the shape \(3,\), but"),
+        ({"posteriors": [fp.realnvp(3), fp.realnvp(2)]}, ValueError, r"posteriors\[0\] must depend on features"),
+        ({"likelihood": "poisson"}, ValueError, "likelihood must be one of bernoulli"),
+    ):
+        with pytest.raises(error, match=message):
+            make(**changed)
+    vae = make(posteriors=[fp.amortized_posterior(3, 8, None), good["posteriors"][1]])
+    with pytest.raises(ValueError, match=r"posteriors\[0\] has context_dim=8, but gets 6 from the encoder and 3 from"):
+        lang.fit(0, vae, stripes(), num_epochs=1)
+
+
+def test_a_flow_over_a_flow_has_the_density_of_their_chain(rng):
+    parts = [fp.Coupling(2, hidden_dims=3), fp.ElementwiseAffine(2)]
+    params = [map_tree(lambda p: jnp.asarray(rng.normal(size=p.shape)), part.parameters()) for part in parts]
+    x = rng.normal(size=(4, 2))
+    inner = fnp.Flow(parts[0], params[0])()
+    found = fnp.FlowDistribution(inner, fnp.FlowTransform(parts[1], params[1])).log_prob(x)
+    chain = fnp.Flow(fp.Chain(parts), {"0": params[0], "1": params[1]})
+    np.testing.assert_allclose(found, chain.log_prob(x), rtol=1e-10)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from flowppl.bijections.contract import Bijection
 
-
-def describe(posterior: Bijection, prior: Any, likelihood: Any, held: Callable | None) -> dict[str, Any]:
+def describe(posterior: Any, prior: Any, likelihood: Any, held: Callable | None) -> dict[str, Any]:
     """What of an autoencoder a checkpoint tells, in plain values; networks are told by the shapes of their weights.
+
+    Posterior and prior are bijections, or those of all levels.
 
     Args:
         held: the log density of a prior that is not trained, of which two are told by their values at three points.

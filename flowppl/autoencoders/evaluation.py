@@ -136,7 +136,6 @@ def evaluate(
 def _of_each(log_likelihood, kl, z):
     """Of each datum the means over the draws, and the squared errors of these."""
     log_likelihood, kl, z = (np.asarray(array, dtype=np.float64) for array in (log_likelihood, kl, z))
-    z = z.reshape(*z.shape[:2], -1)
     log_w = log_likelihood - kl
     peak = log_w.max(axis=0)
     w = np.exp(log_w - np.where(np.isfinite(peak), peak, 0.0))

@@ -14,8 +14,12 @@ from flowppl.checks import check_sizes, did_you_mean
 LIKELIHOODS = ("bernoulli", "categorical", "gaussian")
 
 
-def check_parts(posterior: Any, prior: Bijection | None, likelihood: Any) -> None:
-    """Raise an error unless posterior, prior and likelihood can be those of one autoencoder."""
+def check_parts(posterior: Any, prior: Bijection | None, likelihood: Any, *, conditional: bool = False) -> None:
+    """Raise an error unless posterior, prior and likelihood can be those of one autoencoder.
+
+    Args:
+        conditional: whether the prior may take a context.
+    """
     check_bijection(posterior)
     if not posterior.context_dim:
         raise ValueError(
@@ -27,12 +31,21 @@ def check_parts(posterior: Any, prior: Bijection | None, likelihood: Any) -> Non
     check_standard_base(posterior)
     if prior is not None:
         check_bijection(prior)
-        if prior.y_shape != posterior.y_shape or prior.y_support != REAL_LINE or prior.context_dim:
+        if (
+            prior.y_shape != posterior.y_shape
+            or prior.y_support != REAL_LINE
+            or (prior.context_dim and not conditional)
+        ):
             raise ValueError(
                 f"FlowVAE: the prior must be an unconditional flow of real numbers, of shape {posterior.y_shape} "
                 f"as the posterior's; this {type(prior).__name__} has the shape {prior.y_shape}, the support "
                 f"{prior.y_support} and context_dim={prior.context_dim}"
             )
+    check_likelihood(likelihood)
+
+
+def check_likelihood(likelihood: Any) -> None:
+    """Raise ValueError unless this is a likelihood's name, or a function."""
     if not callable(likelihood) and likelihood not in LIKELIHOODS:
         raise ValueError(
             f"FlowVAE: likelihood must be one of {', '.join(LIKELIHOODS)}, or a function from the decoder's output to "

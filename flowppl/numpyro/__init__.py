@@ -51,6 +51,7 @@ from flowppl.numpyro.recipes import (
 from flowppl.numpyro.transforms import FlowTransform
 from flowppl.numpyro.vae import FlowVAE
 from flowppl.numpyro.vae_evaluation import evaluate_vae
+from flowppl.numpyro.vae_levels import HierarchicalVAE
 from flowppl.numpyro.vae_training import fit_vae
 from flowppl.numpyro.wrap import Wrap
 
@@ -76,6 +77,7 @@ __all__ = [
     "FlowTransform",
     "FlowVAE",
     "ForwardKL",
+    "HierarchicalVAE",
     "Householder",
     "HouseholderSylvester",
     "ImageAutoregressive",

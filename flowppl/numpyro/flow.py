@@ -64,12 +64,15 @@ class FlowDistribution(dist.TransformedDistribution):
 
     @validate_sample
     def log_prob(self, value: jax.Array, intermediates: Any = None) -> jax.Array:
+        # NumPyro takes a flow over a flow apart: into the base of the inner one, and the transforms of both.
         if intermediates is not None:
-            ((x, log_det),) = intermediates
-            return self.base_dist.log_prob(x) - log_det
-        x, log_det = self.transforms[0].inverse_and_log_det(value)
-        log_prob = _log_prob_within(self.base_dist, x) + log_det
-        bijection = self.transforms[0].bijection
+            return self.base_dist.log_prob(intermediates[0][0]) - sum(log_det for _, log_det in intermediates)
+        x, total = value, 0.0
+        for transform in reversed(self.transforms):
+            x, log_det = transform.inverse_and_log_det(x)
+            total = total + log_det
+        log_prob = _log_prob_within(self.base_dist, x) + total
+        bijection = self.transforms[-1].bijection
         low, high = bijection.y_support
         if (low, high) == REAL_LINE:
             return log_prob

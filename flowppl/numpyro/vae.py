@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -95,10 +95,12 @@ class FlowVAE(Autoencoder):
     prior: Bijection | Flow | None = None
     likelihood: str | Callable[[Any], Any] = "bernoulli"
 
+    _is_conditional: ClassVar[bool] = False  # whether the prior may take a context
+
     def __post_init__(self) -> None:
         check_networks(encoder=self.encoder, decoder=self.decoder)
         prior = self.prior.bijection if isinstance(self.prior, Flow) else self.prior
-        check_parts(self.posterior, prior, self.likelihood)
+        check_parts(self.posterior, prior, self.likelihood, conditional=self._is_conditional)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -188,7 +190,7 @@ class FlowVAE(Autoencoder):
 
     def _to_noise(self, z):
         prior = self._prior_flow()
-        return (z if prior is None else prior.transform.inv(z)).reshape(*self._batch(z), self.dim)
+        return (z if prior is None else prior.transform.inv(z)).reshape(*self._batch(z), -1)
 
     def _from_noise(self, noise):
         prior = self._prior_flow()

@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flowppl.autoencoders.data import as_data
 from flowppl.autoencoders.evaluation import Evaluation, evaluate
+from flowppl.autoencoders.levels import as_tuple
 from flowppl.autoencoders.model import check_vae
 from flowppl.numpyro.autoencoder import Autoencoder
 from flowppl.numpyro.transforms import check_key
@@ -85,4 +87,5 @@ def evaluate_vae(
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _weigh(vae, params, x, key, num_draws):
-    return vae.terms(params, x, jax.random.normal(key, (num_draws, len(x), vae.dim)))
+    log_likelihood, kl, z = vae.terms(params, x, jax.random.normal(key, (num_draws, len(x), vae.dim)))
+    return log_likelihood, kl, jnp.concatenate([each.reshape(*each.shape[:2], -1) for each in as_tuple(z)], -1)

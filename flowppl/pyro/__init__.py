@@ -50,6 +50,7 @@ from flowppl.pyro.recipes import (
 from flowppl.pyro.transforms import FlowTransform
 from flowppl.pyro.vae import FlowVAE
 from flowppl.pyro.vae_evaluation import evaluate_vae
+from flowppl.pyro.vae_levels import HierarchicalVAE
 from flowppl.pyro.vae_training import fit_vae
 from flowppl.pyro.wrap import Wrap
 
@@ -75,6 +76,7 @@ __all__ = [
     "FlowTransform",
     "FlowVAE",
     "ForwardKL",
+    "HierarchicalVAE",
     "Householder",
     "HouseholderSylvester",
     "ImageAutoregressive",

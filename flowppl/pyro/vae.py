@@ -76,6 +76,8 @@ class FlowVAE(Autoencoder):
         torch.Size([3, 9])
     """
 
+    _is_conditional = False  # whether the prior may take a context
+
     def __init__(
         self,
         encoder: Callable[..., Any],
@@ -86,7 +88,8 @@ class FlowVAE(Autoencoder):
     ) -> None:
         super().__init__()
         check_networks(encoder=encoder, decoder=decoder)
-        check_parts(posterior, prior.bijection if isinstance(prior, Flow) else prior, likelihood)
+        of_prior = prior.bijection if isinstance(prior, Flow) else prior
+        check_parts(posterior, of_prior, likelihood, conditional=self._is_conditional)
         self.encoder: Any = encoder
         self.decoder: Any = decoder
         self.posterior = Flow(posterior)

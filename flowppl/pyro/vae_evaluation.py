@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flowppl.autoencoders.evaluation import Evaluation, evaluate
+from flowppl.autoencoders.levels import as_tuple
 from flowppl.autoencoders.model import check_vae
 from flowppl.pyro.autoencoder import Autoencoder, as_rows, modes
 
@@ -59,7 +60,9 @@ def evaluate_vae(vae: Autoencoder, x: Any, *, num_samples: int = 5000, chunk_siz
     @torch.no_grad()
     def weigh(part, num_draws, _):
         rows = vae._rows(x[part])
-        return tuple(each.cpu().double().numpy() for each in vae.terms(rows, vae._noise(num_draws, len(rows))))
+        log_likelihood, kl, z = vae.terms(rows, vae._noise(num_draws, len(rows)))
+        z = torch.cat([each.flatten(2) for each in as_tuple(z)], -1)
+        return tuple(each.cpu().double().numpy() for each in (log_likelihood, kl, z))
 
     with modes(vae, trains=False):
         return evaluate(weigh, len(x), math.prod(x.shape[1:]), num_samples, chunk_size)
