@@ -197,6 +197,18 @@ def test_a_layer_refuses_the_network_of_another_kind_of_event():
             layer(shape, network)
 
 
+def test_events_of_another_size_than_the_context_are_refused(rng):
+    """A context one pixel wide would else be that of all."""
+    for net, shape in (
+        (fp.CausalConv1d(1, 1, 2, (), context_shape=(1, 1)), (1, 3)),
+        (PixelConvNet(1, 1, 2, 0, 3, context_shape=(1, 3, 1)), (1, 3, 3)),
+    ):
+        tree, x, context = merged(net, draw(net, rng)), rng.normal(size=shape), rng.normal(size=net.context_dim)
+        for call in (net, lambda tree, x, context, net=net: net.generate(tree, lambda raw, x: (x,), [x], context)):
+            with pytest.raises(ValueError, match=r"context_shape=.* does not fit an event"):
+                call(tree, x, context)
+
+
 def test_layers_have_the_network_that_their_arguments_say():
     image = fp.ImageAutoregressive((2, 4, 4), fp.Shift(), None, 8, 3, 5)
     assert image.parameters() == {"network": PixelConvNet(2, 1, 8, 3, context_dim=5).parameters()}

@@ -11,7 +11,7 @@ import numpy as np
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree, leaves
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.networks.convolution import as_sizes, conv_parameters, conv_weight
+from flowppl.networks.convolution import as_context_shape, as_sizes, conv_parameters, conv_weight
 from flowppl.networks.protocol import check_activation
 
 Find = Callable[..., tuple[Array, ...]]
@@ -65,12 +65,7 @@ class Causal:
         check_sizes(owner, at_least=0, context_dim=self.context_dim)
         check_activation(owner, self.activation)
         if self.context_shape is not None:
-            shape = as_sizes(owner, num_axes, context_shape=self.context_shape)
-            if self.context_dim not in (0, math.prod(shape)):
-                raise ValueError(
-                    f"{owner}: context_dim must be {math.prod(shape)}, the number of entries of context_shape={shape}, "
-                    f"or be left out, got {self.context_dim}"
-                )
+            shape = as_context_shape(owner, num_axes, self.context_shape, self.context_dim)
             assign(self, context_shape=shape, context_dim=math.prod(shape))
 
     def _convolution(self, fan_in: int, fan_out: int, kernel: tuple[int, int] = (1, 1), has_context=False, zero=False):
@@ -111,11 +106,17 @@ class Causal:
                 layer["stay"] = mask(hidden, hidden)
         return layers | {"join": mask(hidden, hidden), "last": mask(np.tile(entries, self.num_outputs), hidden)}
 
-    def _of_image(self, params: Tree, context: Array | None, name: str) -> list[Array]:
+    def _of_image(self, params: Tree, event: Array, context: Array | None, name: str) -> list[Array]:
         """What a context that is an image adds to the named convolution of each layer; nothing of a vector."""
         if self.context_shape is None or context is None:
             return []
-        xp, (channels, *size) = namespace(context), self.context_shape
+        size = self.context_shape[1:]
+        if tuple(event.shape[-len(size) :]) != size:
+            raise ValueError(
+                f"{type(self).__name__}: context_shape={self.context_shape} does not fit an event of shape "
+                f"{tuple(event.shape)}; they must agree in all but the channels"
+            )
+        xp, channels = namespace(context), self.context_shape[0]
         image = xp.reshape(context, (*context.shape[:-1], channels, *(1, *size)[-2:]))
         kernels = [params[str(i)][name]["context_kernel"] for i in range(len(self._widths))]
         return [xp.conv2d(image, kernel, xp.zeros_like(kernel[..., 0, 0, 0])) for kernel in kernels]
@@ -252,7 +253,7 @@ class CausalConv1d(Causal):
 
     def __call__(self, params, x, context=None):
         layers = prepared(params, context)
-        return self._along(layers, x[..., None, :], self._of_image(params, context, "across"))[0][..., 0, :]
+        return self._along(layers, x[..., None, :], self._of_image(params, x, context, "across"))[0][..., 0, :]
 
     def generate(
         self, params: Tree, find: Find, items: Sequence[Array], context: Array | None = None
@@ -272,7 +273,7 @@ class CausalConv1d(Causal):
             For each array that ``find`` returns the array ``(..., C, L)`` of them all. Each of the C L steps computes
             one place in each layer: together about the work of C passes of the network.
         """
-        layers, added = prepared(params, context), self._of_image(params, context, "across")
+        layers, added = prepared(params, context), self._of_image(params, items[0], context, "across")
         zero = self._zero(layers, [item[..., None, :] for item in items], added)
         added = [array[..., 0, :] for array in added]
         return self._find_row(layers, find, items, added, zero, params["channel"])

@@ -30,6 +30,17 @@ def as_sizes(owner: str, num: int | None, **named: Any) -> Any:
     return sizes
 
 
+def as_context_shape(owner: str, num_axes: int, shape: Any, context_dim: int) -> Any:
+    """The shape of a context that is no vector, as a tuple; raise ValueError unless it fits ``context_dim``."""
+    shape = as_sizes(owner, num_axes, context_shape=shape)
+    if context_dim not in (0, math.prod(shape)):
+        raise ValueError(
+            f"{owner}: context_dim must be {math.prod(shape)}, the number of entries of context_shape={shape}, or be "
+            f"left out, got {context_dim}"
+        )
+    return shape
+
+
 def check_kernels(owner: str, *sizes: int, at_least: int = 1) -> None:
     """Raise ValueError unless kernels of these sizes have a middle."""
     for size in sizes:
@@ -223,12 +234,7 @@ class ConvNet:
             if self.image_size is None:
                 raise ValueError("ConvNet: attention needs the size of the images; give image_size=(height, width)")
         if self.context_shape is not None:
-            shape = as_sizes("ConvNet", 3, context_shape=self.context_shape)
-            if self.context_dim not in (0, math.prod(shape)):
-                raise ValueError(
-                    f"ConvNet: context_dim must be {math.prod(shape)}, the number of entries of context_shape={shape}, "
-                    f"or be left out, got {self.context_dim}"
-                )
+            shape = as_context_shape("ConvNet", 3, self.context_shape, self.context_dim)
             assign(self, context_shape=shape, context_dim=math.prod(shape))
             if self.image_size is not None and shape[1:] != tuple(self._factor * size for size in self.image_size):
                 raise ValueError(

@@ -106,7 +106,7 @@ class PixelConvNet(Causal):
 
     def __call__(self, params, x, context=None):
         layers = prepared(params, context)
-        down, across = (self._of_image(params, context, name) for name in ("down", "across"))
+        down, across = (self._of_image(params, x, context, name) for name in ("down", "across"))
         rows, added = x, []
         for i, width in enumerate(self._widths):
             raw = self._down(layers, i, rows, width - 1)
@@ -137,7 +137,7 @@ class PixelConvNet(Causal):
         """
         xp, num, channel = namespace(items[0]), len(items), params["channel"]
         layers = prepared(params, context)
-        images = [self._of_image(params, context, name) for name in ("down", "across")]
+        images = [self._of_image(params, items[0], context, name) for name in ("down", "across")]
         zero = self._zero(layers, items, [*images[0], *images[1]])
 
         def find_row(_, above, *rows):
