@@ -17,6 +17,7 @@ from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigm
 from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
+from flowppl.bijections.image.emerging import EmergingConvolution
 from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
@@ -79,6 +80,7 @@ __all__ = [
     "Damped",
     "Elementwise",
     "ElementwiseAffine",
+    "EmergingConvolution",
     "FactorOut",
     "Frozen",
     "Householder",

@@ -108,6 +108,7 @@ BIJECTIONS = {
         fp.Pixelwise((1, 2, 2), fp.ActNorm(1)),
         fp.ImageCoupling((2, 2, 2), hidden_channels=2, num_blocks=0, context_dim=2),
     ),
+    "emerging": fp.EmergingConvolution((2, 2, 3)),
     "pixelwise-conditional": fp.Conditional(fp.Pixelwise((2, 1, 2), fp.QR(2)), context_dim=2),
 }
 

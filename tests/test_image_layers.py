@@ -1,11 +1,15 @@
 """Layers over images, against their papers' equations in plain NumPy."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import scipy.linalg
-from catalogue import NumpyDraws, draw, merged
+import torch
+from catalogue import IMAGE_RECIPES, NumpyDraws, draw, merged
 
 import flowppl as fp
+from flowppl._arrays import tree as _tree
 
 COUPLING = fp.ImageCoupling((2, 2, 2))
 
@@ -119,6 +123,37 @@ def test_a_coupling_over_a_circle_sees_cosines_and_sines(rng):
         np.testing.assert_allclose(layer.forward(params, x + turned)[1], layer.forward(params, x)[1], rtol=1e-9)
 
 
+@pytest.mark.parametrize(("shape", "kernel_size"), [((2, 3, 4), 3), ((3, 3, 3), 5)])
+def test_an_emerging_convolution_is_a_triangular_map_after_another(shape, kernel_size, rng):
+    """Hoogeboom et al. 2019, section 3: sums over pixels, written as loops, and a diagonal of the matrix."""
+    layer = fp.EmergingConvolution(shape, kernel_size)
+    params = draw(layer, rng)
+    channels, height, width = shape
+    reach = (kernel_size + 1) // 2
+    scale = np.log1p(np.exp(params["scale"] + np.log(np.expm1(1.0))))
+    lower, upper = np.eye(channels), np.eye(channels)
+    lower[np.tril_indices(channels, -1)] = params["lower"]
+    upper.T[np.tril_indices(channels, -1)] = params["upper"]
+    x = rng.normal(size=shape)
+    z, y = np.zeros(shape), np.zeros(shape)
+    for matrices, centre, source, target, way in (
+        (params["before"], lower, x, z, -1),
+        (params["after"], upper, z, y, 1),
+    ):
+        for h, w, i, j in np.ndindex(height, width, reach, reach):
+            row, column = h + way * i, w + way * j
+            if 0 <= row < height and 0 <= column < width:
+                matrix = centre if i == j == 0 else matrices[i * reach + j - 1]
+                target[:, h, w] += matrix @ source[:, row, column]
+        if way == -1:
+            z *= scale[:, None, None]
+    found, log_det = layer.forward(merged(layer, params), x)
+    np.testing.assert_allclose(found, y, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(log_det, height * width * np.log(scale).sum(), rtol=1e-12)
+    back, _ = layer.inverse(merged(layer, params), found)
+    np.testing.assert_allclose(back, x, rtol=1e-8, atol=1e-8)
+
+
 def test_what_leaves_is_noise_given_what_stays(rng):
     """Kingma & Dhariwal 2018: a normal distribution, whose mean and scale a network makes of the other half."""
     prior = fp.ImageCoupling((2, 1, 2), fp.Affine(2.0), hidden_channels=3, num_blocks=0)
@@ -166,6 +201,9 @@ def test_what_leaves_is_noise_given_what_stays(rng):
             ValueError,
             "must map real numbers to real numbers, but Elementwise",
         ),
+        (lambda: fp.EmergingConvolution((2, 4, 4), 4), ValueError, "kernel_size must be odd and at most 7, .*, got 4"),
+        (lambda: fp.EmergingConvolution((2, 4, 1)), ValueError, "kernel_size must be odd and at most 1, .*, got 3"),
+        (lambda: fp.EmergingConvolution((2, 4, 4), 1), ValueError, "kernel_size must be an integer of at least 3"),
         (lambda: fp.glow_image(8), ValueError, r"glow_image: shape must be \(channels, height, width\)"),
         (lambda: fp.glow_image((1, 27, 28)), ValueError, r"can be.* 0 times; pad .* to \(1, 28, 28\).*use nice_image"),
         (lambda: fp.glow_image((1, 28, 28), num_scales=3), ValueError, "halved 3 times.* 2 times; .*num_scales=2"),
@@ -192,3 +230,60 @@ def test_a_network_of_the_wrong_output_is_refused(rng):
         layer = fp.ImageCoupling((2, 2, 2), mask=mask, network=fp.ConvNet(channels, 3, 2, 0))
         with pytest.raises(ValueError, match=rf"network must give 2 numbers .* shape \({2 * channels}, 2, 2\) in all"):
             layer.forward(merged(layer, draw(layer, rng)), np.ones((2, 2, 2)))
+
+
+SMALL = {"hidden_channels": 4, "num_blocks": 1}
+FULL_SIZE = {
+    "nice_image": fp.nice_image((3, 32, 32), 2, hidden_dims=4),
+    "realnvp_image": fp.realnvp_image((3, 32, 32), 1, **SMALL),
+    "glow_image": fp.glow_image((3, 32, 32), 1, **SMALL),
+    "flowpp_image": fp.flowpp_image((3, 32, 32), (1, 1, 1), num_components=2, **SMALL),
+    "emerging": fp.EmergingConvolution((3, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_flows_of_full_size_come_back(name, rng):
+    flow = FULL_SIZE[name]
+    params = _tree.map_tree(torch.tensor, _tree.merge(draw(flow, rng, 0.3), flow.constants()))
+    x = torch.tensor(rng.normal(size=(2, 3, 32, 32)))
+    y, log_det = flow.forward(params, x)
+    back, log_det_back = flow.inverse(params, y)
+    np.testing.assert_allclose(back, x, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(log_det_back, -log_det, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", IMAGE_RECIPES)
+def test_log_det_of_a_whole_flow_is_that_of_the_autodiff_jacobian(name, rng):
+    flow = IMAGE_RECIPES[name]
+    params = _tree.map_tree(torch.tensor, _tree.merge(draw(flow, rng, 0.5), flow.constants()))
+    context = torch.tensor(rng.normal(size=flow.context_dim)) if flow.context_dim else None
+    y = torch.tensor(rng.uniform(size=flow.y_shape))
+    matrix, log_det = torch.func.jacfwd(flow.inverse, argnums=1, has_aux=True)(params, y, context)
+    np.testing.assert_allclose(log_det, torch.linalg.slogdet(matrix.reshape(y.numel(), -1))[1], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "recipe", [partial(fp.nice_image, hidden_dims=4), partial(fp.realnvp_image, num_scales=1, hidden_channels=4)]
+)
+def test_a_density_of_two_pixels_integrates_to_one(recipe, rng):
+    flow = recipe((1, 1, 2))
+    params = merged(flow, draw(flow, rng, 0.5))
+    low, high = flow.y_support
+    axis = low + (high - low) * (np.arange(150) + 0.5) / 150
+    y = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 1, 1, 2)
+    x, log_det = flow.inverse(params, y)
+    density = np.exp(log_det - 0.5 * (x**2).sum(axis=(1, 2, 3)) - np.log(2 * np.pi))
+    assert abs(density.mean() * (high - low) ** 2 - 1) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["realnvp_image", "glow_image", "flowpp_image"])
+def test_data_normalise_the_layers_at_every_scale(name, rng):
+    num_flows = (2, 2, 2) if name == "flowpp_image" else 2
+    flow = fp.make_flow(name, (1, 8, 8), num_flows=num_flows, hidden_channels=4, num_blocks=1)
+    y = rng.uniform(size=(50, 1, 8, 8)) ** 3
+    params = fp.initialize(flow, NumpyDraws(rng))
+    params = flow.init_from(merged(flow, params), y)
+    x, _ = flow.inverse(merged(flow, params), y)
+    np.testing.assert_allclose(x.mean(), 0, atol=0.02)
+    np.testing.assert_allclose(x.std(), 1, atol=0.02)

@@ -74,6 +74,7 @@ def test_every_argument_reaches_the_bijection(name):
         "hidden_channels": 4,
         "num_blocks": 1,
         "num_heads": 2,
+        "kernel_size": 5,
         "alpha": 0.1,
         "num_scales": 1,
     }
@@ -172,6 +173,7 @@ def example_arguments(name):
         "Reshape": [(4,), (2, 2)],
         "Pixelwise": [(2, 1, 1), fp.LU(2)],
         "FactorOut": [(2, 1, 1), fp.Pixelwise((1, 1, 1), fp.LU(1))],
+        "EmergingConvolution": [(2, 2, 2)],
         "ImageCoupling": [(2, 1, 1)],
         "ImageAutoregressive": [(1, 2, 2)],
         **{key: [(1, 4, 4)] for key in IMAGE_RECIPES},

@@ -14,7 +14,15 @@ from flowppl.numpyro.discrete import Dequantized, DiscretizedLogisticMixture
 from flowppl.numpyro.fit import Fit, fit
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
-from flowppl.numpyro.image_layers import FactorOut, ImageAutoregressive, ImageCoupling, Pixelwise, Reshape, Squeeze
+from flowppl.numpyro.image_layers import (
+    EmergingConvolution,
+    FactorOut,
+    ImageAutoregressive,
+    ImageCoupling,
+    Pixelwise,
+    Reshape,
+    Squeeze,
+)
 from flowppl.numpyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image
 from flowppl.numpyro.layers import (
     Autoregressive,
@@ -69,6 +77,7 @@ __all__ = [
     "DiscretizedLogisticMixture",
     "Elementwise",
     "ElementwiseAffine",
+    "EmergingConvolution",
     "Evaluation",
     "FactorOut",
     "Fit",

@@ -12,7 +12,7 @@ import jax
 
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection
-from flowppl.bijections.image import autoregressive, coupling, factor_out, pixelwise, squeeze
+from flowppl.bijections.image import autoregressive, coupling, emerging, factor_out, pixelwise, squeeze
 from flowppl.networks import CausalConv1d, Network, PixelConvNet
 from flowppl.numpyro.transforms import FlowTransform
 from flowppl.univariate.base import Affine, Univariate
@@ -394,3 +394,56 @@ class ImageAutoregressive(FlowTransform):
             key,
             autoregressive.ImageAutoregressive(shape, univariate, network, hidden_channels, num_blocks, context_dim),
         )
+
+
+class EmergingConvolution(FlowTransform):
+    r"""An invertible convolution with kernels of k x k pixels, made of two autoregressive ones.
+
+    With d = (k + 1) / 2, zeros outside of the image, and vectors of channels :math:`x_{h,w}`,
+
+    .. math::
+        z_{h,w} = \mathrm{diag}(\sigma)\Big((I + L)\, x_{h,w} + \sum_{(i,j) \ne (0,0)} A_{ij}\, x_{h-i,w-j}\Big), \qquad
+        y_{h,w} = (I + U)\, z_{h,w} + \sum_{(i,j) \ne (0,0)} B_{ij}\, z_{h+i,w+j},
+
+    i and j running from 0 to d - 1. L is strictly lower and U strictly upper triangular, and :math:`\sigma > 0` as in
+    :class:`flowppl.ElementwiseAffine`. Both maps are triangular, so the log determinant is :math:`H W \sum_c \log
+    \sigma_c`. A pixel of y depends on the k x k pixels around it.
+
+    The weights are ``scale``, of shape ``(C,)``, for :math:`\sigma`, ``lower`` and ``upper``, of shape ``(C * (C - 1)
+    // 2,)``, for the entries of L and of the transpose of U, row by row, and ``before`` and ``after``, of shape ``(d**2
+    - 1, C, C)``, for A and B. At the start all are 0, and the transform the identity.
+
+    x and y have the shape ``(..., C, H, W)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` is two convolutions, parallel. ``transform.inv(y)`` is exact and sequential: H + W - 1 steps, each
+    of which finds all pixels whose row and column add up to the same number, for each of the two.
+
+    Args:
+        shape: the shape (C, H, W) of an image.
+        kernel_size: the side k, odd and at least 3; d must be at most H and W.
+        params: the weights, a nested dict of arrays; :meth:`init` draws them.
+
+    Raises:
+        ValueError: for a shape that is none of an image, or a kernel size that is even, below 3, or too large for it.
+        ValueError: if ``params`` lacks a weight or one has a wrong shape.
+
+    References:
+        Hoogeboom, van den Berg, Welling: Emerging Convolutions for Generative Normalizing Flows, 2019, arXiv
+        1901.11137.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flowppl.numpyro import EmergingConvolution
+        >>> transform = EmergingConvolution.init(jax.random.key(0), (2, 4, 4))
+        >>> x = jax.random.normal(jax.random.key(1), (5, 2, 4, 4))
+        >>> bool(jnp.allclose(transform.inv(transform(x)), x, atol=1e-4))
+        True
+    """
+
+    def __init__(self, shape: Sequence[int], kernel_size: int = 3, *, params: Tree) -> None:
+        super().__init__(emerging.EmergingConvolution(shape, kernel_size), params)
+
+    @classmethod
+    def init(cls, key: jax.Array, shape: Sequence[int], kernel_size: int = 3) -> Self:
+        """The transform with first weights drawn by ``key``; the other arguments are those of the class."""
+        return cls._drawn(key, emerging.EmergingConvolution(shape, kernel_size))

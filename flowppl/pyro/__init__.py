@@ -13,7 +13,15 @@ from flowppl.pyro.discrete import Dequantized, DiscretizedLogisticMixture
 from flowppl.pyro.fit import Fit, fit
 from flowppl.pyro.flow import Flow, FlowDistribution
 from flowppl.pyro.guides import AutoFlow
-from flowppl.pyro.image_layers import FactorOut, ImageAutoregressive, ImageCoupling, Pixelwise, Reshape, Squeeze
+from flowppl.pyro.image_layers import (
+    EmergingConvolution,
+    FactorOut,
+    ImageAutoregressive,
+    ImageCoupling,
+    Pixelwise,
+    Reshape,
+    Squeeze,
+)
 from flowppl.pyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image
 from flowppl.pyro.layers import (
     Autoregressive,
@@ -68,6 +76,7 @@ __all__ = [
     "DiscretizedLogisticMixture",
     "Elementwise",
     "ElementwiseAffine",
+    "EmergingConvolution",
     "Evaluation",
     "FactorOut",
     "Fit",

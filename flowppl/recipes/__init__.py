@@ -10,6 +10,7 @@ from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Elementwise
 from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
+from flowppl.bijections.image.emerging import EmergingConvolution
 from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
@@ -57,6 +58,7 @@ NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
     FactorOut,
     ImageCoupling,
     ImageAutoregressive,
+    EmergingConvolution,
 )
 IMAGE_RECIPES: dict[str, Recipe] = {  # these take the shape of an image, the others a number of coordinates
     "nice_image": nice_image,

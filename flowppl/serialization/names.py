@@ -15,6 +15,7 @@ from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigm
 from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
+from flowppl.bijections.image.emerging import EmergingConvolution
 from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
@@ -49,6 +50,7 @@ CLASSES: dict[str, type] = {
         Damped,
         Elementwise,
         ElementwiseAffine,
+        EmergingConvolution,
         FactorOut,
         Frozen,
         Householder,

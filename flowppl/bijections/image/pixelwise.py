@@ -12,7 +12,7 @@ from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.combine import SameWeights
 from flowppl.bijections.contract import Bijection, check_bijection, check_event
-from flowppl.bijections.linear import LU, Permute
+from flowppl.bijections.linear import LU, ElementwiseAffine, Permute
 from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.checks import as_image_shape, assign, derived
 
@@ -101,11 +101,25 @@ class Pixelwise(SameWeights):
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
+        if isinstance(self.bijection, ElementwiseAffine):
+            loc, scale, log_det = self._affine(params, x)
+            return loc + scale * x, log_det
         return self._map(self.bijection.forward, params, x, context)
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
+        if isinstance(self.bijection, ElementwiseAffine):
+            loc, scale, log_det = self._affine(params, y)
+            return (y - loc) / scale, -log_det
         return self._map(self.bijection.inverse, params, y, context)
+
+    def _affine(self, params, event):
+        """The location and the scale of each channel, and the log determinant: found once, not at each pixel."""
+        xp, (_, height, width) = namespace(event), self.shape
+        loc, scale = self.bijection.loc_and_scale(params)  # type: ignore[attr-defined]
+        log_det = height * width * xp.sum(xp.log(scale), axis=-1) + xp.zeros_like(event[..., 0, 0, 0])
+        batch = np.broadcast_shapes(log_det.shape, loc.shape[:-1])
+        return loc[..., None, None], scale[..., None, None], xp.broadcast_to(log_det, batch)
 
     def init_from(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
