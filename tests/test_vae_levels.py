@@ -8,6 +8,7 @@ import pyro
 import pytest
 import torch
 from autoencoders import NumPyro, Pyro, both, stripes
+from flax import nnx
 from scipy.stats import norm
 
 import flowppl as fp
@@ -194,3 +195,80 @@ def test_a_flow_over_a_flow_has_the_density_of_their_chain(rng):
     found = fnp.FlowDistribution(inner, fnp.FlowTransform(parts[1], params[1])).log_prob(x)
     chain = fnp.Flow(fp.Chain(parts), {"0": params[0], "1": params[1]})
     np.testing.assert_allclose(found, chain.log_prob(x), rtol=1e-10)
+
+
+# Smaller data as the upper level
+
+
+def downscaled(lang):
+    """Binary data of four numbers, of which every second is the smaller datum."""
+    if lang is Pyro:
+
+        class Decoder(torch.nn.Linear):
+            def forward(self, z, y):
+                return super().forward(torch.cat([z, y], -1))
+
+        torch.manual_seed(2)
+        decoder = Decoder(3, 4)
+    else:
+
+        class Decoder(nnx.Linear):
+            def __call__(self, z, y):
+                return super().__call__(jnp.concatenate([z, y], -1))
+
+        decoder = Decoder(3, 4, rngs=nnx.Rngs(2), param_dtype=float)
+    upper = lang.adapter.FlowVAE(*lang.networks(2, 6, 1, 2), fp.amortized_posterior(1, 6, None))
+    return lang.adapter.SelfSupervisedVAE(
+        lang.networks(4, 6, 1, 1, seed=1)[0],
+        decoder,
+        fp.amortized_posterior(1, 6, None),
+        fp.amortized_posterior(1, 2, None),
+        upper=upper,
+        downscale=lambda x: x[:, ::2],
+    )
+
+
+def log_bernoulli(logits, x):
+    return (x * logits - np.logaddexp(0, logits)).sum(-1)
+
+
+@both
+def test_smaller_data_and_the_rest_have_the_evidence_that_a_grid_gives(lang):
+    x = np.random.default_rng(0).integers(0, 2, (6, 4)) * 1.0
+    y = x[:, ::2]
+    vae = downscaled(lang)
+    assert (vae.dim, vae.latent_shape) == (2, (1,))
+    params = lang.params(vae, x)
+    array = torch.tensor if lang is Pyro else jnp.asarray
+    grid = np.linspace(-7, 7, 401)
+    width, rows = grid[1] - grid[0], np.repeat(grid[:, None], 6, 0)
+    with torch.no_grad():
+        logits = np.asarray(vae.decoder(array(rows), array(np.tile(y, (401, 1))))).reshape(401, 6, 4)
+        upper = np.asarray(vae.upper.decoder(array(grid[:, None])))[:, None]
+    density = norm.pdf(grid)[:, None] * width  # the priors are standard normals at the start
+    expected = np.log((density * np.exp(log_bernoulli(logits, x))).sum(0))
+    expected += np.log((density * np.exp(log_bernoulli(upper, y))).sum(0))
+    found = lang.evaluate(0, vae, params, x, num_samples=4000)
+    assert abs(found.log_prob - expected.mean()) < 6 * found.log_prob_se + 1e-3
+    if lang is Pyro:
+        loss = pyro.infer.Trace_ELBO(400, vectorize_particles=True).loss(vae.model, vae.guide, torch.tensor(x))
+    else:
+        objective = numpyro.infer.Trace_ELBO(400)
+        loss = objective.loss(jax.random.key(0), params, vae.model, vae.guide, jnp.asarray(x))
+    assert abs(found.elbo + loss / 6) < 10 * found.elbo_se
+
+
+@both
+def test_smaller_data_train_and_generate(lang):
+    x = np.random.default_rng(0).integers(0, 2, (60, 1)).repeat(4, 1) * 1.0
+    vae = downscaled(lang)
+    fit = lang.fit(0, vae, x, num_epochs=15, batch_size=30, warm_up=0, learning_rate=0.03, optimizer="adamax")
+    assert fit.losses[-1] < fit.losses[0] - 0.1
+    drawn = lang.call("sample", vae, fit.params, 50, mean=False)
+    assert drawn.shape == (50, 4)
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    assert lang.call("reconstruct", vae, fit.params, x[:5], 3).shape == (3, 5, 4)
+    with pytest.raises(TypeError, match=r"interpolate by vae\.upper"):
+        lang.call("interpolate", vae, fit.params, x[:2], x[2:4])
+    with pytest.raises(TypeError, match="upper must be an autoencoder"):
+        lang.adapter.SelfSupervisedVAE(vae.encoder, vae.decoder, fp.amortized_posterior(1, 6), upper=1, downscale=abs)

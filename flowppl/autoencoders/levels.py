@@ -90,3 +90,21 @@ def offsets(shapes: Sequence[tuple[int, ...]]) -> list[slice]:
 def as_tuple(latents: Any) -> tuple[Any, ...]:
     """The latents of all levels, also where there is one."""
     return latents if isinstance(latents, tuple) else (latents,)
+
+
+def check_upper(upper: Any, kind: type, downscale: Any) -> None:
+    """Raise TypeError unless these are an autoencoder of the adapter, and a function."""
+    if not isinstance(upper, kind):
+        raise TypeError(f"SelfSupervisedVAE: upper must be an autoencoder, such as a FlowVAE, got {upper!r:.80}")
+    if not callable(downscale):
+        raise TypeError(f"SelfSupervisedVAE: downscale must be a function, got {type(downscale).__name__}")
+
+
+def check_smaller(y: Any, num: int) -> None:
+    """Raise ValueError unless there is a smaller datum for each of so many."""
+    shape = getattr(y, "shape", None)
+    if not shape or shape[0] != num:
+        raise ValueError(
+            f"SelfSupervisedVAE: downscale must give an array with one row for each of {num} data, got "
+            f"{type(y).__name__ if shape is None else f'the shape {tuple(shape)}'}"
+        )

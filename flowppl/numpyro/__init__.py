@@ -58,6 +58,7 @@ from flowppl.numpyro.recipes import (
 )
 from flowppl.numpyro.transforms import FlowTransform
 from flowppl.numpyro.vae import FlowVAE
+from flowppl.numpyro.vae_downscaled import SelfSupervisedVAE
 from flowppl.numpyro.vae_evaluation import evaluate_vae
 from flowppl.numpyro.vae_levels import HierarchicalVAE
 from flowppl.numpyro.vae_training import fit_vae
@@ -100,6 +101,7 @@ __all__ = [
     "Planar",
     "Radial",
     "Reshape",
+    "SelfSupervisedVAE",
     "Squeeze",
     "TriangularAffine",
     "TriangularSylvester",

@@ -57,6 +57,7 @@ from flowppl.pyro.recipes import (
 )
 from flowppl.pyro.transforms import FlowTransform
 from flowppl.pyro.vae import FlowVAE
+from flowppl.pyro.vae_downscaled import SelfSupervisedVAE
 from flowppl.pyro.vae_evaluation import evaluate_vae
 from flowppl.pyro.vae_levels import HierarchicalVAE
 from flowppl.pyro.vae_training import fit_vae
@@ -99,6 +100,7 @@ __all__ = [
     "Planar",
     "Radial",
     "Reshape",
+    "SelfSupervisedVAE",
     "Squeeze",
     "TriangularAffine",
     "TriangularSylvester",
