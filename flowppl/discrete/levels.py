@@ -41,3 +41,21 @@ def check_levels(owner: str, name: str, x: Any, levels: int) -> None:
         f"{owner}: {name} must hold integers from 0 to {levels - 1}, since levels={levels}, but {num_wrong} of its "
         f"{num} numbers are none of them, and they range from {low:g} to {high:g}; {advice}"
     )
+
+
+def check_images(owner: str, found: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless an array of this shape holds images of the shape ``shape``."""
+    if tuple(found[len(found) - len(shape) :]) != shape:
+        one = "; one channel is an axis too: x[:, None]" if tuple(found[1:]) == shape[1:] and shape[0] == 1 else ""
+        raise ValueError(
+            f"{owner}: the data must have the shape (..., {', '.join(map(str, shape))}), got {tuple(found)}{one}"
+        )
+
+
+def check_context(owner: str, size: int, context: Any) -> None:
+    """Raise ValueError unless a context is there if one of this size is needed, and only then."""
+    found = None if context is None else tuple(context.shape)
+    if size and (found is None or found[-1:] != (size,)):
+        raise ValueError(f"{owner}: it needs a context whose last axis has size {size}, got {found or 'none'}")
+    if not size and found is not None:
+        raise ValueError(f"{owner}: it takes no context, but was given one of shape {found}; build it with context_dim")

@@ -50,7 +50,7 @@ def check_flow(flow: Any, x: Any, flow_class: type, others: tuple[type, ...]) ->
         advice = "; flow and x are exchanged"
     raise TypeError(
         f"fit_density: flow must be a {adapter}.Flow, a flowppl.Bijection such as flowppl.maf(2), a FlowTransform, "
-        f"or a Dequantized, got {what}{advice}"
+        f"a Dequantized or a PixelCNN, got {what}{advice}"
     )
 
 

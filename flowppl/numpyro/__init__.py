@@ -39,6 +39,7 @@ from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.mcmc import Chains
 from flowppl.numpyro.modules import ModuleNetwork
 from flowppl.numpyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
+from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.recipes import (
     flowpp,
     glow,
@@ -97,6 +98,7 @@ __all__ = [
     "OrthogonalSylvester",
     "PathELBO",
     "Permute",
+    "PixelCNN",
     "Pixelwise",
     "Planar",
     "Radial",

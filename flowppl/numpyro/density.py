@@ -34,6 +34,7 @@ from flowppl.inference.density import (
 from flowppl.inference.epochs import Callback
 from flowppl.numpyro.discrete import Dequantized
 from flowppl.numpyro.flow import Flow
+from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
 from flowppl.numpyro.training import TreeTrainer, averaged, kept
 from flowppl.numpyro.transforms import FlowTransform, check_key, numpy_rng
@@ -42,9 +43,9 @@ from flowppl.training.loop import average_share, check_options, train
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    FlowType = TypeVar("FlowType", bound="Flow | Dequantized", default=Flow)
+    FlowType = TypeVar("FlowType", bound="Flow | Dequantized | PixelCNN", default=Flow)
 
-_KINDS = (Flow, Dequantized)  # what is fitted as it is
+_KINDS = (Flow, Dequantized, PixelCNN)  # what is fitted as it is
 
 
 def fit_density(
@@ -93,7 +94,7 @@ def fit_density(
 
     Args:
         rng_key: determines the batches, the noise, which rows are held out, and the first weights of a bijection.
-        flow: the flow, a :class:`Dequantized`, or a :class:`flowppl.Bijection` or
+        flow: the flow, a :class:`Dequantized`, a :class:`PixelCNN`, or a :class:`flowppl.Bijection` or
             :class:`FlowTransform` of which a flow is made. Its
             base distribution stays as it is.
         x: the data, of shape ``(n, *event_shape)``, one row for each datum: an array, a list, or a data frame, whose

@@ -38,6 +38,7 @@ from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.mcmc import Chains
 from flowppl.pyro.modules import ModuleNetwork
 from flowppl.pyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
+from flowppl.pyro.pixelcnn import PixelCNN
 from flowppl.pyro.recipes import (
     flowpp,
     glow,
@@ -96,6 +97,7 @@ __all__ = [
     "OrthogonalSylvester",
     "PathELBO",
     "Permute",
+    "PixelCNN",
     "Pixelwise",
     "Planar",
     "Radial",

@@ -33,6 +33,7 @@ from flowppl.inference.density import (
 from flowppl.inference.epochs import Callback
 from flowppl.pyro.discrete import Dequantized
 from flowppl.pyro.flow import Flow
+from flowppl.pyro.pixelcnn import PixelCNN
 from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, take_step
 from flowppl.pyro.training import ModuleTrainer
 from flowppl.pyro.transforms import FlowTransform
@@ -41,9 +42,9 @@ from flowppl.training.loop import check_options, train
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    FlowType = TypeVar("FlowType", bound="Flow | Dequantized", default=Flow)
+    FlowType = TypeVar("FlowType", bound="Flow | Dequantized | PixelCNN", default=Flow)
 
-_KINDS = (Flow, Dequantized)  # what is fitted as it is
+_KINDS = (Flow, Dequantized, PixelCNN)  # what is fitted as it is
 
 
 def fit_density(
@@ -91,7 +92,7 @@ def fit_density(
     step s of t it has the weight :math:`\mathrm{ema\_decay}^{t-s}`, divided by the sum of all.
 
     Args:
-        flow: the flow, a :class:`Dequantized`, or a :class:`flowppl.Bijection` or
+        flow: the flow, a :class:`Dequantized`, a :class:`PixelCNN`, or a :class:`flowppl.Bijection` or
             :class:`FlowTransform` of which a flow is made. What
             requires no gradient stays as it is, and so does the base distribution unless it is a module.
         x: the data, of shape ``(n, *event_shape)``, one row for each datum: an array, a list, or a data frame, whose

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ class Weights(torch.nn.Module):
                 self.register_buffer(key, torch.as_tensor(fixed))
             else:
                 self.register_parameter(key, torch.nn.Parameter(branch))
+
+    @classmethod
+    def drawn(cls, declared: Any) -> Weights:
+        """First weights, and the constants, of what declares both, such as a bijection."""
+        return cls(initialize(declared, _Draws()), declared.constants())
 
     def tree(self) -> Tree:
         """The merged tree, as a bijection takes it."""
@@ -124,7 +130,7 @@ class FlowTransform(TransformModule, ConditionalTransform):
         check_bijection(bijection)
         super().__init__(cache_size=0)
         self.bijection = bijection
-        self.weights = Weights(initialize(bijection, _Draws()), bijection.constants())
+        self.weights = Weights.drawn(bijection)
         self.context = None
 
     @classmethod
