@@ -356,6 +356,12 @@ class Remembering(nn.Module):
         return self.last if last is None else last + self.last
 
 
+class Taken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.half = nn.Linear(2, 4)
+
+
 ONCE = torch_net()
 TORCH_REFUSED = {
     "batch norm": (lambda: nn.Sequential(torch_net(2, 4), nn.BatchNorm1d(4)), "buffer '1.running_mean' .* LayerNorm"),
@@ -378,6 +384,7 @@ TORCH_REFUSED = {
     "one module": (lambda: lambda: ONCE, "must make a new module at each call"),
     "no module": (lambda: lambda: 3, "must make a torch.nn.Module, got 3"),
     "arguments": (lambda: lambda a, b: ONCE, "or a function that makes one, without arguments for torch"),
+    "name": (Taken, "the parameter 'half.weight' needs a name that no module has already"),
     "tuple": (lambda: nn.LSTM(2, 4), "must give one tensor, got a tuple"),
 }
 

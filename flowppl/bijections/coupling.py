@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import OTHER, Bijection, check_event
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.networks import MLP, Network, as_dims, bind_network, read_network, split_raw
+from flowppl.networks import MLP, Network, NetworkLike, as_dims, bind_network, read_network, split_raw
 from flowppl.univariate.base import Affine, Univariate, check_univariate
 
 
@@ -69,7 +68,7 @@ class Coupling(Bijection):
     context_dim: int = 0
     activation: str = "silu"
     mask: Sequence[bool] | str | None = None
-    network: Network | Callable[..., Any] | None = None
+    network: NetworkLike | None = None
     _network: Network = derived()
     _fixed: tuple[bool, ...] = derived()
     _num_fixed: int = derived()

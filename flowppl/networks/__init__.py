@@ -11,7 +11,7 @@ from flowppl.networks.causal import CausalConv1d
 from flowppl.networks.convolution import ConvNet
 from flowppl.networks.dense import MLP, dense, dense_layers, dense_parameters, hidden_units
 from flowppl.networks.masked import MADE, read_dependencies
-from flowppl.networks.modules import BoundNetwork, ModuleNetwork, bind_network, read_network
+from flowppl.networks.modules import BoundNetwork, ModuleNetwork, NetworkLike, bind_network, read_network
 from flowppl.networks.pixel import PixelConvNet
 from flowppl.networks.protocol import ACTIVATIONS, Network, as_dims, check_activation, split_raw
 
@@ -24,6 +24,7 @@ __all__ = [
     "ConvNet",
     "ModuleNetwork",
     "Network",
+    "NetworkLike",
     "PixelConvNet",
     "as_dims",
     "bind_network",

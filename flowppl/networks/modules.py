@@ -133,6 +133,10 @@ class ModuleNetwork(abc.ABC):
         return f"{name}{'' if self.identity_start else ', identity_start=False'}"
 
 
+NetworkLike = Network | ModuleNetwork | Callable[..., Any]
+"""What a layer takes as ``network``: a module, and what makes one, can be called."""
+
+
 def _rows(shape: tuple[int, ...]) -> str:
     return f"({', '.join(['n', *map(str, shape)])})"
 
@@ -229,7 +233,7 @@ class Drawn:
         return waiting[self.name].pop(0)
 
 
-def read_network(owner: str, network: Any) -> Any:
+def read_network(owner: str, network: NetworkLike | None) -> Any:
     """``network`` as one that follows the protocol, or as a :class:`ModuleNetwork`; None as it is.
 
     Raises:

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.image import autoregressive, coupling, emerging, factor_out, pixelwise, squeeze
-from flowppl.networks import CausalConv1d, Network, PixelConvNet
+from flowppl.networks import CausalConv1d, NetworkLike, PixelConvNet
 from flowppl.numpyro.transforms import FlowTransform
 from flowppl.univariate.base import Affine, Univariate
 
@@ -274,7 +274,7 @@ class ImageCoupling(FlowTransform):
         univariate: Univariate = Affine(),
         mask: str = "channel",
         flip: bool = False,
-        network: Network | Callable[..., Any] | None = None,
+        network: NetworkLike | None = None,
         hidden_channels: int = 32,
         num_blocks: int = 2,
         context_dim: int = 0,
@@ -294,7 +294,7 @@ class ImageCoupling(FlowTransform):
         univariate: Univariate = Affine(),
         mask: str = "channel",
         flip: bool = False,
-        network: Network | Callable[..., Any] | None = None,
+        network: NetworkLike | None = None,
         hidden_channels: int = 32,
         num_blocks: int = 2,
         context_dim: int = 0,

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 
 from flowppl._arrays.tree import Tree
 from flowppl.bijections import autoregressive, coupling, elementwise, residual, sylvester
-from flowppl.networks import Network
+from flowppl.networks import NetworkLike
 from flowppl.numpyro.transforms import FlowTransform
 from flowppl.univariate.base import Affine, Univariate
 
@@ -375,7 +375,7 @@ class Coupling(FlowTransform):
         context_dim: int = 0,
         activation: str = "silu",
         mask: Sequence[bool] | str | None = None,
-        network: Network | Callable[..., Any] | None = None,
+        network: NetworkLike | None = None,
         *,
         params: Tree,
     ) -> None:
@@ -393,7 +393,7 @@ class Coupling(FlowTransform):
         context_dim: int = 0,
         activation: str = "silu",
         mask: Sequence[bool] | str | None = None,
-        network: Network | Callable[..., Any] | None = None,
+        network: NetworkLike | None = None,
     ) -> Self:
         """The transform with first weights drawn by ``key``; the other arguments are those of the class."""
         return cls._drawn(key, coupling.Coupling(dim, univariate, hidden_dims, context_dim, activation, mask, network))

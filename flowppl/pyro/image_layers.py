@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.image import autoregressive, coupling, emerging, factor_out, pixelwise, squeeze
-from flowppl.networks import CausalConv1d, Network, PixelConvNet
+from flowppl.networks import CausalConv1d, NetworkLike, PixelConvNet
 from flowppl.pyro.transforms import FlowTransform
 from flowppl.univariate.base import Affine, Univariate
 
@@ -235,7 +234,7 @@ class ImageCoupling(FlowTransform):
         univariate: Univariate = Affine(),
         mask: str = "channel",
         flip: bool = False,
-        network: Network | Callable[..., Any] | None = None,
+        network: NetworkLike | None = None,
         hidden_channels: int = 32,
         num_blocks: int = 2,
         context_dim: int = 0,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from flowppl.bijections import autoregressive, coupling, elementwise, residual, sylvester
-from flowppl.networks import Network
+from flowppl.networks import NetworkLike
 from flowppl.pyro.transforms import FlowTransform
 from flowppl.univariate.base import Affine, Univariate
 
@@ -330,7 +329,7 @@ class Coupling(FlowTransform):
         context_dim: int = 0,
         activation: str = "silu",
         mask: Sequence[bool] | str | None = None,
-        network: Network | Callable[..., Any] | None = None,
+        network: NetworkLike | None = None,
     ) -> None:
         super().__init__(coupling.Coupling(dim, univariate, hidden_dims, context_dim, activation, mask, network))
 

@@ -14,6 +14,7 @@ import torch
 from flowppl._arrays.tree import Tree, leaves, nested
 from flowppl.checks import describe
 from flowppl.networks import modules
+from flowppl.pyro.transforms import Weights
 
 
 class ModuleNetwork(modules.ModuleNetwork):
@@ -65,6 +66,9 @@ class ModuleNetwork(modules.ModuleNetwork):
             self._template = self._made()
             _check(self, self._made(), self._made())
         trained = {name: p for name, p in self._template.named_parameters() if p.requires_grad}
+        taken = [name for name in trained if any(hasattr(Weights, part) for part in name.split("."))]
+        if taken:
+            raise ValueError(f"network={self!r}: the parameter {taken[0]!r} needs a name that no module has already")
         self.shapes = {name: tuple(p.shape) for name, p in trained.items()}
         self.takes_context = "context" in inspect.signature(self._template.forward).parameters
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from flax import nnx
 from numpyro.infer import SVI
 from numpyro.optim import Adam
 
@@ -35,6 +36,10 @@ rows = jax.random.uniform(KEY, (100, 2))
 def transforms() -> None:
     layer = fnp.Coupling.init(KEY, 2, fp.RationalQuadraticSpline(8), hidden_dims=32, context_dim=3, mask=[True, False])
     assert_type(layer, fnp.Coupling)
+    dense = nnx.Linear(1, 2, rngs=nnx.Rngs(0))
+    for network in (dense, nnx.Linear, fnp.ModuleNetwork(dense, identity_start=False)):
+        assert_type(fnp.Coupling.init(KEY, 2, network=network), fnp.Coupling)
+    assert_type(fnp.Coupling.init(KEY, 2, network=lambda rngs: nnx.Linear(1, 2, rngs=rngs)), fnp.Coupling)
     given = layer.condition(jnp.ones(3))
     assert_type(given, fnp.Coupling)
     assert_type(given(rows), jax.Array)

@@ -33,6 +33,14 @@ rows = torch.rand(100, 2)
 def transforms() -> None:
     layer = fpp.Coupling(2, fp.RationalQuadraticSpline(8), hidden_dims=32, context_dim=3, mask=[True, False])
     assert_type(layer, fpp.Coupling)
+    net = torch.nn.Sequential(torch.nn.Linear(1, 2))
+    for network in (
+        net,
+        lambda: torch.nn.Linear(1, 2),
+        torch.nn.Identity,
+        fpp.ModuleNetwork(net, identity_start=False),
+    ):
+        assert_type(fpp.Coupling(2, network=network), fpp.Coupling)
     given = layer.condition(torch.ones(3))
     assert_type(given, fpp.FlowTransform)
     assert_type(given(rows), torch.Tensor)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import OTHER, Bijection, check_event
 from flowppl.bijections.image.factor_out import join_channels
 from flowppl.checks import as_image_shape, assign, derived
-from flowppl.networks import ConvNet, Network, bind_network, read_network
+from flowppl.networks import ConvNet, Network, NetworkLike, bind_network, read_network
 from flowppl.univariate.base import Affine, Univariate, check_univariate
 
 MASKS = ("channel", "checkerboard")
@@ -71,7 +70,7 @@ class ImageCoupling(Bijection):
     univariate: Univariate = Affine()
     mask: str = "channel"
     flip: bool = False
-    network: Network | Callable[..., Any] | None = None
+    network: NetworkLike | None = None
     hidden_channels: int = 32
     num_blocks: int = 2
     context_dim: int = 0
