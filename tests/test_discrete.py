@@ -418,3 +418,34 @@ def test_integers_and_data_far_away_are_warned_of(language, rng):
         with pytest.warns(UserWarning, match=r"2 of the 2 coordinates lie far .* or let the flow end with flowppl.Act"):
             fit(language, fp.ElementwiseAffine(2), x, num_epochs=1)
         fit(language, fp.Chain([fp.ElementwiseAffine(2), fp.ActNorm(2)]), x, num_epochs=1)
+
+
+def evaluate(language, flow, x, **options):
+    if language == "pyro":
+        pyro.set_rng_seed(0)
+        return fpp.evaluate_density(flow, x, **options)
+    return fnp.evaluate_density(jax.random.key(0), flow, x, **options)
+
+
+@both
+def test_an_evaluation_has_the_truth_within_its_errors(language, rng):
+    exact = exact_log_probs()
+    rows = rng.choice(9, size=40, p=np.exp(exact))
+    found = evaluate(language, square_flow(language), PAIRS[rows], num_samples=300, chunk_size=1700)
+    assert abs(found.log_prob - exact[rows].mean()) < 5 * found.log_prob_se
+    assert found.bound + 5 * found.bound_se < found.log_prob
+    assert found.log_prob_sampling_se == pytest.approx(exact[rows].std(ddof=1) / 40**0.5, rel=0.1)
+    assert (found.num_data, found.num_dims, found.num_samples) == (40, 2, 300)
+    assert found.bits_per_dim == pytest.approx(-found.log_prob / (2 * np.log(2)))
+    assert "bound_bits_per_dim" in str(found)
+    flow = square_flow(language).flow
+    y = rng.uniform(0.1, 0.9, size=(7, 2))
+    density = norm.logpdf(np.log(y / (1 - y)), *zip(*NORMALS, strict=True)) - np.log(y * (1 - y))
+    found = evaluate(language, flow, y, chunk_size=4)
+    assert found.log_prob == found.bound == pytest.approx(density.sum(axis=1).mean(), rel=1e-10)
+    assert (found.log_prob_se, found.bound_se, found.num_samples) == (0, 0, 0)
+    assert "bound" not in str(found)
+    with pytest.raises(ValueError, match="evaluate_density: x must hold integers from 0 to 2"):
+        evaluate(language, square_flow(language), y)
+    with pytest.raises(TypeError, match=r"flow must be one of flowppl\.\w+, .*PixelCNN, got Elementwise"):
+        evaluate(language, fp.Elementwise(2, fp.Sigmoid()), y)

@@ -137,7 +137,7 @@ class Batches:
                 raise TypeError(
                     f"fit_density: each batch must be x or (x, context), got a {type(batch).__name__} of {len(batch)}"
                 )
-            rows = _rows(self.bijection, x, context, self.convert, at_least=1)
+            rows = checked_rows(self.bijection, x, context, self.convert, at_least=1)
             self.counts.append(len(rows[0]))
             yield rows
         if not self.counts:
@@ -275,7 +275,7 @@ def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tu
     """
 
     names = column_names(x, bijection.y_shape)
-    x, context = _rows(bijection, x, context, convert, at_least=2)
+    x, context = checked_rows(bijection, x, context, convert, at_least=2)
     if not is_of_levels(bijection):
         warn_of_few_values(x, names)
 
@@ -299,20 +299,21 @@ def held_out_rows(bijection: Bijection, validation: Any, convert: Callable[[Any]
             f"fit_density: validation must be x_val or (x_val, context_val), got a tuple of {len(validation)}"
         )
     x_val, context_val = validation if isinstance(validation, tuple) else (validation, None)
-    return _rows(bijection, x_val, context_val, convert, "_val")
+    return checked_rows(bijection, x_val, context_val, convert, "_val")
 
 
-def _rows(bijection, x, context, convert, suffix="", at_least=1) -> Rows:
-    x = convert(_numbers(f"x{suffix}", x))
-    context = None if context is None else convert(_numbers(f"context{suffix}", context))
-    _check_rows(bijection, x, context, suffix, at_least)
+def checked_rows(bijection, x, context, convert, suffix="", at_least=1, owner="fit_density") -> Rows:
+    """Data and their context as arrays of the flow's library; raise an error unless they fit it."""
+    x = convert(_numbers(owner, f"x{suffix}", x))
+    context = None if context is None else convert(_numbers(owner, f"context{suffix}", context))
+    _check_rows(owner, bijection, x, context, suffix, at_least)
     return x, context
 
 
-def _numbers(name: str, values: Any) -> Any:
+def _numbers(owner: str, name: str, values: Any) -> Any:
     """An array as it is; anything else, such as a list or a data frame, as a NumPy array of real numbers."""
     if values is None:
-        raise TypeError(f"fit_density: {name} is missing; give the data, one row for each")
+        raise TypeError(f"{owner}: {name} is missing; give the data, one row for each")
     try:
         namespace(values)
         array = values
@@ -322,26 +323,26 @@ def _numbers(name: str, values: Any) -> Any:
             array = array.astype(np.float64) if array.dtype.kind in "OUSMm" else array
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"fit_density: {name} must be rows of numbers, such as an array, a data frame or a DataLoader, got "
+                f"{owner}: {name} must be rows of numbers, such as an array, a data frame or a DataLoader, got "
                 f"{type(values).__name__} ({error})"
             ) from error
     if "complex" in str(array.dtype):
-        raise TypeError(f"fit_density: {name} must be real, got {array.dtype}; give real and imaginary parts apart")
+        raise TypeError(f"{owner}: {name} must be real, got {array.dtype}; give real and imaginary parts apart")
     return array
 
 
-def _check_rows(bijection, x, context, suffix, at_least):
+def _check_rows(owner, bijection, x, context, suffix, at_least):
     shape = bijection.y_shape
     if tuple(x.shape[1:]) != shape or x.ndim != len(shape) + 1:
         expected = ", ".join(map(str, ("n", *shape)))
         advice = f"; write x{suffix}[:, None]" if (*x.shape[1:], 1) == shape else ""
-        raise ValueError(f"fit_density: x{suffix} must have the shape ({expected}), got {tuple(x.shape)}{advice}")
+        raise ValueError(f"{owner}: x{suffix} must have the shape ({expected}), got {tuple(x.shape)}{advice}")
     if len(x) < at_least:
-        raise ValueError(f"fit_density: x{suffix} must have at least {at_least} rows, got {len(x)}")
+        raise ValueError(f"{owner}: x{suffix} must have at least {at_least} rows, got {len(x)}")
     check_event(bijection, x, shape, context)
     if context is not None and tuple(context.shape) != (len(x), bijection.context_dim):
         raise ValueError(
-            f"fit_density: context{suffix} must have one row for each of x{suffix}, so the shape "
+            f"{owner}: context{suffix} must have one row for each of x{suffix}, so the shape "
             f"({len(x)}, {bijection.context_dim}), got {tuple(context.shape)}"
         )
     for name, rows in (("x", x), ("context", context)):
@@ -351,11 +352,11 @@ def _check_rows(bijection, x, context, suffix, at_least):
         bad = len(rows) - int(xp.sum(xp.all(xp.isfinite(xp.reshape(rows, (len(rows), -1))), axis=1)))
         if bad:
             raise ValueError(
-                f"fit_density: {bad} of the {len(rows)} rows of {name}{suffix} are not finite (in the dtype of the "
+                f"{owner}: {bad} of the {len(rows)} rows of {name}{suffix} are not finite (in the dtype of the "
                 "flow); drop or impute them"
             )
     if is_of_levels(bijection):
-        check_levels("fit_density", f"x{suffix}", x, bijection.levels)
+        check_levels(owner, f"x{suffix}", x, bijection.levels)
         return
     low, high = bijection.y_support
     if (low, high) != REAL_LINE:
@@ -363,7 +364,7 @@ def _check_rows(bijection, x, context, suffix, at_least):
         outside = int(xp.sum(xp.any(xp.reshape((x < low) | (x > high), (len(x), -1)), axis=1)))
         if outside:
             raise ValueError(
-                f"fit_density: {outside} of the {len(x)} rows of x{suffix} lie outside of ({low}, {high}), the support "
+                f"{owner}: {outside} of the {len(x)} rows of x{suffix} lie outside of ({low}, {high}), the support "
                 "of the flow"
             )
 

@@ -7,8 +7,10 @@ are those that :mod:`flowppl` gives them.
 
 from flowppl.autoencoders.evaluation import Evaluation
 from flowppl.autoencoders.training import VAEFit
+from flowppl.inference.density_evaluation import DensityEvaluation
 from flowppl.numpyro.calibration import sbc
 from flowppl.numpyro.density import DensityFit, fit_density
+from flowppl.numpyro.density_evaluation import evaluate_density
 from flowppl.numpyro.diagnostics import diagnose, log_weights, resample
 from flowppl.numpyro.discrete import Dequantized, DiscretizedLogisticMixture
 from flowppl.numpyro.fit import Fit, fit
@@ -74,6 +76,7 @@ __all__ = [
     "Autoregressive",
     "Chains",
     "Coupling",
+    "DensityEvaluation",
     "DensityFit",
     "Dequantized",
     "DiscretizedLogisticMixture",
@@ -111,6 +114,7 @@ __all__ = [
     "Wrap",
     "annealed",
     "diagnose",
+    "evaluate_density",
     "evaluate_vae",
     "fit",
     "fit_density",

@@ -6,8 +6,10 @@ Each layer is here as a transform (``Planar``, ``Coupling``, ...), and each reci
 
 from flowppl.autoencoders.evaluation import Evaluation
 from flowppl.autoencoders.training import VAEFit
+from flowppl.inference.density_evaluation import DensityEvaluation
 from flowppl.pyro.calibration import sbc
 from flowppl.pyro.density import DensityFit, fit_density
+from flowppl.pyro.density_evaluation import evaluate_density
 from flowppl.pyro.diagnostics import diagnose, log_weights, resample
 from flowppl.pyro.discrete import Dequantized, DiscretizedLogisticMixture
 from flowppl.pyro.fit import Fit, fit
@@ -73,6 +75,7 @@ __all__ = [
     "Autoregressive",
     "Chains",
     "Coupling",
+    "DensityEvaluation",
     "DensityFit",
     "Dequantized",
     "DiscretizedLogisticMixture",
@@ -110,6 +113,7 @@ __all__ = [
     "Wrap",
     "annealed",
     "diagnose",
+    "evaluate_density",
     "evaluate_vae",
     "fit",
     "fit_density",
