@@ -2,7 +2,9 @@ r"""The networks of coupling and autoregressive layers, and the protocol that an
 
 A *conditioner network* is a hashable object with ``parameters()`` and ``constants()``, as a bijection has, and
 ``__call__(params, x, context) -> output``. Its output layer starts at zero, so that the layer it serves starts
-at the identity.
+at the identity. Vectors are mapped by :class:`flowppl.MLP` and :class:`flowppl.MADE`; images, ``(..., C, H, W)``, by
+:class:`flowppl.ConvNet` and :class:`flowppl.PixelConvNet`; sequences, ``(..., C, L)``, by
+:class:`flowppl.CausalConv1d`. The context of all is a vector.
 
 A module of a host's framework is made a network by the ``ModuleNetwork`` of an adapter, where it is imported.
 """

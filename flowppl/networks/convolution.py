@@ -133,9 +133,9 @@ def attend(layers: Tree, x: Array, num_heads: int) -> Array:
 class ConvNet:
     r"""A convolutional network: of an image (C, H, W) it makes another one, (O, H, W).
 
-    A first convolution with n output channels, ``hidden_channels`` of them, is followed by blocks and by a last
-    convolution, which starts at zero. With * for a convolution, its bias understood, and :math:`\sigma` for the
-    activation, the last convolution is of :math:`\sigma(h)`, and a block maps its input h, n channels, to
+    A first convolution makes of the image n channels h, n being ``hidden_channels``; blocks map them one after the
+    other; and a last convolution, which starts at zero, makes the O channels of :math:`\sigma(h)`. With * for a
+    convolution, its bias understood, and :math:`\sigma` for the activation, a block maps h to
 
     .. math::
         \text{gated:}\quad & h + a \odot \mathrm{sigmoid}(b), \qquad
