@@ -27,6 +27,26 @@ def prepared(layers: Tree, context: Array | None) -> Tree:
     return {"weight": conv_weight(layers), "bias": bias}
 
 
+def as_matrices(layers: Tree) -> Tree:
+    """Prepared convolutions as matrix products, for one pixel at a time, which are faster then."""
+    if "bias" not in layers:
+        return {name: as_matrices(layer) for name, layer in layers.items()}
+    weight = layers["weight"]
+    xp = namespace(weight)
+    flat = xp.reshape(weight, (*weight.shape[:-3], math.prod(weight.shape[-3:])))
+    return {"matrix": xp.matrix_transpose(flat), "bias": layers["bias"]}
+
+
+def _apply(layer: Tree, x: Array, width: int = 1, dilation: int = 1) -> Array:
+    """A convolution along the rows of images; or a matrix product, of as many pixels as its kernel spans."""
+    xp = namespace(x)
+    if "weight" in layer:
+        padding = ((0, 0), ((width - 1) * dilation, 0))
+        return xp.conv2d(x, layer["weight"], layer["bias"], padding, (1, dilation))
+    flat = xp.reshape(x[..., ::dilation], (*x.shape[:-3], layer["matrix"].shape[-2]))
+    return xp.linear(flat, layer["matrix"], layer["bias"])[..., None, None]
+
+
 def causal_gate(raw: Array) -> Array:
     xp, half = namespace(raw), raw.shape[-3] // 2
     return xp.tanh(raw[..., :half, :, :]) * xp.sigmoid(raw[..., half:, :, :])
@@ -131,16 +151,14 @@ class Causal:
             layer = layers[str(i)]
             entered.append(current)
             window = xp.concat([seen[i], current], axis=-1) if seen else current
-            left = 0 if seen else (width - 1) * dilation
-            raw = xp.conv2d(window, **layer["across"], padding=((0, 0), (left, 0)), dilation=(1, dilation))
+            raw = _apply(layer["across"], window, width, dilation)
             made = causal_gate(raw + added[i] if added else raw)
-            skip = xp.conv2d(made, **layer["skip"])
+            skip = _apply(layer["skip"], made)
             skips = skip if skips is None else skips + skip
             if "stay" in layer:
-                stays = xp.conv2d(made, **layer["stay"])
+                stays = _apply(layer["stay"], made)
                 current = current + stays if i else stays
-        joined = xp.conv2d(activate(skips), **layers["join"])
-        return xp.conv2d(activate(joined), **layers["last"]), entered
+        return _apply(layers["last"], activate(_apply(layers["join"], activate(skips)))), entered
 
     def _find_row(
         self, layers: Tree, find: Find, items: Sequence[Array], added: Sequence[Array], zero: Array, channel
@@ -276,4 +294,4 @@ class CausalConv1d(Causal):
         layers, added = prepared(params, context), self._of_image(params, items[0], context, "across")
         zero = self._zero(layers, [item[..., None, :] for item in items], added)
         added = [array[..., 0, :] for array in added]
-        return self._find_row(layers, find, items, added, zero, params["channel"])
+        return self._find_row(as_matrices(layers), find, items, added, zero, params["channel"])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.networks.causal import Causal, Find, causal_gate, prepared, zeros_for
+from flowppl.networks.causal import Causal, Find, as_matrices, causal_gate, prepared, zeros_for
 from flowppl.networks.convolution import as_sizes, check_kernels
 
 
@@ -137,6 +137,7 @@ class PixelConvNet(Causal):
         """
         xp, num, channel = namespace(items[0]), len(items), params["channel"]
         layers = prepared(params, context)
+        matrices = as_matrices(layers)
         images = [self._of_image(params, items[0], context, name) for name in ("down", "across")]
         zero = self._zero(layers, items, [*images[0], *images[1]])
 
@@ -151,7 +152,7 @@ class PixelConvNet(Causal):
                 if i + 1 < len(self._widths):
                     made.append(causal_gate(raw))
                     seen = xp.concat([above[i + 1], made[-1]], axis=-2)
-            found = self._find_row(layers, find, rows, added, zero, channel)
+            found = self._find_row(matrices, find, rows, added, zero, channel)
             news = [found[0][..., None, :], *made]
             return [xp.concat([old[..., 1:, :], new], axis=-2) for old, new in zip(above, news, strict=True)], found
 
