@@ -384,6 +384,7 @@ TORCH_REFUSED = {
     "one module": (lambda: lambda: ONCE, "must make a new module at each call"),
     "no module": (lambda: lambda: 3, "must make a torch.nn.Module, got 3"),
     "arguments": (lambda: lambda a, b: ONCE, "or a function that makes one, without arguments for torch"),
+    "operation": (lambda: torch.tanh, "network must have .* got <built-in method tanh"),
     "name": (Taken, "the parameter 'half.weight' needs a name that no module has already"),
     "tuple": (lambda: nn.LSTM(2, 4), "must give one tensor, got a tuple"),
 }
@@ -412,6 +413,7 @@ FLAX_REFUSED = {
     "own weights": (lambda: OwnWeights(rngs=nnx.Rngs(0)), "'table' cannot be drawn anew .* network=lambda rngs: ..."),
     "one module": (lambda: lambda rngs: SAME, "must make a new module at each call"),
     "no module": (lambda: lambda rngs: 3, "must make a flax.nnx.Module, got 3"),
+    "operation": (lambda: jnp.tanh, "network must have .* got <PjitFunction"),
     "not callable": (lambda: nnx.Dict(a=1), "not callable"),
 }
 

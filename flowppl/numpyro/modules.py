@@ -239,7 +239,7 @@ def read(network: Any) -> ModuleNetwork | None:
         isinstance(network, nnx.Module) or (isinstance(kind, type) and issubclass(kind, nnx.Module))
     ):
         return ModuleNetwork(network)
-    if isinstance(kind, type) or not inspect.isroutine(kind):
+    if not (inspect.isfunction(kind) or inspect.ismethod(kind)):
         return None
     parameters = inspect.signature(network).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty]

@@ -161,7 +161,7 @@ def read(network: Any) -> ModuleNetwork | None:
     kind = network.func if isinstance(network, functools.partial) else network
     if isinstance(network, torch.nn.Module) or (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
         return ModuleNetwork(network)
-    if isinstance(kind, type) or not inspect.isroutine(kind):
+    if not (inspect.isfunction(kind) or inspect.ismethod(kind)):
         return None
     needed = [p for p in inspect.signature(network).parameters.values() if p.default is p.empty]
     return None if needed else ModuleNetwork(network)
