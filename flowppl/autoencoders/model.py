@@ -27,7 +27,10 @@ def check_parts(posterior: Any, prior: Bijection | None, likelihood: Any, *, con
             "flowppl.amortized_posterior(dim, context_dim)"
         )
     if posterior.y_support != REAL_LINE:
-        raise ValueError("FlowVAE: the posterior must map to all real numbers, without a last layer that bounds")
+        raise ValueError(
+            "FlowVAE: the posterior must map to all real numbers, without a last layer that bounds, such as the logit "
+            "layer of flows of images, which alpha=None leaves out"
+        )
     check_standard_base(posterior)
     if prior is not None:
         check_bijection(prior)

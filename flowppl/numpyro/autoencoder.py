@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.contrib.module import nnx_module
@@ -140,7 +141,8 @@ class Autoencoder:
     def reconstruct(self, rng_key: jax.Array, params: Mapping[str, Any], x: Any, num_samples: int = 1) -> jax.Array:
         """The mean of the likelihood at draws from the posterior.
 
-        Of categories it is the mean of their numbers.
+        Of categories it is the mean of their numbers. Of a likelihood without a mean in closed form, as that of an
+        autoregressive decoder, it is a draw.
 
         Args:
             rng_key: determines the draws.
@@ -156,7 +158,8 @@ class Autoencoder:
             TypeError: as for :meth:`encode`.
         """
         self._check_call("vae.reconstruct(key, params, x)", rng_key, params)
-        return _decode(self, params, self._encoded(rng_key, params, x, num_samples), None)
+        z_key, x_key = jax.random.split(rng_key)
+        return _decode(self, params, self._encoded(z_key, params, x, num_samples), x_key, True)
 
     def sample(
         self, rng_key: jax.Array, params: Mapping[str, Any], num_samples: int = 1, *, mean: bool = True
@@ -167,7 +170,7 @@ class Autoencoder:
             rng_key: determines the draws.
             params: the weights, by name.
             num_samples: the number of draws.
-            mean: whether to give the mean of the likelihood at each draw, or a draw from the likelihood.
+            mean: whether to give the mean of the likelihood at each draw, if it has one, or a draw from the likelihood.
 
         Returns:
             An array of shape ``(num_samples, *shape)``.
@@ -180,7 +183,7 @@ class Autoencoder:
         z_key, x_key = jax.random.split(rng_key)
         with handlers.substitute(data=params):
             z = self._generate(z_key, num_samples)
-        return _decode(self, params, z, None if mean else x_key)
+        return _decode(self, params, z, x_key, mean)
 
     def interpolate(
         self,
@@ -217,13 +220,13 @@ class Autoencoder:
         self._check_call("vae.interpolate(key, params, first, second)", rng_key, params)
         first, second = (as_data(x, jax.Array) for x in (first, second))
         check_ends(first, second)
-        keys = jax.random.split(rng_key)
+        *keys, x_key = jax.random.split(rng_key, 3)
         ends = [self._encoded(key, params, x) for key, x in zip(keys, (first, second), strict=True)]
         weights = [jnp.asarray(each)[:, None, None] for each in path_weights(num_steps, spherical)]
         with handlers.substitute(data=params):
             noise: Any = sum(weight * self._to_noise(end)[0] for weight, end in zip(weights, ends, strict=True))
             z = self._from_noise(noise)
-        return _decode(self, params, z, None)
+        return _decode(self, params, z, x_key, True)
 
     def terms(self, params: Mapping[str, Any], x: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
         """The two parts of the ELBO of each datum at given noise, and the latents.
@@ -249,6 +252,8 @@ class Autoencoder:
     def _likelihood(self, z, x=None):
         """The distribution of data, such as ``x``, for each row of latents."""
         make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
+        if _has_weights(make):
+            make = make._with_params(numpyro.param("likelihood", make._params))
         likelihood = make(self._output(z))
         num_axes = num_event_axes(likelihood, len(self._batch(z)))
         likelihood = likelihood.to_event(num_axes)
@@ -272,6 +277,7 @@ class Autoencoder:
         flows, networks = self._flows(), self._networks()
         needed = [name for name, part in flows.items() if isinstance(part, Bijection) and part.parameters()]
         needed += [f"{name}$params" for name, network in networks.items() if _is_module(network)]
+        needed += ["likelihood"] * _has_weights(self.likelihood)
         missing = [name for name in needed if name not in params]
         if missing:
             raise ValueError(f"{call}: params lack {', '.join(missing)}; they have {', '.join(params) or 'none'}")
@@ -304,6 +310,11 @@ class Autoencoder:
 def network_of(name, network):
     """The function of a module of flax, its parameters one ``param`` site; any other function as it is."""
     return nnx_module(name, network) if _is_module(network) else network
+
+
+def _has_weights(likelihood) -> bool:
+    """Whether it has weights of its own, which are trained with the rest from where they are."""
+    return hasattr(likelihood, "_with_params")
 
 
 def _is_module(network) -> bool:
@@ -353,13 +364,16 @@ def _encode(vae, params, x, noise):
         return vae._encode(x, noise)
 
 
-@partial(jax.jit, static_argnums=0)
-def _decode(vae, params, z, key):
+@partial(jax.jit, static_argnums=(0, 4))
+def _decode(vae, params, z, key, mean):
     with handlers.substitute(data=params):
         likelihood = vae._likelihood(z)
-    if key is not None:
+    if not mean:
         return likelihood.sample(key)
     if isinstance(_base(likelihood), (dist.CategoricalLogits, dist.CategoricalProbs)):
         probs = _base(likelihood).probs
         return probs @ jnp.arange(probs.shape[-1], dtype=probs.dtype)
-    return likelihood.mean
+    try:
+        return likelihood.mean
+    except NotImplementedError:
+        return likelihood.sample(key)

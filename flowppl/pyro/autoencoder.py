@@ -136,7 +136,8 @@ class Autoencoder(torch.nn.Module):
     def reconstruct(self, x: Any, num_samples: int = 1) -> torch.Tensor:
         """The mean of the likelihood at draws from the posterior.
 
-        Of categories it is the mean of their numbers.
+        Of categories it is the mean of their numbers. Of a likelihood without a mean in closed form, as that of an
+        autoregressive decoder, it is a draw.
 
         Args:
             x: n data, as for :func:`fit_vae`.
@@ -155,7 +156,7 @@ class Autoencoder(torch.nn.Module):
 
         Args:
             num_samples: the number of draws.
-            mean: whether to give the mean of the likelihood at each draw, or a draw from the likelihood.
+            mean: whether to give the mean of the likelihood at each draw, if it has one, or a draw from the likelihood.
 
         Returns:
             A tensor of shape ``(num_samples, *shape)``.
@@ -253,7 +254,7 @@ class Autoencoder(torch.nn.Module):
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients, for parts that are on one device."""
         found = {}
-        for name in self._parts:
+        for name in (*self._parts, "likelihood"):
             part = getattr(self, name)
             tensors = [*part.parameters(), *part.buffers()] if isinstance(part, torch.nn.Module) else []
             devices = {str(tensor.device) for tensor in tensors}
@@ -313,4 +314,7 @@ def _mean(likelihood):
     base = _base(likelihood)
     if isinstance(base, dist.Categorical):
         return base.probs @ torch.arange(base.probs.shape[-1]).to(base.probs)
-    return likelihood.mean
+    try:
+        return likelihood.mean
+    except NotImplementedError:
+        return likelihood.sample()

@@ -31,7 +31,7 @@ def nice_image(
     hidden_dims: int | Sequence[int] = (256, 256),
     context_dim: int = 0,
     activation: str = "silu",
-    alpha: float = 0.05,
+    alpha: float | None = 0.05,
 ) -> Bijection:
     r"""NICE: additive couplings of an image as one long vector, and a scale for each number.
 
@@ -45,7 +45,7 @@ def nice_image(
         hidden_dims: the widths of each network's hidden layers; an int means one layer.
         context_dim: the size of the context, 0 for none.
         activation: elu, relu, silu, softplus or tanh.
-        alpha: the margin of the logit, between 0 and 1/2.
+        alpha: the margin of the logit, between 0 and 1/2; ``None`` for no logit layer: a flow of any real numbers.
 
     Raises:
         ValueError: for a shape that is none of an image, a size below 1, or a margin outside of its range.
@@ -63,7 +63,7 @@ def nice_image(
     flat = (math.prod(shape),)
     check_sizes("nice_image", num_flows=num_flows)
     flow = nice(*flat, num_flows, hidden_dims=hidden_dims, context_dim=context_dim, activation=activation)
-    return Chain([Reshape(shape, flat), flow, Reshape(flat, shape), _logit("nice_image", shape, alpha)])
+    return Chain([Reshape(shape, flat), flow, Reshape(flat, shape), *_logit("nice_image", shape, alpha)])
 
 
 def realnvp_image(
@@ -75,7 +75,7 @@ def realnvp_image(
     num_blocks: int = 2,
     context_dim: int = 0,
     log_scale_bound: Bound = 3.0,
-    alpha: float = 0.05,
+    alpha: float | None = 0.05,
 ) -> Bijection:
     """Multi-scale RealNVP: affine couplings over checkerboards and channels; half of the numbers leave at each scale.
 
@@ -95,7 +95,7 @@ def realnvp_image(
         context_dim: the size of the context, 0 for none.
         log_scale_bound: one coupling scales a number by at most the exponential of this; or a pair of bounds, see
             :class:`flowppl.Affine`.
-        alpha: the margin of the logit, between 0 and 1/2.
+        alpha: the margin of the logit, between 0 and 1/2; ``None`` for no logit layer: a flow of any real numbers.
 
     Raises:
         ValueError: for a shape that is none of an image or cannot be halved as often, a size below 1, or a margin or a
@@ -141,7 +141,7 @@ def realnvp_image(
             ]
         )
 
-    return Chain([scale(shape, num_squeezes), _logit("realnvp_image", shape, alpha)])
+    return Chain([scale(shape, num_squeezes), *_logit("realnvp_image", shape, alpha)])
 
 
 def glow_image(
@@ -153,7 +153,7 @@ def glow_image(
     num_blocks: int = 1,
     context_dim: int = 0,
     log_scale_bound: Bound = 3.0,
-    alpha: float = 0.05,
+    alpha: float | None = 0.05,
 ) -> Bijection:
     """Glow: at each scale steps of an ActNorm of channels, an invertible 1x1 convolution and an affine coupling.
 
@@ -173,7 +173,7 @@ def glow_image(
         context_dim: the size of the context, 0 for none.
         log_scale_bound: one coupling scales a number by at most the exponential of this; or a pair of bounds, see
             :class:`flowppl.Affine`.
-        alpha: the margin of the logit, between 0 and 1/2.
+        alpha: the margin of the logit, between 0 and 1/2; ``None`` for no logit layer: a flow of any real numbers.
 
     Raises:
         ValueError: for a shape that is none of an image or cannot be halved as often, a size below 1, or a margin or a
@@ -210,7 +210,7 @@ def glow_image(
         return Chain([Squeeze(shape), *inner, _repeated(step, num_flows), Invert(Squeeze(shape))])
 
     flow = scale(shape, _num_squeezes("glow_image", shape, num_scales, 3))
-    return Chain([flow, _logit("glow_image", shape, alpha)])
+    return Chain([flow, *_logit("glow_image", shape, alpha)])
 
 
 def flowpp_image(
@@ -223,7 +223,7 @@ def flowpp_image(
     num_heads: int = 0,
     context_dim: int = 0,
     log_scale_bound: Bound = 3.0,
-    alpha: float = 0.05,
+    alpha: float | None = 0.05,
 ) -> Bijection:
     """Flow++: mixture-of-logistics couplings, one pass to score an image, a root search to sample.
 
@@ -244,7 +244,7 @@ def flowpp_image(
             the number of pixels.
         context_dim: the size of the context, 0 for none.
         log_scale_bound: the bound of the mixtures' log-scales.
-        alpha: the margin of the logit, between 0 and 1/2.
+        alpha: the margin of the logit, between 0 and 1/2; ``None`` for no logit layer: a flow of any real numbers.
 
     Raises:
         ValueError: for a shape that is none of an image or cannot be halved, a size below 1, heads that do not divide
@@ -296,17 +296,19 @@ def flowpp_image(
             couplings(squeezed, "channel", channels),
             Invert(Squeeze(shape)),
             couplings(shape, "checkerboard", full),
-            _logit("flowpp_image", shape, alpha),
+            *_logit("flowpp_image", shape, alpha),
         ]
     )
 
 
-def _logit(owner: str, shape: Shape, alpha: float) -> Bijection:
-    """The last layer: y = (sigmoid(x) - alpha) / (1 - 2 alpha)."""
+def _logit(owner: str, shape: Shape, alpha: float | None) -> list[Bijection]:
+    """The last layer, y = (sigmoid(x) - alpha) / (1 - 2 alpha), or none."""
+    if alpha is None:
+        return []
     if isinstance(alpha, bool) or not 0 < alpha < 0.5:
         raise ValueError(f"{owner}: alpha must be between 0 and 1/2, got {alpha!r}")
     margin = alpha / (1 - 2 * alpha)
-    return Elementwise(shape, Bounded(-margin, 1 + margin))
+    return [Elementwise(shape, Bounded(-margin, 1 + margin))]
 
 
 def _num_squeezes(owner: str, shape: Shape, num_scales: int | None, at_most: int, more_scales: int = 0) -> int:
