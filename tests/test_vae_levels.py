@@ -1,5 +1,7 @@
 """Autoencoders whose latents are images, or of several levels, in both languages."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from scipy.stats import norm
 
 import flowppl as fp
 import flowppl.numpyro as fnp
+import flowppl.pyro as fpp
 from flowppl._arrays.tree import map_tree, select
 
 SHAPE = (2, 2, 2)
@@ -48,6 +51,54 @@ def test_latents_may_be_images(lang):
     assert lang.call("reconstruct", vae, fit.params, x[:5], 3).shape == (3, 5, 9)
     assert lang.call("sample", vae, fit.params, 4).shape == (4, 9)
     assert lang.call("interpolate", vae, fit.params, x[:2], x[2:4], 4).shape == (4, 2, 9)
+
+
+def test_image_flows_of_the_registry_and_autoregressive_ones_make_posteriors():
+    shape = (1, 4, 4)
+    posterior = fp.amortized_posterior(shape, 6, "realnvp_image", alpha=None, num_flows=1, hidden_channels=4)
+    assert (posterior.y_shape, posterior.context_dim, posterior.y_support) == (shape, 6, (-np.inf, np.inf))
+    iaf = fp.amortized_posterior(shape, 6, fp.ImageAutoregressive, hidden_channels=4, num_blocks=1)
+    assert (iaf.y_shape, iaf.forward_cost) == (shape, "parallel")
+    with pytest.raises(ValueError, match="such as the logit layer of flows of images, which alpha=None leaves out"):
+        fpp.FlowVAE(abs, abs, fp.amortized_posterior(shape, 6, "realnvp_image"))
+
+
+# An autoregressive decoder
+
+
+def with_pixelcnn(lang):
+    options = {"levels": 3, "hidden_channels": 4, "num_blocks": 1, "kernel_size": 3, "context_dim": 3}
+    pixelcnn = fpp.PixelCNN if lang is Pyro else partial(fnp.PixelCNN.init, jax.random.key(1))
+    encoder, decoder = lang.networks(4, 6, 2, 3)
+    if lang is Pyro:
+        encoder = torch.nn.Sequential(torch.nn.Flatten(), encoder)
+        return fpp.FlowVAE(
+            encoder, decoder, fp.amortized_posterior(2, 6, None), likelihood=pixelcnn((1, 2, 2), **options)
+        )
+    flat = nnx.Sequential(lambda x: x.reshape(len(x), -1), encoder)
+    return fnp.FlowVAE(flat, decoder, fp.amortized_posterior(2, 6, None), likelihood=pixelcnn((1, 2, 2), **options))
+
+
+@both
+def test_a_decoder_may_be_autoregressive(lang):
+    """Of images whose numbers are all the same, which no decoder of independent pixels could tell from one draw."""
+    x = np.random.default_rng(0).integers(0, 3, (60, 1, 1, 1)).repeat(2, 2).repeat(2, 3)
+    vae = with_pixelcnn(lang)
+    fit = lang.fit(0, vae, x, num_epochs=30, batch_size=30, warm_up=0, learning_rate=0.05)
+    assert fit.losses[-1] < fit.losses[0] - 1
+    found = lang.evaluate(0, vae, fit.params, x, num_samples=50)
+    assert -4 * np.log(3) < found.log_prob < -np.log(3) + 0.05
+    drawn = lang.call("sample", vae, fit.params, 50, mean=False)
+    assert drawn.shape == (50, 1, 2, 2)
+    assert np.mean(drawn == drawn[:, :, :1, :1]) > 0.8
+    assert lang.call("reconstruct", vae, fit.params, x[:5], 3).shape == (3, 5, 1, 2, 2)
+    if lang is Pyro:
+        loss = pyro.infer.Trace_ELBO(200, vectorize_particles=True).loss(vae.model, vae.guide, vae._rows(x))
+    else:
+        assert "likelihood" in fit.params
+        objective = numpyro.infer.Trace_ELBO(200)
+        loss = objective.loss(jax.random.key(0), fit.params, vae.model, vae.guide, jnp.asarray(x))
+    assert abs(found.elbo + loss / 60) < 8 * found.elbo_se
 
 
 # Several levels
