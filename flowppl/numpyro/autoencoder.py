@@ -251,7 +251,7 @@ class Autoencoder:
 
     def _likelihood(self, z, x=None):
         """The distribution of data, such as ``x``, for each row of latents."""
-        make = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
+        make: Any = self.likelihood if callable(self.likelihood) else LIKELIHOODS[self.likelihood]
         if _has_weights(make):
             make = make._with_params(numpyro.param("likelihood", make._params))
         likelihood = make(self._output(z))
