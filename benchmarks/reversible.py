@@ -29,10 +29,19 @@ torch.set_num_threads(1)
 
 
 def glow(num_flows):
+    """Steps of Glow over vectors of 64 numbers."""
     return fp.glow(64, num_flows, hidden_dims=(256, 256)), 1024
 
 
-WORKLOADS = {"glow": glow}
+def glow_image(num_flows):
+    """Steps of Glow over images of 12 channels of 8 x 8 pixels, with networks of one residual block of 32 channels."""
+    shape = (12, 8, 8)
+    coupling = fp.ImageCoupling(shape, hidden_channels=32, num_blocks=1)
+    mix, norm = fp.Pixelwise(shape, fp.LU(12)), fp.Pixelwise(shape, fp.ActNorm(12))
+    return fp.Repeat(fp.Chain([coupling, mix, norm]), num_flows), 32
+
+
+WORKLOADS = {"glow_image": glow_image, "glow": glow}
 
 
 class Peak(TorchDispatchMode):

@@ -6,10 +6,8 @@ import contextlib
 import math
 from typing import Any
 
-import numpy as np
-
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_standard_base
-from flowppl.checks import check_sizes, did_you_mean
+from flowppl.checks import did_you_mean
 
 LIKELIHOODS = ("bernoulli", "categorical", "gaussian")
 
@@ -163,10 +161,3 @@ def check_ends(first: Any, second: Any) -> None:
     """Raise ValueError unless there are as many second ends as first ones."""
     if len(first) != len(second):
         raise ValueError(f"interpolate: first and second must be equally many, got {len(first)} and {len(second)} data")
-
-
-def path_weights(num_steps: int, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of the first and of the second end in each step of an interpolation."""
-    check_sizes("interpolate", at_least=2, num_steps=num_steps)
-    t = np.linspace(0.0, 1.0, num_steps)
-    return (np.cos(t * math.pi / 2), np.sin(t * math.pi / 2)) if spherical else (1 - t, t)

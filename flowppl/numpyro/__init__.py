@@ -26,6 +26,15 @@ from flowppl.numpyro.image_layers import (
     Squeeze,
 )
 from flowppl.numpyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image
+from flowppl.numpyro.latent_space import (
+    AnomalyScores,
+    anomaly_scores,
+    attribute_direction,
+    edit,
+    inpaint,
+    interpolate,
+    interpolate_four,
+)
 from flowppl.numpyro.layers import (
     Autoregressive,
     Coupling,
@@ -71,6 +80,7 @@ __all__ = [
     "LU",
     "QR",
     "ActNorm",
+    "AnomalyScores",
     "AutoFlow",
     "AutoLocalFlow",
     "Autoregressive",
@@ -113,7 +123,10 @@ __all__ = [
     "VAEFit",
     "Wrap",
     "annealed",
+    "anomaly_scores",
+    "attribute_direction",
     "diagnose",
+    "edit",
     "evaluate_density",
     "evaluate_vae",
     "fit",
@@ -127,6 +140,9 @@ __all__ = [
     "householder",
     "householder_sylvester",
     "iaf",
+    "inpaint",
+    "interpolate",
+    "interpolate_four",
     "linear_annealing",
     "log_weights",
     "maf",

@@ -20,9 +20,9 @@ from flowppl.autoencoders.model import (
     check_ends,
     check_output,
     num_event_axes,
-    path_weights,
 )
 from flowppl.bijections.contract import Bijection
+from flowppl.inference.latent_space import path_weights
 from flowppl.numpyro.transforms import check_key
 
 LIKELIHOODS: dict[str, Callable] = {

@@ -25,6 +25,15 @@ from flowppl.pyro.image_layers import (
     Squeeze,
 )
 from flowppl.pyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image
+from flowppl.pyro.latent_space import (
+    AnomalyScores,
+    anomaly_scores,
+    attribute_direction,
+    edit,
+    inpaint,
+    interpolate,
+    interpolate_four,
+)
 from flowppl.pyro.layers import (
     Autoregressive,
     Coupling,
@@ -70,6 +79,7 @@ __all__ = [
     "LU",
     "QR",
     "ActNorm",
+    "AnomalyScores",
     "AutoFlow",
     "AutoLocalFlow",
     "Autoregressive",
@@ -112,7 +122,10 @@ __all__ = [
     "VAEFit",
     "Wrap",
     "annealed",
+    "anomaly_scores",
+    "attribute_direction",
     "diagnose",
+    "edit",
     "evaluate_density",
     "evaluate_vae",
     "fit",
@@ -125,6 +138,9 @@ __all__ = [
     "householder",
     "householder_sylvester",
     "iaf",
+    "inpaint",
+    "interpolate",
+    "interpolate_four",
     "linear_annealing",
     "log_weights",
     "maf",

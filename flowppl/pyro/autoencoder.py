@@ -13,7 +13,8 @@ import pyro.distributions as dist
 import torch
 
 from flowppl.autoencoders.data import as_data, check_data, check_inputs
-from flowppl.autoencoders.model import check_ends, check_output, num_event_axes, path_weights
+from flowppl.autoencoders.model import check_ends, check_output, num_event_axes
+from flowppl.inference.latent_space import path_weights
 
 LIKELIHOODS: dict[str, Callable] = {
     "bernoulli": lambda output: dist.Bernoulli(logits=output, validate_args=False),
