@@ -449,3 +449,16 @@ def test_an_evaluation_has_the_truth_within_its_errors(language, rng):
         evaluate(language, square_flow(language), y)
     with pytest.raises(TypeError, match=r"flow must be one of flowppl\.\w+, .*PixelCNN, got Elementwise"):
         evaluate(language, fp.Elementwise(2, fp.Sigmoid()), y)
+
+
+@both
+def test_the_flows_are_saved_and_others_are_told(language, tmp_path):
+    dequantized = square_flow(language, fp.realnvp(2, num_flows=1, hidden_dims=4, context_dim=2))
+    for name in ("flow", "noise"):
+        fp.save(tmp_path / name, getattr(dequantized, name))
+    flow, noise = (fp.load(tmp_path / name, backend=language) for name in ("flow", "noise"))
+    again = ADAPTERS[language].Dequantized(flow, 3, noise)
+    found, expected = (log_weights(language, each, PAIRS, 1) for each in (again, dequantized))
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(TypeError, match="got Dequantized; save its flow and its noise"):
+        fp.save(tmp_path / "whole", dequantized)

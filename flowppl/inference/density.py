@@ -21,7 +21,9 @@ from flowppl.inference.epochs import Epochs, hold_out
 
 INIT_ROWS = 4096  # of the training data, for layers that start from data
 LEARNING_RATE = 3e-3  # unless one is given
-FAR = 20.0  # standard deviations of the base, from which a fit of usual length does not come near
+# A MAF of a curved density in 2-D, fitted in 100 epochs, ends 0.4 nat worse 10 standard deviations away, 1.5 at 40, and
+# 0.2 worse from a spread of 1/30.
+FAR, FAR_SPREAD = 10.0, 20.0
 
 Rows = tuple[Array, Array | None]  # x and its context
 
@@ -216,7 +218,7 @@ def warn_of_far_data(x: Array, loc: Any, scale: Any) -> None:
     """
     loc, scale = np.abs(np.asarray(loc, dtype=float)), np.asarray(scale, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        is_far = (loc > FAR * np.maximum(scale, 1)) | (scale < 1 / FAR) | (scale > FAR)
+        is_far = (loc > FAR * np.maximum(scale, 1)) | (scale < 1 / FAR_SPREAD) | (scale > FAR_SPREAD)
     is_far &= np.isfinite(loc + scale)  # an event at the very end of an interval is taken to infinity
     if not is_far.any():
         return

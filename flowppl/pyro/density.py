@@ -86,7 +86,7 @@ def fit_density(
     A density needs data that vary continuously: columns that do not vary are refused, and a warning names those whose
     values repeat, such as counts and pixels. Integers are fitted by :class:`Dequantized`, whose noise is new at every
     step, and of which q is the bound; the noise of the validation loss is the same in all epochs. Data on which the
-    flow starts far off, more than 20 standard deviations or a spread beyond 1/20 to 20, are warned of.
+    flow starts far off, more than 10 standard deviations or a spread beyond 1/20 to 20, are warned of.
 
     With ``ema_decay`` the weights that are validated, and kept, are an average over all steps, the last steps most: of
     step s of t it has the weight :math:`\mathrm{ema\_decay}^{t-s}`, divided by the sum of all.

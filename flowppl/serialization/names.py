@@ -84,6 +84,7 @@ CLASSES: dict[str, type] = {
 BASES = {
     "Normal": ("loc", "scale"),
     "Laplace": ("loc", "scale"),
+    "Logistic": ("loc", "scale"),
     "Cauchy": ("loc", "scale"),
     "StudentT": ("df", "loc", "scale"),
     "Uniform": ("low", "high"),

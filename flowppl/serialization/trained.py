@@ -299,9 +299,14 @@ def _kind_of(trained):
         for kind, name in KINDS.items():
             if adapter is not None and isinstance(trained, getattr(adapter, name)):
                 return backend, kind
+    advice = {
+        "Dequantized": "save its flow and its noise, both a Flow, and make Dequantized(flow, levels, noise) of them",
+        "PixelCNN": "save the state_dict or params, or pickle it",
+    }
     raise TypeError(
         "expected a Flow or FlowTransform, an AutoFlow or a Fit of flowppl.pyro or flowppl.numpyro, got "
-        f"{type(trained).__name__}; of a guide, save the state_dict or params, or pickle it"
+        f"{type(trained).__name__}; "
+        + advice.get(type(trained).__name__, "of a guide, save the state_dict or params, or pickle it")
     )
 
 
