@@ -345,7 +345,10 @@ def ranks(
         ax.stairs(counts, edges, fill=True, color=ORANGE if name in faults else BLUE, alpha=0.7)
         ax.stairs(number * np.diff(edges) / size, edges, baseline=None, color="black", linewidth=1)
         ax.set_title(f"{name}: {faults[name]}" if name in faults else name, fontsize="medium")
-        ax.set(xlim=(0, size), xlabel=f"rank among {size - 1} draws", ylabel="simulations")
+        # An axis of the user's own figure may have no place in a grid.
+        is_outer = ax.get_subplotspec() is None or ax.get_subplotspec().is_first_col()
+        label = "simulations" if is_outer else ""
+        ax.set(xlim=(0, size), xlabel=f"rank among {size - 1} draws", ylabel=label)
         ax.xaxis.set_major_locator(pyplot.MaxNLocator(4, integer=True))
         ax.yaxis.set_major_locator(pyplot.MaxNLocator(4, integer=True))
         _finish(ax)

@@ -413,6 +413,27 @@ def test_a_compiled_fit_is_compiled_once():
     assert isinstance(site["value"], jax.core.Tracer)
 
 
+def test_fits_of_the_package_are_compiled_once():
+    """For the second data set the model is hardly run again, and the fit is what it is alone."""
+    calls, found = [], []
+
+    def model(y):
+        calls.append(None)
+        conjugate(InNumPyro, y)
+
+    def fit(*known):
+        before = len(calls)
+        result = flowppl.numpyro.fit(*known, num_steps=100, progress=False)
+        found.append((len(calls) - before, known, result.elbo))
+        return result
+
+    InNumPyro.sbc(model, jnp.asarray(Y), fit=fit, num_simulations=2)
+    (first, *_), (second, known, elbo) = found
+    assert second < first / 2
+    assert flowppl.numpyro.fit(*known, num_steps=100, progress=False).elbo == pytest.approx(elbo, abs=1e-4)
+    assert abs(found[0][2] - elbo) > 1e-3  # the data differ
+
+
 def test_data_observed_in_a_loop_have_to_be_left_out():
     """Each would be drawn after the old one before it."""
     seen = []

@@ -21,7 +21,7 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl.inference import convergence
-from flowppl.inference.chains import Walker, plan, walk
+from flowppl.inference.chains import Walker, WideNormal, plan, walk
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -382,6 +382,28 @@ def test_a_tail_that_is_never_proposed_is_told(lang):
 
     chains = lang.result(guide, model).mcmc(1000, progress=False)
     assert chains.verdict != "good"
+
+
+def test_tails_that_the_guide_misses_are_proposed_by_a_wider_one(lang):
+    def model():
+        lang.ppl.sample("z", lang.dist.StudentT(3.0, lang.array(np.zeros(1)), 1.0).to_event(1))
+
+    result = wide(lang, model, scale=1.0)
+    chains = result.mcmc(2000, nuts=False, progress=False, **lang.reseeded(2))
+    assert chains.walk.k_hat < 0.5  # of normal proposals it is 1 and more
+    assert chains.verdict == "good"
+    z = np.asarray(chains.draws["z"]).ravel()
+    for level in (0.005, 0.05, 0.5, 0.95, 0.995):
+        error = math.sqrt(level * (1 - level) / 1000)
+        assert abs(np.mean(z < stats.t.ppf(level, 3)) - level) < 5 * error
+
+
+def test_wide_proposals_have_the_density_that_they_say(rng):
+    grid = np.linspace(-60, 60, 24_001)[:, None]
+    density = np.exp(WideNormal(1).log_prob(grid))
+    assert density.sum() * 0.005 == pytest.approx(1, abs=1e-6)
+    draws = WideNormal(1).sample(40_000, rng)[:, 0]
+    assert stats.kstest(draws, lambda x: np.interp(x, grid[:, 0], np.cumsum(density) * 0.005)).pvalue > 1e-3
 
 
 def test_few_draws_are_told(lang):

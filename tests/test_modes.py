@@ -478,6 +478,9 @@ def test_a_guide_of_one_mode_is_not_called_good(language):
     assert f"about {check.search.missing:.0%} of the mass, is not in the guide" in check.advice
     assert result.k_hat < 0.5  # which says nothing of it
     assert all(each.verdict != "good" for each in result.checks)
+    with pytest.warns(RuntimeWarning, match="not to be trusted: Another mode"):
+        result.resample(10, num_proposals=100)
+    assert result.diagnose(200, search=False).search is None
     chains = result.mcmc(500, num_chains=2, num_warmup=10, nuts=False, progress=False)
     assert chains.r_hat < 1.01  # the chains agree, as all of them stay in the mode
     assert chains.verdict == "do not trust"
@@ -497,6 +500,25 @@ def test_diagnose_looks_for_modes_that_the_guide_does_not_have():
     assert found.verdict == "do not trust"
     assert found.search.num_modes == 2
     assert fpp.diagnose(pyro_two, guide, search=False).search is None
+
+
+def test_a_random_density_is_not_searched_and_that_is_told():
+    def model(x):
+        mu = numpyro.sample("mu", ndist.Normal(0.0, 5.0))
+        with numpyro.plate("data", 8, subsample_size=4) as rows:
+            numpyro.sample("x", ndist.Normal(mu, 1.0), obs=x[rows])
+
+    with pytest.warns(RuntimeWarning, match="no modes were searched for"):
+        result = fnp.fit(jax.random.key(0), model, jnp.arange(8.0), num_modes=3, num_steps=100, progress=False)
+    assert result.history.check.search is None
+
+    def same(x):
+        mu = pyro.sample("mu", pdist.Normal(0.0, 5.0))
+        with pyro.plate("data", 8, subsample_size=4) as rows:
+            pyro.sample("x", pdist.Normal(mu, 1.0), obs=x[rows])
+
+    with pytest.warns(RuntimeWarning, match="num_modes=3 has no effect"):
+        fpp.fit(same, torch.arange(8.0), num_modes=3, num_steps=100, progress=False)
 
 
 def test_svi_trains_a_guide_of_several_modes():

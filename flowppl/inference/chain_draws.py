@@ -90,6 +90,12 @@ class ChainsBase(abc.ABC):
         """Print the verdict and a table of all coordinates of the latents."""
         print(self._table(len(self._rows)))
 
+    def _samples(self, group_by_chain: bool) -> dict[str, Any]:
+        """The draws, with an axis for the chains or with one chain after the other."""
+        if group_by_chain:
+            return dict(self.draws)
+        return {name: value.reshape(-1, *value.shape[2:]) for name, value in self.draws.items()}
+
     @cached_property
     def _rows(self) -> dict[str, dict[str, float]]:
         rows: dict[str, dict[str, float]] = {}
@@ -137,7 +143,7 @@ class ChainsBase(abc.ABC):
         limit = k_hat_threshold(NUM_PLANNED)
         if not self.nuts and self.walk.k_hat > limit:
             return "bulk only", (
-                f"Means and central intervals can be used, but the guide proposes its rare draws far too seldom (k-hat "
+                "Means and central intervals can be used, but the rarest places are proposed far too seldom (k-hat "
                 f"{self.walk.k_hat:.2f}, limit {limit:.2f}), so the tails need far longer chains: {helps}."
             )
         known = "a mode that it never visits would not show" if search is None else str(search)

@@ -14,6 +14,10 @@ jumps between distant places, and NUTS finds what the guide misses nearby. NUTS 
 where the posterior looks like a standard normal as far as the guide is right. Its step size and its mass matrix are
 fitted in a warm-up that is thrown away, together with the effect of the start.
 
+Where the guide's weights have a heavy tail, as in the neck of a funnel, chains would seldom go to places that it hardly
+draws, and their agreement would not show that. A quarter of the proposals then comes from a wider guide, the same flow
+for noise of heavy tails (:func:`flowppl.inference.gaussians.widened`), and q is the density of both together.
+
 References:
     Tierney: Markov Chains for Exploring Posterior Distributions, 1994. Parno, Marzouk: Transport Map Accelerated Markov
     Chain Monte Carlo, 2018, arXiv 1412.5492. Hoffman, Sountsov, Dillon, Langmore, Tran, Vasudevan: NeuTra-lizing Bad
@@ -24,15 +28,19 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+from flowppl._arrays.namespace import Array, namespace
 from flowppl.checks import check_sizes, describe
 from flowppl.inference.convergence import effective_draws
+from flowppl.inference.gaussians import wide_ratio, widened
 from flowppl.inference.importance import k_hat, weigh
+from flowppl.inference.losses import standard_log_prob
 from flowppl.progress import progress_bar
 
 NUM_PLANNED = 4000  # draws of the guide by which the chains are planned
@@ -41,6 +49,7 @@ MAX_UNMOVED = 0.1  # the share of draws that may be what the draw before was
 MAX_PROPOSALS = 50  # for each draw,
 MAX_BESIDE_NUTS = 8  # and for each transition of NUTS, which costs about as much as these
 MAX_K_HAT = 0.5  # above it the mean of w over the posterior is infinite, and so is the variance of a chain's means
+WIDE_SHARE, WIDEST = 0.25, 5.0  # of the proposals, and their largest scale, where k-hat is above that
 MIN_SHARE = 0.3  # of the draws that are effective, below which NUTS helps
 
 Points = dict[str, np.ndarray]
@@ -68,6 +77,10 @@ class Walker(Protocol):
     """What an adapter does for :func:`walk`: points are arrays by name, with a leading axis for several."""
 
     can_run_nuts: bool
+    can_widen: bool = False
+
+    def widen(self) -> None:
+        """Take a part of the proposals from a wider guide from now on, if that can be."""
 
     def propose(self) -> tuple[Points, np.ndarray]:
         """Some draws of the guide, as many each time, and their log weights."""
@@ -77,6 +90,28 @@ class Walker(Protocol):
 
     def move(self, points: Points) -> tuple[Points, np.ndarray]:
         """A transition of NUTS from each point, and the log weights there."""
+
+
+class WideNormal:
+    """Standard normal noise, a quarter of it of heavy tails.
+
+    Args:
+        dim: the number of coordinates.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def sample(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        """So many draws."""
+        wide, _ = widened((num, self.dim), rng, WIDEST)
+        return np.where(rng.random((num, 1)) < WIDE_SHARE, wide, rng.standard_normal((num, self.dim)))
+
+    def log_prob(self, noise: Array) -> Array:
+        """The log density at each row of an array of any library."""
+        ratio, xp = wide_ratio(noise, WIDEST), namespace(noise)
+        parts = xp.stack([xp.zeros_like(ratio) + math.log(1 - WIDE_SHARE), ratio + math.log(WIDE_SHARE)])
+        return standard_log_prob(noise) + xp.logsumexp(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +124,7 @@ class Walk:
         num_proposals: how many there were for each draw.
         nuts: whether NUTS took part.
         can_run_nuts: whether it can.
-        k_hat: that of the guide's log weights.
+        k_hat: that of the log weights of the proposals.
     """
 
     points: Points
@@ -137,6 +172,11 @@ def walk(
             "see what diagnose() says"
         )
     shape = k_hat(trial_weights[np.isfinite(trial_weights)])
+    if shape > MAX_K_HAT and walker.can_widen:
+        walker.widen()
+        take = _stream(walker.propose)
+        trials, trial_weights = take(max(NUM_PLANNED, 100 * num_chains))
+        shape = k_hat(trial_weights[np.isfinite(trial_weights)])
     needed = plan(trial_weights)[1]
     num_warmup = NUM_WARMUP if num_warmup is None else num_warmup
 

@@ -12,6 +12,7 @@ from flowppl.inference.comparison import MAX_MISSED, MAX_MOMENT_ERROR, Compariso
 from flowppl.inference.importance import (
     MIN_BATCH,
     MIN_MARGINAL,
+    NUM_BATCHES,
     as_weights,
     batch_size,
     coordinates,
@@ -282,7 +283,7 @@ class Diagnosis:
 
 
 def diagnose(
-    log_weights, *, num_batches: int = 10, round_trip_error: float | None = None, draws=None, reference=None
+    log_weights, *, num_batches: int = NUM_BATCHES, round_trip_error: float | None = None, draws=None, reference=None
 ) -> Diagnosis:
     r"""Say whether a guide can be trusted, from the importance weights of its draws.
 

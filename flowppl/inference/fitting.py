@@ -35,7 +35,6 @@ logger = logging.getLogger("flowppl")
 BLOCK = 64  # particles at a time: a compiler then needs one program for rounds of any number of particles
 CHUNK = 100  # steps between two looks at the clock
 NUM_CHECKS = 16_384  # draws by which a round is judged
-CHECK_BATCHES = 4
 MAX_POWER = 0.5
 MAX_STRETCH = 1.5
 WARM_UP = 50
@@ -219,7 +218,7 @@ def _mean_loss(rows) -> float:
 
 def _judge(trainer) -> tuple[Diagnosis, int]:
     """The judgement on the best of the restarts, and its index."""
-    checks = [diagnose(row, num_batches=CHECK_BATCHES) for row in trainer.log_weights()]
+    checks = [diagnose(row) for row in trainer.log_weights()]
     if trainer.is_subsampled:  # the weights carry the noise of the batches, and tell no more than the ELBO
         nan = math.nan
         checks = [
@@ -303,6 +302,17 @@ def warn_of_slowness(obstacle: str) -> None:
     )
 
 
+def warn_of_no_search(num_modes: int | str | None) -> None:
+    """Warn that no modes were searched for, if a number of them was asked for."""
+    if num_modes is not None:
+        warnings.warn(
+            "fit: no modes were searched for, as the log density of this model is random, such as by a subsample of "
+            f"its data. num_modes={num_modes!r} has no effect: the guide has one mode, and others would not show",
+            RuntimeWarning,
+            stacklevel=_level_of_caller(),
+        )
+
+
 def choose_rounds(
     default: tuple[Round, ...], num_steps: int | None, num_particles: int | None, learning_rate: float | None
 ) -> tuple[Round, ...]:
@@ -373,6 +383,13 @@ class FitBase(abc.ABC):
     def checks(self) -> tuple[Diagnosis, ...]:
         """What the importance weights said at the start and after each round."""
         return self.history.checks
+
+    def _warn_of_missing_modes(self) -> None:
+        """Warn where a correction cannot bring back what is known to be missing."""
+        search = None if self.history is None else self.history.check.search
+        if search is not None and search.fault:
+            message = f"the resampled draws are not to be trusted: {search.fault}"
+            warnings.warn(message, RuntimeWarning, stacklevel=_level_of_caller())
 
     @abc.abstractmethod
     def sample(self, *args, **kwargs) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+NUM_BATCHES = 4  # over which a guide's k-hat is the median, in the rounds of a fit as in diagnose
 MIN_BATCH = 25  # fewer draws have no tail to speak of
 MIN_MARGINAL = 100  # fewer are too few for the tail of a marginal
 LEAST_SHARE = 1e-12  # in the place of zero, of which there is no logarithm
@@ -19,7 +20,8 @@ def k_hat(log_weights, num_batches: int = 1) -> float:
 
     Weights :math:`w = p(x, z) / q(z)` of draws from the guide q have a heavy tail where q misses mass of the posterior.
     Up to :func:`k_hat_threshold` estimates corrected by the weights are reliable; above they are not to be trusted. The
-    value for one batch is noisy (by 0.1 to 0.2 for a funnel), so judge by the median of many.
+    value for one batch is noisy (by 0.1 to 0.2 for a funnel), and small batches do not see far into a tail: ``fit`` and
+    ``diagnose`` take the median of 4.
 
     Args:
         log_weights: an array of log weights, log p(x, z) - log q(z), one for each draw.

@@ -24,6 +24,7 @@ from flowppl.inference.simulation import (
 from flowppl.numpyro.diagnostics import is_guide
 from flowppl.numpyro.enumeration import is_summed_out
 from flowppl.numpyro.fit import fit as default_fit
+from flowppl.numpyro.target import shared_programs
 from flowppl.numpyro.transforms import check_key, numpy_rng
 
 
@@ -45,9 +46,9 @@ def sbc(
     draws of the guide. If the guides are the posteriors, all ranks are equally probable; otherwise their histogram
     shows what is wrong: see :class:`flowppl.diagnostics.Calibration`, and :func:`flowppl.plotting.ranks` for pictures.
 
-    Each simulation costs a fit. ``fit`` of this package compiles its programs anew for each data set, some seconds to
-    ten, and trains for as long as the data need. A function of your own that is compiled with its arguments, as in the
-    second example, is compiled once for all of them.
+    Each simulation costs a fit. ``fit`` of this package compiles its programs once for all of them, unless a posterior
+    has several modes, and trains for as long as the data need. So is a function of your own that is compiled with its
+    arguments, as in the second example.
 
     Args:
         rng_key: determines the simulations and the fits.
@@ -128,8 +129,11 @@ def sbc(
         latents = {name: values[name] for name in sites.latents if name not in data}
         return Simulation(latents, {n: values[n] for n in sites.deterministic}, {n: values[n] for n in data})
 
+    programs: dict[Any, Any] = {}
+
     def fitted(index, simulation):
-        return chosen_fit(jax.random.fold_in(fit_key, index), on_data, simulation.data, *args, **kwargs)
+        with shared_programs(programs):
+            return chosen_fit(jax.random.fold_in(fit_key, index), on_data, simulation.data, *args, **kwargs)
 
     return calibrate(
         simulate,

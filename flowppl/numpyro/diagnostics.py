@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -19,7 +20,8 @@ from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
-from flowppl.inference.outside import GuideDensity, look_outside
+from flowppl.inference.outside import SEARCH_SECONDS, GuideDensity, look_outside
+from flowppl.inference.starts import search_until
 from flowppl.numpyro.enumeration import is_summed_out, log_joint, nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.predictive import with_deterministic
@@ -77,7 +79,7 @@ def diagnose(
     params: Mapping[str, Any],
     *args: Any,
     num_samples: int = 10_000,
-    num_batches: int = 10,
+    num_batches: int = 4,
     chunk_size: int = 1000,
     reference: Mapping[str, Any] | None = None,
     search: bool = True,
@@ -98,7 +100,8 @@ def diagnose(
         chunk_size: how many draws are computed at a time.
         reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
         search: whether to search for modes that an :class:`AutoFlow` does not have, see
-            :mod:`flowppl.inference.modes`; it takes some seconds.
+            :mod:`flowppl.inference.modes`; it takes some
+            seconds, and half a minute at the most.
 
     Returns:
         A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
@@ -294,7 +297,8 @@ def _look_outside(check, rng_key, model, guide, params, args, kwargs):
     """The judgement with what a search for modes says of it, unless the density is random."""
     target = Target(guide, args, kwargs, model)
     rng = numpy_rng(rng_key)
-    modes = search_modes(target, guide.latent_dim, rng)
+    with search_until(time.monotonic() + SEARCH_SECONDS):
+        modes = search_modes(target, guide.latent_dim, rng)
     if modes is None:
         return check
     transforms, posterior = guide._transforms(params), guide.get_posterior(params)

@@ -17,14 +17,14 @@ from numpyro.infer import NUTS
 from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
 from flowppl.inference.chain_draws import ChainsBase
-from flowppl.inference.chains import Walker, check_options, walk
+from flowppl.inference.chains import Walker, WideNormal, check_options, walk
 from flowppl.inference.inference_data import convert
 from flowppl.numpyro.diagnostics import _drawer, model_plates
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.predictive import with_deterministic
 from flowppl.numpyro.target import Target
-from flowppl.numpyro.transforms import numpy_rng
+from flowppl.numpyro.transforms import default_dtype, numpy_rng
 
 if TYPE_CHECKING:
     from flowppl.numpyro.fit import Fit
@@ -80,9 +80,7 @@ class Chains(ChainsBase):
             For each latent site, and each deterministic one, an array ``(num_chains * num_samples, ...)``, the chains
             one after the other, or ``(num_chains, num_samples, ...)``.
         """
-        if group_by_chain:
-            return dict(self.draws)
-        return {name: value.reshape(-1, *value.shape[2:]) for name, value in self.draws.items()}
+        return self._samples(group_by_chain)
 
     def to_arviz(
         self,
@@ -188,8 +186,9 @@ class _InSpace(Walker):
         self._target = Target(fit.guide, args, kwargs, model)
         self._target._nesting  # noqa: B018  # looked up once, outside of programs
         self._chart, self._proposal = self._find_space(fit.guide, fit.params)
+        self.can_widen = len(fit.guide._transforms(fit.params)) == 1
         self._evaluate = jax.jit(self._evaluated)
-        self._sample = jax.jit(lambda key: self._proposal.sample(key, (chunk_size,)))
+        self._sample: Any = jax.jit(lambda key: self._proposal.sample(key, (chunk_size,)))
 
     def _find_space(self, guide, params):
         """The map from the space to the vector of latents, and the distribution of the guide's draws in the space."""
@@ -200,6 +199,12 @@ class _InSpace(Walker):
         scale = jnp.linalg.cholesky(jnp.cov(draws.T).reshape(guide.latent_dim, -1))
         chart = dist.transforms.LowerCholeskyAffine(draws.mean(axis=0), scale)
         return chart, dist.TransformedDistribution(posterior, chart.inv)
+
+    def widen(self):
+        self._key, key = jax.random.split(self._key)
+        rng, wide = numpy_rng(key), WideNormal(self._guide.latent_dim)
+        self._proposal, self._evaluate = wide, jax.jit(lambda x: self._evaluated(x))
+        self._sample = lambda _: wide.sample(self._num, rng).astype(default_dtype())
 
     def _log_density(self, x):
         """The log density of the model in the space, at one point."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from functools import cache, cached_property
+import contextvars
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -42,6 +43,23 @@ def _known_options(backend: str) -> dict[str, Any] | None:
     return known
 
 
+_shared: contextvars.ContextVar[dict[Any, Any] | None] = contextvars.ContextVar("shared", default=None)
+
+
+@contextlib.contextmanager
+def shared_programs(programs: dict[Any, Any]) -> Iterator[None]:
+    """In here fits of one model, whose first argument is a dict of data, compile once for data of one shape.
+
+    Args:
+        programs: where they are kept; empty at first.
+    """
+    token = _shared.set(programs)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 class Target:
     """The log density of a model, as a function of the vector that an ``AutoFlow`` guide draws.
 
@@ -70,6 +88,29 @@ class Target:
         with handlers.block(), numpyro.validation_enabled(False) if self._is_checked else contextlib.nullcontext():
             self._is_checked = True
             return log_joint(model, self._args, self._kwargs, values, nesting)[0] + log_det
+
+    def program(self, name: Any, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """A compiled function that uses this density, under a name that tells it from others of the same model."""
+        programs = _shared.get()
+        if programs is None or not self._args or not isinstance(self._args[0], dict):
+            return jit(function, **options)
+        data, *rest = self._args
+        # All but the data are constants of the program: another object is another program.
+        constants = jax.tree.leaves((rest, self._kwargs))
+        key = name, self._model, tuple(map(id, constants))
+        if key not in programs:
+            self._nesting  # noqa: B018  # looked up once, outside of programs
+
+            def of_data(data, *args):
+                known, self._args = self._args, (data, *self._args[1:])
+                try:
+                    return function(*args)
+                finally:
+                    self._args = known
+
+            static = {"static_argnums": options["static_argnums"] + 1} if options else {}
+            programs[key] = jit(of_data, **static), constants
+        return partial(programs[key][0], data)
 
     @cached_property
     def _nesting(self) -> int | None:
@@ -139,7 +180,8 @@ class Target:
                 {name: biject_to(support).inv(trace[name]["value"]) for name, support in supports.items()}
             )
 
-        return _to_numpy(jit(jax.vmap(lambda seed: draw(as_key(seed))))(seeds(rng, num)))
+        drawn = self.program("prior", jax.vmap(lambda seed: draw(as_key(seed))))
+        return _to_numpy(drawn(seeds(rng, num)))
 
     def hessian_products(self, point: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """The products of the Hessian and each row of ``vectors``."""
@@ -147,26 +189,26 @@ class Target:
 
     @cached_property
     def _log_probs(self):
-        return jit(jax.vmap(lambda z, seed: self.log_prob(z, as_key(seed)), (0, None)))
+        return self.program("log_probs", jax.vmap(lambda z, seed: self.log_prob(z, as_key(seed)), (0, None)))
 
     @cached_property
     def _derivatives(self):
-        return jit(lambda z: (jax.grad(self._at_rest)(z), jax.hessian(self._at_rest)(z)))
+        return self.program("derivatives", lambda z: (jax.grad(self._at_rest)(z), jax.hessian(self._at_rest)(z)))
 
     @cached_property
     def _value_and_gradient(self):
-        return jit(jax.value_and_grad(self._at_rest))
+        return self.program("value", jax.value_and_grad(self._at_rest))
 
     @cached_property
     def _values_and_gradients(self):
-        return jit(jax.vmap(jax.value_and_grad(self._at_rest)))
+        return self.program("values", jax.vmap(jax.value_and_grad(self._at_rest)))
 
     @cached_property
     def _hessian_products(self):
         def products(z, vectors):
             return jax.vmap(lambda vector: jax.jvp(jax.grad(self._at_rest), (z,), (vector,))[1])(vectors)
 
-        return jit(products)
+        return self.program("products", products)
 
     def _at_rest(self, z):
         return self.log_prob(z, as_key(np.zeros(2, dtype=np.uint32)))

@@ -40,7 +40,7 @@ from flowppl.numpyro.target import jit
 from flowppl.numpyro.transforms import _constants, as_key, default_dtype, numpy_rng, seeds
 
 MANY = 2**24  # numbers drawn at a time
-JUDGE_SECONDS = 5.0  # after which no more draws are judged: so many that they hardly count on a busy machine
+BUSY_SECONDS = 5.0  # after which no more draws are judged: so many that they hardly count on a busy machine
 
 
 class _Trainer(abc.ABC):
@@ -55,13 +55,17 @@ class _Trainer(abc.ABC):
     def __init__(self, starts, key, optimizer, clip_norm):
         self.set(jax.tree.map(lambda *leaves: np.stack(leaves), *starts))
         self.rng = numpy_rng(key)
-        self.has_rate = has_rate(optimizer)
+        self.has_rate, self._settings = has_rate(optimizer), (optimizer, clip_norm)
         self.own = make_optimizer("adam" if self.has_rate else optimizer, clip_norm, eps=1e-4)
         self.optimizer = make_optimizer(optimizer, clip_norm) if self.has_rate else self.own
         self.state, self.was_affine = None, False
         self.pace = 1  # steps in one call of the program
-        self._run = jit(_over_restarts(self._steps, 3), static_argnums=6)
-        self._weigh = jit(_over_restarts(self._log_weights, 2))
+        self._run = self._program("steps", _over_restarts(self._steps, 3), static_argnums=6)
+        self._weigh = self._program("weights", _over_restarts(self._log_weights, 2))
+
+    def _program(self, name, function, **options):
+        """A compiled function."""
+        return jit(function, **options)
 
     @abc.abstractmethod
     def _draws(self, num_steps, num_blocks, stretches) -> Any:
@@ -192,6 +196,9 @@ class PathTrainer(_Trainer):
         self._affine = affine_part(self.trained, jax.tree.map(np.asarray, self._tree(starts[0])))
         super().__init__(starts, key, optimizer, clip_norm)
 
+    def _program(self, name, function, **options):
+        return self.target.program((name, self.bijection, *self._settings), function, **options)
+
     def constrained(self, params):
         return {f"{self.guide.prefix}_flow": params}
 
@@ -278,6 +285,9 @@ class MixtureTrainer(PathTrainer):
         self._shape = self.num_parts, particles_of_part(self.num_parts)
         super().__init__(guide, target, starts, key, optimizer, clip_norm)
         self._affine = affine_part(self.bijection, self._tree(jax.tree.map(np.asarray, starts[0])))
+
+    def _program(self, name, function, **options):
+        return jit(function, **options)  # of a number of parts, and of what is near each, that the data tell
 
     def _tree(self, params):
         """The weights of the first part; all have flows alike."""
@@ -417,7 +427,7 @@ def in_time(draw, num_draws, batch_size) -> np.ndarray:
     """What ``draw`` gives, in batches: ``num_draws`` of them, or as many as a judgement has time for."""
     batches = [np.asarray(draw(batch_size))]
     begin = time.monotonic()  # the time of the first is the compiler's
-    while len(batches) * batch_size < num_draws and time.monotonic() - begin <= JUDGE_SECONDS:
+    while len(batches) * batch_size < num_draws and time.monotonic() - begin <= BUSY_SECONDS:
         batches.append(np.asarray(draw(batch_size)))
     return np.concatenate(batches, axis=-1)
 

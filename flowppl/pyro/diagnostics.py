@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
 from flowppl.inference.losses import standard_log_prob
-from flowppl.inference.outside import GuideDensity, look_outside
+from flowppl.inference.outside import SEARCH_SECONDS, GuideDensity, look_outside
+from flowppl.inference.starts import search_until
 from flowppl.pyro._host import one_at_a_time
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
 from flowppl.pyro.guides import AutoFlow
@@ -76,7 +78,7 @@ def diagnose(
     guide: Callable[..., Any],
     *args: Any,
     num_samples: int = 10_000,
-    num_batches: int = 10,
+    num_batches: int = 4,
     chunk_size: int = 1000,
     reference: Mapping[str, Any] | None = None,
     search: bool = True,
@@ -95,7 +97,8 @@ def diagnose(
         chunk_size: how many draws are computed at a time.
         reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
         search: whether to search for modes that an :class:`AutoFlow` does not have, see
-            :mod:`flowppl.inference.modes`; it takes some seconds.
+            :mod:`flowppl.inference.modes`; it takes some
+            seconds, and half a minute at the most.
 
     Returns:
         A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
@@ -345,7 +348,8 @@ def _look_outside(check, model, guide, args, kwargs):
     like = guide.get_posterior(*args, **kwargs).sample()
     target = Target(guide, args, kwargs, like, model)
     rng = numpy_rng()
-    modes = search_modes(target, len(like), rng)
+    with search_until(time.monotonic() + SEARCH_SECONDS):
+        modes = search_modes(target, len(like), rng)
     if modes is None:
         return check
 

@@ -25,6 +25,7 @@ from flowppl.inference.fitting import (
     choose_rounds,
     time_limit,
     train,
+    warn_of_no_search,
     warn_of_slowness,
 )
 from flowppl.inference.guides import FlowChoice, path_flow
@@ -130,7 +131,12 @@ class Fit(FitBase):
 
         Returns:
             For each latent site, and each deterministic one, a tensor of shape ``(num_samples, ...)``.
+
+        Warns:
+            RuntimeWarning: if the weights are too uneven for a correction, or a search found modes that are not in the
+                guide, which no weights bring back.
         """
+        self._warn_of_missing_modes()
         args, kwargs = self.arguments
         known: Any = partial(resample, self._own_model, self.guide, *args, **kwargs)
         return known(num_samples=num_samples, num_proposals=num_proposals, chunk_size=chunk_size)
@@ -152,7 +158,8 @@ class Fit(FitBase):
         A chain at z takes a draw z' of the guide q and goes there with probability min(1, w(z') / w(z)), where
         w(z) = p(x, z) / q(z); else it stays. That leaves the posterior as it is, however far the guide is from it. If
         the weights w are uneven, so that chains would stay for long, a transition of the host's NUTS in the space of
-        the guide's base follows the proposals for each draw. See :mod:`flowppl.inference.chains`.
+        the guide's base follows the proposals for each draw, and where k-hat is above 0.5 a quarter of the proposals
+        comes from a wider guide. See :mod:`flowppl.inference.chains`.
 
         Args:
             num_samples: the number of draws that each chain keeps.
@@ -236,9 +243,10 @@ class Fit(FitBase):
         self,
         num_samples: int = 10_000,
         *,
-        num_batches: int = 10,
+        num_batches: int = 4,
         chunk_size: int = 1000,
         reference: Mapping[str, Any] | None = None,
+        search: bool | None = None,
     ) -> Diagnosis:
         """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.pyro.diagnose`.
 
@@ -247,6 +255,8 @@ class Fit(FitBase):
             num_batches: the number of batches over which to take the median of k-hat.
             chunk_size: how many draws are computed at a time.
             reference: reference draws such as ``mcmc.get_samples()``: for each site an array ``(n, ...)``.
+            search: whether to look for what the guide does not draw, anew; ``None`` takes what the fit found, and looks
+                if it did not.
 
         Returns:
             A :class:`flowppl.diagnostics.Diagnosis`; ``print`` it.
@@ -254,9 +264,10 @@ class Fit(FitBase):
         args, kwargs = self.arguments
         known: Any = partial(diagnose, self._own_model, self.guide, *args, **kwargs)
         options: dict[str, Any] = {"num_batches": num_batches, "chunk_size": chunk_size, "reference": reference}
-        search = self.history.check.search  # what is known of other modes
-        check = known(num_samples=num_samples, search=search is None, **options)
-        return check if search is None else dataclasses.replace(check, search=search)
+        seen = self.history.check.search if search is None else None  # what is known of other modes
+        look = seen is None if search is None else search
+        check = known(num_samples=num_samples, search=look, **options)
+        return check if seen is None else dataclasses.replace(check, search=seen)
 
     def to_arviz(
         self,
@@ -474,6 +485,8 @@ def fit(
     with torch.enable_grad():
         history = train(trainer, rounds, end - time.monotonic(), progress, callback)
     params = trainer.parameters()
+    if modes is None and isinstance(trainer, PathTrainer):
+        warn_of_no_search(num_modes)
     if modes is not None:
         check = look_outside(history.check, modes, trainer.density(), trainer.target)
         history = history.told(check)

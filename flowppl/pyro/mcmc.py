@@ -14,7 +14,7 @@ from pyro.infer import NUTS
 from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
 from flowppl.inference.chain_draws import ChainsBase
-from flowppl.inference.chains import Walker, check_options, walk
+from flowppl.inference.chains import Walker, WideNormal, check_options, walk
 from flowppl.inference.inference_data import convert
 from flowppl.pyro.diagnostics import _draw, _traces, model_plates, outer_obstacle
 from flowppl.pyro.guides import AutoFlow
@@ -78,9 +78,7 @@ class Chains(ChainsBase):
             For each latent site, and each deterministic one, a tensor ``(num_chains * num_samples, ...)``, the chains
             one after the other, or ``(num_chains, num_samples, ...)``.
         """
-        if group_by_chain:
-            return dict(self.draws)
-        return {name: value.reshape(-1, *value.shape[2:]) for name, value in self.draws.items()}
+        return self._samples(group_by_chain)
 
     def to_arviz(
         self,
@@ -176,7 +174,9 @@ class _InSpace(Walker):
 
     def __init__(self, model, guide, args, kwargs, chunk_size):
         self._guide, self._num = guide, chunk_size
+        self._proposal: Any
         self._chart, self._proposal = self._find_space(guide)
+        self.can_widen = len(guide._parts_of_flow()) == 1
         self._like = self._draw(1)[0]
         self._target = Target(guide, args, kwargs, self._like, model)
 
@@ -191,8 +191,13 @@ class _InSpace(Walker):
         chart = dist.transforms.LowerCholeskyAffine(draws.mean(0), scale)
         return chart, dist.TransformedDistribution(posterior, [chart.inv])
 
+    def widen(self):
+        self._proposal, self._rng = WideNormal(len(self._like)), numpy_rng()
+
     @torch.no_grad()
     def _draw(self, num):
+        if isinstance(self._proposal, WideNormal):
+            return self._tensor(self._proposal.sample(num, self._rng))
         return self._proposal.sample((num,))
 
     def _log_density(self, x):
