@@ -65,9 +65,8 @@ def speed(rounds):
                 times[name].append(measure(*case, images))
         for name, values in times.items():
             ratio = statistics.median(a / b for a, b in zip(values, times["normflows"], strict=True))
-            print(
-                f"| {shape} | {hidden_channels} | {batch} | {name} | {1e3 * statistics.median(values):.2f} | {ratio:.2f} |"
-            )
+            milliseconds = 1e3 * statistics.median(values)
+            print(f"| {shape} | {hidden_channels} | {batch} | {name} | {milliseconds:.2f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":
