@@ -21,7 +21,7 @@ import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._arrays.tree import map_tree, select
 from flowppl.autoencoders.evaluation import evaluate
-from flowppl.autoencoders.model import path_weights
+from flowppl.inference.latent_space import path_weights
 
 FLOWS = ["planar", "radial", "sylvester", "orthogonal_sylvester", "householder", "iaf", "realnvp", "nsf", None]
 
@@ -273,6 +273,8 @@ def test_shapes_and_ends_of_what_is_generated(lang, prior):
     for spherical in (False, True):
         way = lang.call("interpolate", vae, params, x[:2], x[2:4], 4, spherical=spherical)
         assert way.shape == (4, 2, 9)
+        again = lang.call("interpolate", vae, params, x[:2], x[2:4], 2)  # the ends are encoded, not drawn
+        np.testing.assert_allclose(way[[0, -1]], again, rtol=1e-10)
 
 
 def test_a_prior_with_a_base_of_its_own_is_sampled_from_it():

@@ -197,7 +197,8 @@ class Autoencoder:
     ) -> jax.Array:
         r"""The mean of the likelihood on the way from data to other data, in the noise of the prior.
 
-        One draw of each latent is mapped to the noise :math:`u_0, u_1` of the prior. For t from 0 to 1 the way is
+        What the posterior makes of noise zero, its centre, is mapped to the noise :math:`u_0, u_1` of the prior: the
+        ends are not drawn, and are the same in every call. For t from 0 to 1 the way is
         :math:`(1-t)\,u_0 + t\,u_1`, or, ``spherical``, :math:`\cos(\varphi)\,u_0 + \sin(\varphi)\,u_1` with
         :math:`\varphi = t \pi / 2`, which of independent standard normals makes standard normals all the way (Dinh,
         Sohl-Dickstein, Bengio 2016, arXiv 1605.08803).
@@ -220,13 +221,12 @@ class Autoencoder:
         self._check_call("vae.interpolate(key, params, first, second)", rng_key, params)
         first, second = (as_data(x, jax.Array) for x in (first, second))
         check_ends(first, second)
-        *keys, x_key = jax.random.split(rng_key, 3)
-        ends = [self._encoded(key, params, x) for key, x in zip(keys, (first, second), strict=True)]
+        ends = [self._encoded(None, params, x, None) for x in (first, second)]
         weights = [jnp.asarray(each)[:, None, None] for each in path_weights(num_steps, spherical)]
         with handlers.substitute(data=params):
             noise: Any = sum(weight * self._to_noise(end)[0] for weight, end in zip(weights, ends, strict=True))
             z = self._from_noise(noise)
-        return _decode(self, params, z, x_key, True)
+        return _decode(self, params, z, rng_key, True)
 
     def terms(self, params: Mapping[str, Any], x: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
         """The two parts of the ELBO of each datum at given noise, and the latents.
@@ -243,10 +243,12 @@ class Autoencoder:
             return self._terms(x, noise)
 
     def _encoded(self, rng_key, params, x, num_samples=1):
+        """Draws of the latents, or, if their number is ``None``, the centre of the posterior."""
         x = as_data(x, jax.Array)
         if not isinstance(x, jax.core.Tracer):
             check_inputs(self.likelihood, float(x.min()), float(x.max()))
-        noise = jax.random.normal(rng_key, (num_samples, len(x), self.dim))
+        zeros = jnp.zeros((1, len(x), self.dim))
+        noise = zeros if num_samples is None else jax.random.normal(rng_key, (num_samples, len(x), self.dim))
         return _encode(self, params, self._rows(x), noise)
 
     def _likelihood(self, z, x=None):

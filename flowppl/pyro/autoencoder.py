@@ -170,7 +170,8 @@ class Autoencoder(torch.nn.Module):
     def interpolate(self, first: Any, second: Any, num_steps: int = 8, *, spherical: bool = False) -> torch.Tensor:
         r"""The mean of the likelihood on the way from data to other data, in the noise of the prior.
 
-        One draw of each latent is mapped to the noise :math:`u_0, u_1` of the prior. For t from 0 to 1 the way is
+        What the posterior makes of noise zero, its centre, is mapped to the noise :math:`u_0, u_1` of the prior: the
+        ends are not drawn, and are the same in every call. For t from 0 to 1 the way is
         :math:`(1-t)\,u_0 + t\,u_1`, or, ``spherical``, :math:`\cos(\varphi)\,u_0 + \sin(\varphi)\,u_1` with
         :math:`\varphi = t \pi / 2`, which of independent standard normals makes standard normals all the way (Dinh,
         Sohl-Dickstein, Bengio 2016, arXiv 1605.08803).
@@ -189,16 +190,19 @@ class Autoencoder(torch.nn.Module):
         """
         first, second = as_rows(first), as_rows(second)
         check_ends(first, second)
-        ends = [self._to_noise(self._encoded(x)) for x in (first, second)]
+        ends = [self._to_noise(self._encoded(x, None)) for x in (first, second)]
         weights = [ends[0].new_tensor(each)[:, None, None] for each in path_weights(num_steps, spherical)]
         noise: Any = sum(weight * end[0] for weight, end in zip(weights, ends, strict=True))
         return self._decode(self._from_noise(noise))
 
     def _encoded(self, x, num_samples=1):
+        """Draws of the latents, or, if their number is ``None``, the centre of the posterior."""
         x = self._rows(as_rows(x))
         check_inputs(self.likelihood, float(x.min()), float(x.max()))
         with self._evaluating():
-            return self._encode(x, self._noise(num_samples, len(x)))
+            zeros = self._zeros.new_zeros(1, len(x), self.dim)
+            noise = zeros if num_samples is None else self._noise(num_samples, len(x))
+            return self._encode(x, noise)
 
     def _noise(self, *batch):
         return torch.randn(*batch, self.dim, dtype=self._zeros.dtype, device=self._zeros.device)
