@@ -462,3 +462,29 @@ def test_the_flows_are_saved_and_others_are_told(language, tmp_path):
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(TypeError, match="got Dequantized; save its flow and its noise"):
         fp.save(tmp_path / "whole", dequantized)
+
+
+@both
+def test_classes_are_a_context_of_flow_and_noise(language):
+    """Of images, with a noise that knows the image, and one that knows the class too."""
+    shape, given = (1, 2, 2), arrays(language, np.eye(3))
+    flow = fp.nice_image(shape, num_flows=2, hidden_dims=4, context_dim=3)
+    x = arrays(language, np.arange(12).reshape(3, *shape) % 4)
+    for size in (4, 7):
+        noise = fp.ImageCoupling(shape, mask="checkerboard", hidden_channels=4, num_blocks=1, context_dim=size)
+        if language == "pyro":
+            dequantized = fpp.Dequantized(flow, 4, noise)
+            found, draws = dequantized(given, 2).log_prob(x).detach(), dequantized(given).sample((2,))
+        else:
+            dequantized = fnp.Dequantized.init(jax.random.key(0), flow, 4, noise)
+
+            @jax.jit
+            def run(dequantized, key):
+                return dequantized(given, 2, key=key).log_prob(x), dequantized(given).sample(key, (2,))
+
+            found, draws = run(dequantized, jax.random.key(1))
+        assert found.shape == (3,)
+        assert np.isfinite(np.asarray(found)).all()
+        assert draws.shape == (2, 3, *shape)
+        with pytest.raises(ValueError, match="needs a context"):
+            log_weights(language, dequantized, np.asarray(x), 1)

@@ -72,6 +72,10 @@ def flows() -> None:
     assert_type(flow.transform.inv(rows), jax.Array)
     trained = fnp.fit_density(KEY, fnp.Flow.init(KEY, bijection), rows, num_epochs=2)
     assert_type(trained.flow, fnp.Flow)
+    assert_type(fnp.fit_density(KEY, bijection, rows).flow, fnp.Flow)
+    counts = fnp.fit_density(KEY, fnp.Dequantized.init(KEY, bijection, levels=5), rows)
+    assert_type(counts.flow, fnp.Dequantized)
+    assert_type(fnp.evaluate_density(KEY, counts.flow, rows).bits_per_dim, float)
 
 
 def prior_model(x: jax.Array) -> None:

@@ -69,6 +69,10 @@ def flows() -> None:
     assert_type(flow.init_from(rows).freeze(), fpp.Flow)
     trained = fpp.fit_density(fpp.Flow(bijection), rows, num_epochs=2)
     assert_type(trained.flow, fpp.Flow)
+    assert_type(fpp.fit_density(bijection, rows).flow, fpp.Flow)
+    counts = fpp.fit_density(fpp.Dequantized(bijection, levels=5), rows)
+    assert_type(counts.flow, fpp.Dequantized)
+    assert_type(fpp.evaluate_density(counts.flow, rows).bits_per_dim, float)
 
 
 def guides() -> None:
