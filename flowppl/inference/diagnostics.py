@@ -25,6 +25,7 @@ from flowppl.inference.importance import (
 
 # What the verdicts rest on. A normal guide that is 0.3 sd off in one direction has a gap of 0.045 nats.
 MAX_GAP = 0.05
+NO_GAP = 0.001  # nats, and share of the posterior where the guide hardly draws: the weights are all but equal
 MAX_NONFINITE = 0.1
 MAX_ROUND_TRIP = 0.01
 MIN_ESS = 100
@@ -103,7 +104,8 @@ class Diagnosis:
     ``verdict``               when
     ========================= =======================================================================================
     ``"good"``                k-hat is below its threshold, the gap is at most 0.05 nats, at least half of the draws
-                              are effective, and all else is in order
+                              are effective, and all else is in order; or the gap is below 0.001 nats, and less than
+                              0.1% of the posterior was found where the guide hardly draws, if k-hat is below 1
     ``"use with correction"`` k-hat is below its threshold and 100 draws or more are effective: ``resample`` repairs
                               what is wrong
     ``"bulk only"``           k-hat is too large but the gap is small: a few draws in the tails, which spoil a
@@ -206,7 +208,9 @@ class Diagnosis:
                 f"The weights are fine, but {seen.worst} disagrees with the reference: the guide has lost a part of "
                 "the posterior, or the reference is not of this model or has not converged."
             )
-        if self.k_hat > self.k_hat_threshold:
+        # Where there is nothing left to correct, and nothing far out, the shape of the tail does not matter.
+        is_exact = max(self.kl_gap, outside) < NO_GAP and modes is not None and modes.num_searches > 0
+        if self.k_hat > (1 if is_exact else self.k_hat_threshold):
             # A lost mode looks like this too, but with weights that have no mean; unless it was looked for.
             is_searched = modes is not None and modes.num_ended >= MIN_ENDED
             if close and (self.k_hat < 1 or seen is not None or is_searched):
