@@ -91,7 +91,7 @@ BIJECTIONS = {
     "repeat-conditional": fp.Conditional(fp.Repeat(fp.ElementwiseAffine(3), 2), context_dim=2),
     "squeeze": fp.Squeeze((1, 2, 4)),
     "reshape": fp.Reshape((4,), (1, 2, 2)),
-    "elementwise-image": fp.Elementwise((2, 1, 2), fp.RationalQuadraticSpline(3)),
+    "elementwise-image": fp.Elementwise((2, 1, 2), fp.Affine()),
     "pixelwise-lu": fp.Pixelwise((3, 2, 1), fp.LU(3, permutation=(2, 0, 1))),
     "pixelwise-act-norm": fp.Pixelwise((2, 2, 1), fp.ActNorm(2)),
     "pixelwise-coupling": fp.Pixelwise((2, 1, 2), fp.Coupling(2, hidden_dims=4, context_dim=2)),

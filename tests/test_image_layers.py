@@ -36,10 +36,16 @@ def test_a_layer_that_bounds_its_values_may_stand_before_one_that_moves_them():
     assert flow.y_support == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("bijection", [fp.LU(3, (1, 2, 0)), fp.QR(3), fp.Householder(3), fp.Permute((2, 0, 1))])
+ROTATED = fp.Chain([fp.LU(3), fp.Invert(fp.Frozen(fp.Householder(3, 2, start="rotation")))])
+
+
+@pytest.mark.parametrize(
+    "bijection", [fp.LU(3, (1, 2, 0)), fp.QR(3), fp.Householder(3), fp.Permute((2, 0, 1)), ROTATED]
+)
 def test_a_linear_map_of_pixels_is_a_convolution_with_a_kernel_of_one_pixel(bijection, rng):
     """Kingma & Dhariwal 2018, equation 9: the log determinant is H W log|det W|."""
     layer = fp.Pixelwise((3, 2, 4), bijection)
+    assert "identity" in layer.constants()  # it is made into a matrix
     params = merged(layer, draw(layer, rng))
     matrix = bijection.forward(params, np.eye(3))[0].T
     x = rng.normal(size=(5, 3, 2, 4))
@@ -315,7 +321,7 @@ def test_glow_is_trained_saved_and_sampled_in_both_languages(tmp_path, rng):
     for drawn in samples:
         assert drawn.shape == (50, 1, 4, 4)
         assert ((low < np.asarray(drawn)) & (np.asarray(drawn) < high)).all()
-        assert abs(np.asarray(drawn).mean() - images.mean()) < 0.1
+        assert abs(np.asarray(drawn).mean() - images.mean()) < 0.2
 
 
 def log_prob(flow, images):

@@ -10,13 +10,21 @@ import numpy as np
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijections.combine import SameWeights
+from flowppl.bijections.combine import Chain, Invert, SameWeights
 from flowppl.bijections.contract import Bijection, check_bijection, check_event
+from flowppl.bijections.frozen import Frozen
 from flowppl.bijections.linear import LU, ElementwiseAffine, Permute
 from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.checks import as_image_shape, assign, derived
 
-LINEAR = (LU, QR, Householder, Permute)  # each is a matrix, the same for all vectors
+
+def _is_linear(bijection: Bijection) -> bool:
+    """Whether it is a matrix, the same for all vectors."""
+    if isinstance(bijection, Chain):
+        return all(map(_is_linear, bijection.bijections))
+    if isinstance(bijection, (Frozen, Invert)):
+        return _is_linear(bijection.bijection)
+    return isinstance(bijection, (LU, QR, Householder, Permute))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +38,9 @@ class Pixelwise(SameWeights):
     ``Pixelwise(shape, LU(C))`` and ``Pixelwise(shape, QR(C))`` are the invertible 1x1 convolution of Glow, in two
     forms, and ``Pixelwise(shape, ActNorm(C))`` is its normalisation of channels: ``init_from`` sets it from all pixels
     of all images. A linear f is made into its C x C matrix once, whatever the number of pixels: it costs
-    :math:`C^3 + HWC^2` operations. A context, if f takes one, is the same at all pixels.
+    :math:`C^3 + HWC^2` operations, and so does a chain of linear ones. ``QR(C, start="rotation")`` starts at a random
+    rotation, as in Glow, and so does ``Chain([LU(C), Frozen(Householder(C, C, start="rotation"))])``, whose rotation is
+    not trained. A context, if f takes one, is the same at all pixels.
 
     Normalisation by the statistics of each batch, as RealNVP has it, is no map of one image, and is not here: the
     density of an image would depend on the others. ``ActNorm`` is what took its place.
@@ -92,12 +102,8 @@ class Pixelwise(SameWeights):
         return self.bijection.inverse_cost
 
     def constants(self) -> Tree:
-        identity = {"identity": np.eye(self.shape[0], dtype=bool)} if self._is_linear else {}
+        identity = {"identity": np.eye(self.shape[0], dtype=bool)} if _is_linear(self.bijection) else {}
         return self.bijection.constants() | identity
-
-    @property
-    def _is_linear(self) -> bool:
-        return isinstance(self.bijection, LINEAR)
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
@@ -131,7 +137,7 @@ class Pixelwise(SameWeights):
 
     def _map(self, direction, params, event, context):
         xp = namespace(event)
-        if self._is_linear:
+        if _is_linear(self.bijection):
             return self._map_linearly(direction, params, event)
         # Batch axes of weights and context stand in front of those of the pixels.
         trained = _tree.map_tree(_before_pixels, self._ranks, _tree.select(self._ranks, params))
