@@ -19,9 +19,18 @@ from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.linear import ElementwiseAffine, FullTriangular, TriangularAffine, diagonal
 from flowppl.bijections.subspace import Subspace
 from flowppl.checks import check_positive, check_sizes, did_you_mean
-from flowppl.inference.fitting import _level_of_caller
+from flowppl.inference.affine import Affine
+from flowppl.inference.fitting import FLOW_ROUNDS, NARROW_ROUNDS, Round, _level_of_caller
 from flowppl.inference.modes import Modes, find_modes
-from flowppl.inference.starts import NUM_TRIALS, check_start, dense_start, newton_start, quasi_newton_start
+from flowppl.inference.starts import (
+    MAX_BATCHES,
+    NUM_TRIALS,
+    Averaged,
+    check_start,
+    dense_start,
+    newton_start,
+    quasi_newton_start,
+)
 from flowppl.recipes import make_flow, nsf, realnvp
 from flowppl.univariate.splines import RationalQuadraticSpline
 
@@ -34,6 +43,7 @@ START_RADII = (0.1, 2.0, 1.0, 2.0)
 MAX_TRIANGULAR = 256  # above, the trained matrix of the outer layer would outweigh the flow
 MAX_DENSE = 2048  # above, so would the steps of the search, and of the training, with a fixed one
 MIN_FINITE = 0.9  # share of the draws of a start with a finite density, for no warning
+MAX_NARROW, NARROW, WIDE = 16, 32, 64  # dimensions, and widths of the networks of a flow that path gradients train
 NUM_DRAWS = 10_000  # for medians and quantiles
 
 
@@ -163,9 +173,16 @@ def path_flow(dim: int) -> Bijection:
     """The flow that ``fit`` uses unless told otherwise.
 
     Path gradients at the scale of the posterior are steady enough for wider bounds, which come closer: to 0.005 nats
-    of the 10-dimensional funnel, where the bounds of :func:`auto_flow` stop at 0.036.
+    of the 10-dimensional funnel, where the bounds of :func:`auto_flow` stop at 0.036. For few latents narrow networks
+    come as close, in half of the time.
     """
-    return nsf(dim) if dim == 1 else in_loops(realnvp(dim))
+    width = NARROW if dim <= MAX_NARROW else WIDE
+    return nsf(dim) if dim == 1 else in_loops(realnvp(dim, hidden_dims=(width, width)))
+
+
+def rounds_of(flow: FlowChoice, dim: int) -> tuple[Round, ...]:
+    """The rounds in which ``fit`` trains a guide with this flow."""
+    return NARROW_ROUNDS if flow is path_flow and dim <= MAX_NARROW else FLOW_ROUNDS
 
 
 def in_loops(bijection: Bijection) -> Bijection:
@@ -315,6 +332,21 @@ def fold(bijection: Chain, params: Tree) -> Tree:
     return weights | {trained_key: identity, fixed_key: layer.parameters_for(*folded)}
 
 
+def affine_layers(bijection: Chain, params: Tree) -> tuple[Affine, Affine]:
+    """Location and triangular scale of the trained affine layer of a guide, and of the fixed one."""
+    layer: Any = bijection.bijections[-2]
+    trained, fixed = (layer.loc_and_scale(params[key]) for key in _affine_keys(bijection))
+    return trained, fixed
+
+
+def may_step_alone(bijection: Chain, affine: Chain | None) -> bool:
+    """Whether the affine layers of a guide can be trained by :class:`flowppl.inference.affine.AffineSteps`.
+
+    They can if the flow does nothing, and where they are two triangular ones.
+    """
+    return affine is not None and isinstance(bijection.bijections[-2], TriangularAffine)
+
+
 def affine_part(bijection: Chain, params: Tree) -> Chain | None:
     """The affine layers of a guide without its flow; ``None`` if the flow, with these NumPy weights, does anything.
 
@@ -398,6 +430,23 @@ def search_start(init: str, target: Any, dim: int, points: list[np.ndarray], rng
                 stacklevel=_level_of_caller(),
             )
     return start
+
+
+def search_average(init: str, target: Any, num: int, dim: int, points: list[np.ndarray], rng: np.random.Generator):
+    """As :func:`search_start`, for a density of which each batch of the data gives another; ``None`` if that fails.
+
+    Args:
+        init: as there; so are all others.
+        target: a density that takes seeds.
+        num: how many batches make up the data.
+        dim: the number of dimensions.
+        points: where to start.
+        rng: draws more.
+    """
+    try:
+        return search_start(init, Averaged(target, min(num, MAX_BATCHES)), dim, points, rng)
+    except RuntimeError:  # that of some batches may be improper
+        return None
 
 
 def search_modes(target: Any, dim: int, rng: np.random.Generator) -> Modes | None:

@@ -35,7 +35,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.linalg
@@ -61,6 +61,7 @@ NARROWEST = 1e-60  # scale of a posterior that is not degenerate: the fourth pow
 FAR = 1e9  # widths, and units, from where a density that rises has no mode
 NUM_AXES = 4  # the widest ones, of coordinates and of the ellipsoid, along which a density must fall
 MAX_PRINCIPAL = 256  # dimensions up to which its axes are found, and a Hessian in one piece
+MAX_BATCHES = 64  # over which a density that is drawn anew each time is averaged
 LOWEST = -1e300  # in place of densities that are not finite; the sum of several is
 
 
@@ -99,6 +100,38 @@ class Target(Protocol):
     def derivatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
     def hessian_products(self, point: np.ndarray, vectors: np.ndarray) -> np.ndarray: ...
     def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Averaged:
+    """A log density that a model draws anew each time, from a batch of its data, averaged over several batches.
+
+    Args:
+        target: the density; all that a search calls takes a seed, too.
+        num: the number of batches.
+    """
+
+    def __init__(self, target: Any, num: int) -> None:
+        self._target, self._num, self.eps = target, num, target.eps
+
+    def log_probs(self, points: np.ndarray) -> np.ndarray:
+        return self._mean(self._target.log_probs, points)[0]
+
+    def value_and_gradient(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._mean(self._target.value_and_gradient, point)
+
+    def derivatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._mean(self._target.derivatives, point)
+
+    def hessian_products(self, point: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        return self._mean(self._target.hessian_products, point, vectors)[0]
+
+    def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._mean(self._target.values_and_gradients, points)
+
+    def _mean(self, function, *inputs) -> Any:
+        found = [function(*inputs, seed) for seed in range(self._num)]
+        rows = [each if isinstance(each, tuple) else (each,) for each in found]
+        return tuple(np.mean(each, axis=0) for each in zip(*rows, strict=True))
 
 
 def newton_start(points: list[np.ndarray], target: Target, rng: np.random.Generator) -> Gaussian | None:

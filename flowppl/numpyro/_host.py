@@ -5,6 +5,12 @@ A new version of a host may change it without a word: tests/test_host.py holds a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
 import numpyro.distributions as dist
 from jax._src.core import trace_state_clean as trace_state_clean
 from jax.core import Tracer as Tracer
@@ -83,3 +89,31 @@ SITE_KEYS = {
     "kwargs": "`sample_shape`",
     "scale": "what annealing multiplies, and what stands in a subsample has",
 }
+
+
+# XLA's thorough ways take two to three times as long to compile, for steps that are hardly faster.
+FAST = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+# For what runs once or twice: three times slower again, and compiled in less than half of the time.
+ONCE = FAST | {"xla_backend_optimization_level": 0}
+
+
+def jit(function: Callable[..., Any], *, once: bool = False, **options: Any) -> Any:
+    """``jax.jit`` for a program that runs a few thousand times at most, or ``once``: compiled soon rather than well."""
+    known = _known_options(jax.default_backend())
+    wanted = ONCE if once else FAST
+    return jax.jit(function, compiler_options={name: wanted[name] for name in known} or None, **options)
+
+
+@cache
+def _known_options(backend: str) -> tuple[str, ...]:
+    """Those of the options that this version of XLA has."""
+    if backend != "cpu":
+        return ()
+    known = []
+    for name, value in FAST.items():
+        try:
+            jax.jit(lambda x: x, compiler_options={name: value}).lower(np.zeros(1)).compile()
+        except Exception:  # of a kind that depends on the version
+            continue
+        known.append(name)
+    return tuple(known)

@@ -19,7 +19,6 @@ from flowppl.checks import check_sizes, describe
 from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
-    FLOW_ROUNDS,
     OTHER_ROUNDS,
     FitBase,
     check_options,
@@ -28,7 +27,7 @@ from flowppl.inference.fitting import (
     train,
     warn_of_no_search,
 )
-from flowppl.inference.guides import FlowChoice, path_flow
+from flowppl.inference.guides import FlowChoice, path_flow, rounds_of
 from flowppl.inference.inference_data import convert
 from flowppl.inference.mixture import is_mixture
 from flowppl.inference.modes import Modes
@@ -39,11 +38,12 @@ from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.mcmc import Chains, run_chains
+from flowppl.numpyro.mixture import draw
 from flowppl.numpyro.predictive import predict, with_deterministic
 from flowppl.numpyro.steps import Optimizer, check_optimizer
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.trainers import ElboTrainer, MixtureTrainer, PathTrainer
-from flowppl.numpyro.transforms import check_key, split_key
+from flowppl.numpyro.transforms import check_key, numpy_rng, split_key
 from flowppl.serialization import absent_model, save
 
 
@@ -361,13 +361,16 @@ class Fit(FitBase):
         save(path, self)
 
     def _latents(self, key, num_samples, args, kwargs):
+        if isinstance(self.guide, AutoFlow):
+            z = draw(self.guide.bijection, self.guide._own_params(self.params), num_samples, numpy_rng(key))
+            return self.guide._constrained(z)
         if not hasattr(self.guide, "sample_posterior"):
             return _draw(key, self.model, self.guide, self.params, args, kwargs, num_samples, num_samples, keep=True)[1]
         return self.guide.sample_posterior(key, self.params, *args, sample_shape=(num_samples,), **kwargs)
 
     def _key(self, index, given):
         if given is None:
-            return jax.random.fold_in(self.rng_key, index)
+            return split_key(self.rng_key, index + 1)[-1]
         check_key("Fit", given, advice="or leave it out")
         return given
 
@@ -419,7 +422,7 @@ def fit(
             this and the next three options have no effect.
         num_particles: draws for each step; ``None`` means 64 (16 for guides trained by NumPyro's means). An
             ``AutoFlow`` takes them by 64, and never fewer; one of several modes has 16 or more for each.
-        learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 3e-3 to 1e-3, and 1e-2 to
+        learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 1e-2 to 1e-3, and 1e-2 to
             1e-3 for guides trained by NumPyro's means.
         optimizer: an optimiser in the place of Adam with that learning rate: one of optax, with a schedule or not, as
             ``optax.adamw(optax.cosine_decay_schedule(1e-2, 1000))``, or one of ``numpyro.optim``. Its learning rate and
@@ -488,7 +491,7 @@ def fit(
             modes, starts = guide._starts(start_keys, target, args, kwargs)
             kind = MixtureTrainer if is_mixture(starts[0]) else PathTrainer
             trainer = kind(guide, target, starts, *shared)
-            default = FLOW_ROUNDS
+            default = rounds_of(guide.flow_choice, guide.latent_dim)
         else:
             trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, *shared)
             default = OTHER_ROUNDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +42,7 @@ from flowppl.inference.guides import (
     no_transform,
     no_transform_of_parts,
     over_events,
+    search_average,
     search_modes,
     search_start,
     start_at,
@@ -49,7 +50,7 @@ from flowppl.inference.guides import (
 from flowppl.inference.mixture import is_mixture, stack_parts, stacked_part
 from flowppl.inference.modes import Modes, find_modes, single
 from flowppl.inference.starts import Gaussian
-from flowppl.numpyro._host import Tracer, helpful_support_errors, sum_rightmost, trace_state_clean
+from flowppl.numpyro._host import Tracer, helpful_support_errors, jit, sum_rightmost, trace_state_clean
 from flowppl.numpyro.enumeration import enumerated, is_summed_out
 from flowppl.numpyro.flow import FlowDistribution, standard_normal
 from flowppl.numpyro.mixture import FlowMixture
@@ -283,6 +284,14 @@ class AutoFlow(AutoContinuous):
     def _constrain(self, unconstrained):
         return {name: transform(part) for name, transform, part in self._parts(unconstrained)}
 
+    @cached_property
+    def _constrained(self):
+        """Gives the values of all sites for rows of unconstrained latents."""
+        return jit(jax.vmap(lambda z: self._constrain(self._unpack_latent(z))), once=True)
+
+    def __getstate__(self):
+        return {name: value for name, value in super().__getstate__().items() if name != "_constrained"}
+
     def _constrain_with_log_det(self, unconstrained):
         """The values of all sites, and the log determinant of the map to them, for one draw."""
         values, total = {}, 0.0
@@ -305,12 +314,13 @@ class AutoFlow(AutoContinuous):
         if self._saved_params is not None:
             return self._saved_params
         start_key, flow_key = _split(rng_key)
-        start = self._search(start_key, args, kwargs)
+        target = Target(self, args, kwargs)
+        start = self._search(start_key, target, args, kwargs)
         if start is None:
             return self._params_at_point(start_key, flow_key, args, kwargs)
-        if self.num_modes == 1:
+        if self.num_modes == 1 or target.is_random():
             return self._params_at(flow_key, single(start))
-        modes = self._modes(start, start_key, Target(self, args, kwargs))
+        modes = self._modes(start, start_key, target)
         return self._params_at(flow_key, modes.at_most(self.num_modes))
 
     def _starts(self, keys, target, args, kwargs) -> tuple[Modes | None, list[Tree]]:
@@ -319,15 +329,16 @@ class AutoFlow(AutoContinuous):
         if self._saved_params is not None:
             modes = search_modes(target, self.latent_dim, numpy_rng(start_key))
             return modes, [self._saved_params for _ in keys]
-        start = self._search(start_key, args, kwargs)
+        start = self._search(start_key, target, args, kwargs)
         if start is None:
             return None, [self._start_params(key, args, kwargs) for key in keys]
-        modes = self._modes(start, start_key, target)
-        held = single(start) if self.num_modes == 1 else modes.at_most(self.num_modes)
+        # Of a density that is drawn anew each time no search tells the modes.
+        modes = None if target.is_random() else self._modes(start, start_key, target)
+        held = single(start) if self.num_modes == 1 or modes is None else modes.at_most(self.num_modes)
         params = [self._params_at(flow_key, held)]
         for key in keys[1:]:  # guides of one mode have a start each
             start_key, flow_key = _split(key)
-            own = self._search(start_key, args, kwargs) if len(held.gaussians) == 1 else None
+            own = self._search(start_key, target, args, kwargs) if len(held.gaussians) == 1 else None
             params.append(self._params_at(flow_key, held if own is None else single(own)))
         return modes, params
 
@@ -355,7 +366,7 @@ class AutoFlow(AutoContinuous):
     def _first_params(self, key) -> Tree:
         return init_params(self.bijection, key) if _is_traced(key) else first_params(self.bijection, numpy_rng(key))
 
-    def _search(self, key, args, kwargs) -> Gaussian | None:
+    def _search(self, key, target, args, kwargs) -> Gaussian | None:
         """The best Gaussian of a search from several points; ``None`` if the guide starts at a point."""
         init = choose_init(self.init, self.latent_dim, self.init_scale)
         if init == "point":
@@ -370,12 +381,11 @@ class AutoFlow(AutoContinuous):
             )
         # The search runs outside of whatever transformation this runs in; under one the key has no value to use.
         with contextlib.nullcontext() if trace_state_clean() else jax.ensure_compile_time_eval():
-            target = Target(self, args, kwargs)
-            if self.init == "auto" and target.is_random():
-                return None
-            key = jax.random.key(0) if _is_traced(key) else key
-            rng = numpy_rng(key)
+            rng = numpy_rng(jax.random.key(0) if _is_traced(key) else key)
             points = [np.asarray(self._start_point(key, args, kwargs)[0])] if self._has_init_loc else []
+            if self.init == "auto" and target.is_random():
+                num = target.num_batches()
+                return search_average(init, target, num, self.latent_dim, points, rng) if num > 1 else None
             start = search_start(init, target, self.latent_dim, points, rng)
             if start is None:
                 raise no_start(target.observed_sites())

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import Distribution, constraints
 
 from flowppl._arrays.tree import Tree, merge
 from flowppl.bijections.contract import Bijection
 from flowppl.inference import mixture
-from flowppl.numpyro._host import validate_sample
-from flowppl.numpyro.transforms import _constants, check_key
+from flowppl.inference.mixture import is_mixture, stacked_part
+from flowppl.numpyro._host import jit, validate_sample
+from flowppl.numpyro.transforms import _constants, check_key, default_dtype
+
+PUSHED = 512  # draws at a time
 
 
 class FlowMixture(Distribution):
@@ -82,3 +86,37 @@ def _log_prob(bijection, parts, log_weights, value):
 def staged(bijection: Bijection) -> mixture.Staged:
     """Gives of the weights of a part the bijection, and these with its constants."""
     return lambda part: (bijection, merge(part, _constants(bijection)))
+
+
+def push(bijection: Bijection, params: Tree, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a bijection takes rows of noise, and the log determinants: ``PUSHED`` at a time, so that one program does.
+
+    In NumPy, in double precision.
+    """
+    padded = np.concatenate([noise, np.zeros((-len(noise) % PUSHED, noise.shape[1]), dtype=noise.dtype)])
+    found = [_push()(bijection, params, rows) for rows in padded.reshape(-1, PUSHED, noise.shape[1])]
+    z, log_det = (np.concatenate(each)[: len(noise)].astype(np.float64) for each in zip(*found, strict=True))
+    return z, log_det
+
+
+@cache
+def _push():
+    def forward(bijection, params, noise):
+        return bijection.forward(merge(params, _constants(bijection)), noise)
+
+    return jit(forward, static_argnums=0)
+
+
+def draw(bijection: Bijection, params: Tree, num: int, rng: np.random.Generator) -> jax.Array:
+    """Draws of a guide with these parameters, of one mode or more, by that program."""
+    noise = rng.standard_normal((num, *bijection.x_shape), dtype=default_dtype())
+    if not is_mixture(params):
+        return jnp.asarray(push(bijection, params, noise)[0], dtype=noise.dtype)
+    params = jax.tree.map(np.asarray, params)
+    shares = np.exp(np.asarray(params["log_weights"], dtype=np.float64))
+    chosen = rng.choice(len(shares), num, p=shares / shares.sum())
+    z = np.empty_like(noise)
+    for k in np.unique(chosen):
+        part = jax.tree.map(lambda leaf, k=k: leaf[k], stacked_part(params))
+        z[chosen == k] = push(bijection, part, noise[chosen == k])[0]
+    return jnp.asarray(z)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Iterator
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -16,32 +17,9 @@ from numpyro import handlers
 from numpyro.distributions import biject_to
 
 from flowppl.inference.starts import NUM_TRIALS
+from flowppl.numpyro._host import jit
 from flowppl.numpyro.enumeration import log_joint, nesting_of_sums
 from flowppl.numpyro.transforms import as_key, default_dtype, seeds
-
-# XLA's thorough ways take two to three times as long to compile, for steps that are hardly faster.
-FAST = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
-
-
-def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """``jax.jit`` for a program that runs a few thousand times at most: compiled soon rather than well."""
-    return jax.jit(function, compiler_options=_known_options(jax.default_backend()), **options)
-
-
-@cache
-def _known_options(backend: str) -> dict[str, Any] | None:
-    """Those of the options that this version of XLA has."""
-    if backend != "cpu":
-        return None
-    known = {}
-    for name, value in FAST.items():
-        try:
-            jax.jit(lambda x: x, compiler_options={name: value}).lower(np.zeros(1)).compile()
-        except Exception:  # of a kind that depends on the version
-            continue
-        known[name] = value
-    return known
-
 
 _shared: contextvars.ContextVar[dict[Any, Any] | None] = contextvars.ContextVar("shared", default=None)
 
@@ -108,8 +86,8 @@ class Target:
                 finally:
                     self._args = known
 
-            static = {"static_argnums": options["static_argnums"] + 1} if options else {}
-            programs[key] = jit(of_data, **static), constants
+            static = {"static_argnums": options["static_argnums"] + 1} if "static_argnums" in options else {}
+            programs[key] = jit(of_data, **options | static), constants
         return partial(programs[key][0], data)
 
     @cached_property
@@ -122,11 +100,20 @@ class Target:
 
     def is_random(self) -> bool:
         """Whether the log density is random: the model draws a subsample, or latents that the guide does not see."""
+        return self._is_random
+
+    @cached_property
+    def _is_random(self) -> bool:
         # At the origin a hidden factor of a latent does not show, and a hidden coin may fall alike a few times. The
         # points are as many as in a search, which runs the same program.
         points = np.random.default_rng(0).uniform(-2, 2, (NUM_TRIALS, self._guide.latent_dim))
         first = self.log_probs(points)
         return any(not np.array_equal(first, self.log_probs(points, seed), equal_nan=True) for seed in range(1, 8))
+
+    def num_batches(self) -> int:
+        """How many batches of the data, of which the model sees one, are as many as all."""
+        sizes = [site["args"] for site in self._guide.prototype_trace.values() if site["type"] == "plate"]
+        return max((math.ceil(size / seen) for size, seen in sizes if seen), default=1)
 
     def observed_sites(self) -> list[tuple[str, np.ndarray, float]]:
         """Of each observed site the name, the data, and the log density at the origin of unconstrained space."""
@@ -144,19 +131,19 @@ class Target:
 
     def log_probs(self, points: np.ndarray, seed: int = 0) -> np.ndarray:
         """The log densities of several points."""
-        return np.asarray(self._log_probs(points, np.array([0, seed], dtype=np.uint32)), dtype=np.float64)
+        return np.asarray(self._log_probs(points, _seed(seed)), dtype=np.float64)
 
-    def derivatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def derivatives(self, point: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The gradient and the Hessian."""
-        return _to_numpy(self._derivatives(point))
+        return _to_numpy(self._derivatives(point, _seed(seed)))
 
-    def value_and_gradient(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def value_and_gradient(self, point: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The log density and its gradient."""
-        return _to_numpy(self._value_and_gradient(point))
+        return _to_numpy(self._value_and_gradient(point, _seed(seed)))
 
-    def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def values_and_gradients(self, points: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The log densities of several points, and their gradients."""
-        return _to_numpy(self._values_and_gradients(points))
+        return _to_numpy(self._values_and_gradients(points, _seed(seed)))
 
     def prior_draws(self, num: int, rng: np.random.Generator) -> np.ndarray:
         """Draws of the prior in unconstrained space; where it is improper they are not numbers."""
@@ -180,38 +167,47 @@ class Target:
                 {name: biject_to(support).inv(trace[name]["value"]) for name, support in supports.items()}
             )
 
-        drawn = self.program("prior", jax.vmap(lambda seed: draw(as_key(seed))))
+        drawn = self.program("prior", jax.vmap(lambda seed: draw(as_key(seed))), once=True)
         return _to_numpy(drawn(seeds(rng, num)))
 
-    def hessian_products(self, point: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    def hessian_products(self, point: np.ndarray, vectors: np.ndarray, seed: int = 0) -> np.ndarray:
         """The products of the Hessian and each row of ``vectors``."""
-        return _to_numpy(self._hessian_products(point, vectors))
+        return _to_numpy(self._hessian_products(point, vectors, _seed(seed)))
 
     @cached_property
     def _log_probs(self):
-        return self.program("log_probs", jax.vmap(lambda z, seed: self.log_prob(z, as_key(seed)), (0, None)))
+        return self.program("log_probs", jax.vmap(self._seeded, (0, None)))
 
     @cached_property
     def _derivatives(self):
-        return self.program("derivatives", lambda z: (jax.grad(self._at_rest)(z), jax.hessian(self._at_rest)(z)))
+        def both(z, seed):
+            return jax.grad(self._seeded)(z, seed), jax.hessian(self._seeded)(z, seed)
+
+        return self.program("derivatives", both)
 
     @cached_property
     def _value_and_gradient(self):
-        return self.program("value", jax.value_and_grad(self._at_rest))
+        return self.program("value", jax.value_and_grad(self._seeded))
 
     @cached_property
     def _values_and_gradients(self):
-        return self.program("values", jax.vmap(jax.value_and_grad(self._at_rest)))
+        return self.program("values", jax.vmap(jax.value_and_grad(self._seeded), (0, None)))
 
     @cached_property
     def _hessian_products(self):
-        def products(z, vectors):
-            return jax.vmap(lambda vector: jax.jvp(jax.grad(self._at_rest), (z,), (vector,))[1])(vectors)
+        def products(z, vectors, seed):
+            gradient = jax.grad(self._seeded)
+            return jax.vmap(lambda vector: jax.jvp(lambda z: gradient(z, seed), (z,), (vector,))[1])(vectors)
 
         return self.program("products", products)
 
-    def _at_rest(self, z):
-        return self.log_prob(z, as_key(np.zeros(2, dtype=np.uint32)))
+    def _seeded(self, z, seed):
+        return self.log_prob(z, as_key(seed))
+
+
+def _seed(seed):
+    """The data of a key."""
+    return np.array([0, seed], dtype=np.uint32)
 
 
 def _to_numpy(tree):

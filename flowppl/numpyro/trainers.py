@@ -20,6 +20,7 @@ from scipy.special import logsumexp
 from flowppl._arrays.tree import merge
 from flowppl.bijections.combine import Chain
 from flowppl.inference import mixture
+from flowppl.inference.affine import AffineSteps
 from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
@@ -27,16 +28,26 @@ from flowppl.inference.fitting import (
     OTHER_ROUNDS,
     Chunk,
 )
-from flowppl.inference.guides import affine_part, distance_from_identity, fold, is_dense, stage
+from flowppl.inference.guides import (
+    affine_layers,
+    affine_part,
+    distance_from_identity,
+    fold,
+    is_dense,
+    may_step_alone,
+    stage,
+    start_at,
+)
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, stacked_part, weigh_parts
 from flowppl.inference.outside import GuideDensity
+from flowppl.inference.starts import NUM_TRIALS
+from flowppl.numpyro._host import jit
 from flowppl.numpyro.diagnostics import _draw
 from flowppl.numpyro.enumeration import nesting_of_sums
-from flowppl.numpyro.mixture import staged
+from flowppl.numpyro.mixture import PUSHED, push, staged
 from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.steps import has_rate, make_optimizer, take_step
-from flowppl.numpyro.target import jit
 from flowppl.numpyro.transforms import _constants, as_key, default_dtype, numpy_rng, seeds
 
 MANY = 2**24  # numbers drawn at a time
@@ -61,7 +72,6 @@ class _Trainer(abc.ABC):
         self.state, self.was_affine = None, False
         self.pace = 1  # steps in one call of the program
         self._run = self._program("steps", _over_restarts(self._steps, 3), static_argnums=6)
-        self._weigh = self._program("weights", _over_restarts(self._log_weights, 2))
 
     def _program(self, name, function, **options):
         """A compiled function."""
@@ -74,10 +84,6 @@ class _Trainer(abc.ABC):
     @abc.abstractmethod
     def _loss(self, params, draws, power, affine):
         """A number with the gradient to go along, in all layers or the affine ones, and minus the ELBO's estimate."""
-
-    @abc.abstractmethod
-    def _log_weights(self, params, draws):
-        """As many log weights as there are draws."""
 
     @abc.abstractmethod
     def log_weights(self) -> list[np.ndarray]: ...
@@ -97,7 +103,7 @@ class _Trainer(abc.ABC):
     def begin(self, affine):
         trained = self._trained(self.params, affine)
         if affine or not self.has_rate:
-            size = sum(leaf[0].size for leaf in jax.tree.leaves(trained))
+            size = sum(leaf.size for leaf in jax.tree.leaves(trained)) // self.num_restarts
             flat = jax.ShapeDtypeStruct((self.num_restarts, size), jnp.result_type(*jax.tree.leaves(trained)))
             zeros = jax.eval_shape(jax.vmap(self.own.init), flat)
             self.state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), zeros)
@@ -194,6 +200,8 @@ class PathTrainer(_Trainer):
         self.is_dense = is_dense(guide.bijection)
         self.trained, self._fixed_key = Chain(trained), str(len(trained))
         self._affine = affine_part(self.trained, jax.tree.map(np.asarray, self._tree(starts[0])))
+        self._near = np.zeros((1, 1), dtype=int)
+        self._steps_alone: list[AffineSteps] = []
         super().__init__(starts, key, optimizer, clip_norm)
 
     def _program(self, name, function, **options):
@@ -202,21 +210,63 @@ class PathTrainer(_Trainer):
     def constrained(self, params):
         return {f"{self.guide.prefix}_flow": params}
 
+    def begin(self, affine):
+        self._steps_alone = []
+        if not (affine and may_step_alone(self.bijection, self._affine) and not self.target.is_random()):
+            super().begin(affine)
+            return
+        density = self.target.values_and_gradients
+        for parts, log_weights in zip(self._flows(), self._log_weights_of_parts(), strict=True):
+            layers = [affine_layers(self.bijection, merge(part, _constants(self.bijection))) for part in parts]
+            trained, fixed = zip(*layers, strict=True)
+            num = particles_of_part(len(parts))
+            self._steps_alone.append(AffineSteps(trained, fixed, log_weights, self._near, density, num, self.rng))
+
+    def run(self, chunk):
+        if not self._steps_alone:
+            return super().run(chunk)
+        losses = [steps.run(chunk) for steps in self._steps_alone]
+        num = min(map(len, losses))
+
+        def moved(part, loc, scale):
+            return start_at(self.bijection, part, loc, scale, fixed=False)
+
+        self._set_flows(
+            [
+                [moved(part, *affine) for part, affine in zip(parts, steps.trained(), strict=True)]
+                for parts, steps in zip(self._flows(), self._steps_alone, strict=True)
+            ]
+        )
+        return np.stack([row[:num] for row in losses])
+
+    def _flows(self) -> list[list[Any]]:
+        """The weights of the flows of each restart, in NumPy: what is done to them needs no program."""
+        params = jax.tree.map(np.asarray, self.params)
+        return [[jax.tree.map(lambda leaf, i=i: leaf[i], params)] for i in range(self.num_restarts)]
+
+    def _set_flows(self, flows: list[list[Any]]) -> None:
+        new = jax.tree.map(lambda *leaves: np.stack(leaves), *(parts[0] for parts in flows))
+        self.params = jax.tree.map(lambda old, leaf: leaf.astype(old.dtype), self.params, new)
+
+    def _log_weights_of_parts(self) -> np.ndarray:
+        return np.zeros((self.num_restarts, 1))
+
     def fold(self):
-        distances, folded = [], []
-        for i in range(self.num_restarts):  # by NumPy: nothing to compile
-            tree = self._tree(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], self.params))
-            distances.append(float(distance_from_identity(self.bijection, tree)))
-            folded.append(fold(self.bijection, tree))
-        self.params = jax.tree.map(lambda *leaves: np.stack(leaves), *folded)
+        constants, flows = _constants(self.bijection), self._flows()
+        trees = [[merge(part, constants) for part in parts] for parts in flows]
+        distances = [float(distance_from_identity(self.bijection, tree)) for parts in trees for tree in parts]
+        self._set_flows([[fold(self.bijection, tree) for tree in parts] for parts in trees])
         return max(distances)
 
     def log_weights(self):
-        def draw(num):
-            noise = self._noise(num)
-            return self._weigh(self.params, (noise, seeds(self.rng, self.num_restarts)))
+        return [in_time(partial(self._judged, flow), NUM_CHECKS, PUSHED) for (flow,) in self._flows()]
 
-        return in_time(draw, NUM_CHECKS, 8 * BLOCK)
+    def _judged(self, flow, num):
+        """Log weights of draws, by programs that other tasks use as well."""
+        noise = self.rng.standard_normal((num, *self.bijection.x_shape), dtype=default_dtype())
+        z, log_det = push(self.bijection, flow, noise)
+        log_p = [self.target.log_probs(rows, int(self.rng.integers(2**31))) for rows in np.split(z, num // NUM_TRIALS)]
+        return np.concatenate(log_p) - standard_log_prob(noise.astype(np.float64)) + log_det
 
     def _trained(self, params, affine):
         return {key: tree for key, tree in params.items() if key != self._fixed_key and not (affine and key == "0")}
@@ -270,17 +320,12 @@ class PathTrainer(_Trainer):
         bijection, trained = stage(self.trained, self._affine, tree, affine)
         return guide_loss(bijection, trained, noise, self.block // 2, log_density, power)
 
-    def _log_weights(self, params, draws):
-        tree, (noise, seed) = self._tree(params), draws
-        x, log_det = self.trained.forward(tree, noise)
-        return jax.vmap(self._density(tree, seed))(x) - standard_log_prob(noise) + log_det
-
 
 class MixtureTrainer(PathTrainer):
     """Trains an ``AutoFlow`` of several modes: all its flows at once, by draws of each."""
 
     def __init__(self, guide, target, starts, key, optimizer, clip_norm):
-        self._staged, self._near = staged(guide.bijection), np.zeros(0)
+        self._staged = staged(guide.bijection)
         self.num_parts = len(starts[0]["log_weights"])
         self._shape = self.num_parts, particles_of_part(self.num_parts)
         super().__init__(guide, target, starts, key, optimizer, clip_norm)
@@ -293,23 +338,19 @@ class MixtureTrainer(PathTrainer):
         """The weights of the first part; all have flows alike."""
         return self._staged(jax.tree.map(lambda leaf: leaf[0], stacked_part(params)))[1]
 
-    def fold(self):
-        distances = []
-
-        def folded(part):
-            tree = self._staged(part)[1]
-            distances.append(float(distance_from_identity(self.bijection, tree)))
-            return fold(self.bijection, tree)
-
-        params = jax.tree.map(np.asarray, self.params)
-        parts = stacked_part(params)
-        new = [
-            [folded(jax.tree.map(lambda leaf, i=i, k=k: leaf[i, k], parts)) for k in range(self.num_parts)]
+    def _flows(self):
+        parts = stacked_part(jax.tree.map(np.asarray, self.params))
+        return [
+            [jax.tree.map(lambda leaf, i=i, k=k: leaf[i, k], parts) for k in range(self.num_parts)]
             for i in range(self.num_restarts)
         ]
-        stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *each) for each in new]
-        self.params = params | jax.tree.map(lambda *leaves: np.stack(leaves), *stacked)
-        return max(distances)
+
+    def _set_flows(self, flows):
+        stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *parts) for parts in flows]
+        super()._set_flows([[each | {"log_weights": self.params["log_weights"][i]}] for i, each in enumerate(stacked)])
+
+    def _log_weights_of_parts(self):
+        return np.asarray(self.params["log_weights"], dtype=np.float64)
 
     def log_weights(self):
         rows, fitted = [], []
@@ -317,7 +358,7 @@ class MixtureTrainer(PathTrainer):
             params = jax.tree.map(lambda leaf, i=i: leaf[i], self.params)
             before = np.asarray(params["log_weights"], dtype=np.float64)
             log_weights, row, near = weigh_parts(before, partial(self._draw_parts, params))
-            self._near = self._near if self._near.size else near  # before the first step, which is compiled with it
+            self._near = near if len(self._near) < self.num_parts else self._near  # once: steps are compiled with it
             fitted.append(log_weights.astype(default_dtype()))
             rows.append(row)
         self.params = self.params | {"log_weights": np.stack(fitted)}
@@ -398,6 +439,7 @@ class ElboTrainer(_Trainer):
         if states[0].mutable_state is not None:
             raise ValueError("fit: models with mutable state are not supported; train them with SVI")
         super().__init__([self.svi.optim.get_params(state.optim_state) for state in states], key, optimizer, clip_norm)
+        self._weigh = self._program("weights", _over_restarts(self._log_weights, 2))
 
     def constrained(self, params):
         return self.svi.constrain_fn(params)

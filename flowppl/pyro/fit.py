@@ -18,7 +18,6 @@ from flowppl.inference.arguments import check_arguments, check_fit, check_loss, 
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
     FEW,
-    FLOW_ROUNDS,
     OTHER_ROUNDS,
     FitBase,
     check_options,
@@ -28,7 +27,7 @@ from flowppl.inference.fitting import (
     warn_of_no_search,
     warn_of_slowness,
 )
-from flowppl.inference.guides import FlowChoice, path_flow
+from flowppl.inference.guides import FlowChoice, path_flow, rounds_of
 from flowppl.inference.inference_data import convert
 from flowppl.inference.modes import Modes
 from flowppl.inference.outside import look_outside
@@ -404,7 +403,7 @@ def fit(
             this and the next three options have no effect.
         num_particles: draws for each step; ``None`` means 64 (16 for guides trained by Pyro's means). An
             ``AutoFlow`` of several modes has 16 or more for each.
-        learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 3e-3 to 1e-3, and 1e-2 to
+        learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 1e-2 to 1e-3, and 1e-2 to
             1e-3 for guides trained by Pyro's means.
         optimizer: an optimiser in the place of Adam with that learning rate: a class of ``torch.optim``, or a function
             from a list of parameters to a torch optimiser, as ``functools.partial(torch.optim.AdamW, lr=1e-3)``; or a
@@ -465,15 +464,13 @@ def fit(
     modes: Modes | None = None
     shared = (args, kwargs, num_restarts, optimizer, math.inf if clip_norm is None else float(clip_norm))
     with search_until(end):
-        is_new = isinstance(guide, AutoFlow) and guide.prototype_trace is None
-        if isinstance(guide, AutoFlow):
-            guide.setup(*args, **kwargs)
+        target = guide._set_up(args, kwargs) if isinstance(guide, AutoFlow) else None
         plates = model_plates(model, guide, args, kwargs)
         if isinstance(guide, AutoFlow) and loss is None and not _parameters_of(model, guide, args, kwargs):
             kind = MixtureTrainer if isinstance(guide.flow, MixtureOfFlows) else PathTrainer
-            trainer = kind(guide, model, *shared)
-            modes = guide._all_modes(trainer.target, is_new)
-            default = FLOW_ROUNDS
+            trainer = kind(guide, model, *shared, target if model is guide.model else None)
+            modes = guide._all_modes(trainer.target, target is not None)
+            default = rounds_of(guide.flow_choice, guide.latent_dim)
         else:
             trainer = ElboTrainer(model, guide, loss, num_particles, *shared)
             default = OTHER_ROUNDS

@@ -38,6 +38,7 @@ from flowppl.inference.guides import (
     no_transform,
     no_transform_of_parts,
     over_events,
+    search_average,
     search_modes,
     search_start,
     start_at,
@@ -90,7 +91,8 @@ class AutoFlow(AutoContinuous):
             and improves it by the gradient at its draws); ``"diagonal"`` one with independent coordinates on
             quasi-Newton paths, without a Hessian; ``"point"`` a normal of standard deviation ``init_scale`` at the
             point of ``init_loc_fn``. ``"auto"`` is the first up to 2,048 dimensions and the second above; it is the
-            third if ``init_scale`` is given, or if the density is random.
+            third if ``init_scale`` is given, or if the density is random, but for batches of the data, over which it is
+            averaged.
         init_loc_fn: the point to start from, site by site; for ``"point"`` it is
             ``pyro.infer.autoguide.init_to_median`` unless given. If given, the searches start from it too, beside
             random points.
@@ -166,10 +168,16 @@ class AutoFlow(AutoContinuous):
         Returns:
             The parameters by name.
         """
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-            self._create_plates(*args, **kwargs)
+        self._set_up(args, kwargs)
         return dict(self.named_parameters())
+
+    def _set_up(self, args, kwargs) -> Target | None:
+        """As :meth:`setup`; the density that a new guide has been started on, ``None`` if it was there before."""
+        if self.prototype_trace is not None:
+            return None
+        target = self._setup_prototype(*args, **kwargs)
+        self._create_plates(*args, **kwargs)
+        return target
 
     @staticmethod
     def _prototype_hide_fn(msg):
@@ -196,23 +204,26 @@ class AutoFlow(AutoContinuous):
             if not self.latent_dim:
                 check_latents([])
             bijection = guide_bijection(self.flow_choice, self.latent_dim)
-            self.flow = self._started_flow(bijection, loc, args, kwargs)
+            target = Target(self, args, kwargs, loc)
+            self.flow = self._started_flow(bijection, loc, target)
             self._known_shapes.append(_shapes(args, kwargs))
         except Exception:
             self.prototype_trace = None  # the guide stays as it was before
             raise
+        return target
 
-    def _started_flow(self, bijection, loc, args, kwargs) -> Flow | MixtureOfFlows:
+    def _started_flow(self, bijection, loc, target) -> Flow | MixtureOfFlows:
         """A flow with first weights at its start, or one at each mode."""
-        start = self._search(loc, args, kwargs)
+        start = self._search(loc, target)
         flow = Flow(bijection).to(loc)
         weights = flow.transform.weights
         if start is None:
             start_loc, scale = loc, torch.full_like(loc, self.init_scale or 0.1)
             weights.assign(start_at(bijection, weights.tree(), start_loc, scale, fixed=False))
             return flow
-        target = Target(self, args, kwargs, loc)
-        self._modes = single(start) if self.num_modes == 1 else find_modes(target, start, numpy_rng())
+        # Of a density that is drawn anew each time no search tells the modes.
+        is_one = self.num_modes == 1 or target.is_random()
+        self._modes = single(start) if is_one else find_modes(target, start, numpy_rng())
         return self._flow_at(self._modes.at_most(self.num_modes), flow)
 
     def _flow_at(self, modes: Modes, flow: Flow) -> Flow | MixtureOfFlows:
@@ -234,17 +245,21 @@ class AutoFlow(AutoContinuous):
         """
         if self._modes is not None and is_new:
             start = self._modes.gaussians[0]
+            if target.is_random():
+                return None
             return self._modes if self._modes.num_searches else find_modes(target, start, numpy_rng())
         is_at_point = choose_init(self.init, self.latent_dim, self.init_scale) == "point"
         return None if is_at_point else search_modes(target, self.latent_dim, numpy_rng())
 
-    def _search(self, loc, args, kwargs) -> Gaussian | None:
+    def _search(self, loc, target) -> Gaussian | None:
         """The best Gaussian of a search from several points; ``None`` if the guide starts at a point."""
         init = choose_init(self.init, self.latent_dim, self.init_scale)
-        target = Target(self, args, kwargs, loc)
-        if init == "point" or (self.init == "auto" and target.is_random()):
+        if init == "point":
             return None
         points = [loc.cpu().double().numpy()] if self._has_init_loc else []
+        if self.init == "auto" and target.is_random():
+            num = target.num_batches()
+            return search_average(init, target, num, self.latent_dim, points, numpy_rng()) if num > 1 else None
         start = search_start(init, target, self.latent_dim, points, numpy_rng())
         if start is None:
             raise no_start(target.observed_sites())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 import traceback
@@ -55,10 +56,19 @@ class Target:
     @cached_property
     def _layout(self) -> tuple[int, bool]:
         """How many dimensions the plates of the model take, and whether sites are to be summed out left of them."""
+        trace = self._trace_at_origin()
+        return plate_nesting(trace), any(map(is_summed_out, trace.nodes.values()))
+
+    def _trace_at_origin(self):
         values = self._guide._constrain(torch.zeros_like(self._like))
         with self._seeded(0), torch.no_grad():
-            trace = trace_of(self._conditioned(values), self._args, self._kwargs)
-        return plate_nesting(trace), any(map(is_summed_out, trace.nodes.values()))
+            return trace_of(self._conditioned(values), self._args, self._kwargs)
+
+    def num_batches(self) -> int:
+        """How many batches of the data, of which the model sees one, are as many as all."""
+        sites = self._trace_at_origin().nodes.values()
+        frames = [frame for site in sites if site["type"] == "sample" for frame in site["cond_indep_stack"]]
+        return max((math.ceil((frame.full_size or frame.size) / frame.size) for frame in frames), default=1)
 
     def batched(self, z):
         """The log densities at several points, all with the same subsample of the data."""
@@ -79,6 +89,10 @@ class Target:
 
     def is_random(self) -> bool:
         """Whether the log density is random: the model draws a subsample, or latents that the guide does not see."""
+        return self._is_random
+
+    @cached_property
+    def _is_random(self) -> bool:
         # At the origin a hidden factor of a latent does not show, and a hidden coin may fall alike a few times.
         points = np.random.default_rng(0).uniform(-2, 2, (4, self._guide.latent_dim))
         first = self.log_probs(points)
@@ -108,34 +122,34 @@ class Target:
                 return np.full(1, np.nan)
             return np.concatenate([self.log_probs(point[None], seed) for point in points])
 
-    def derivatives(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def derivatives(self, point: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The gradient and the Hessian."""
         if not self.can_be_mapped:
-            gradient = self.value_and_gradient(point)[1]
-            return gradient, self.hessian_products(point, np.eye(len(point)))
+            gradient = self.value_and_gradient(point, seed)[1]
+            return gradient, self.hessian_products(point, np.eye(len(point)), seed)
 
         def gradient_twice(z):
             gradient = torch.func.grad(self._one)(z)
             return gradient, gradient
 
-        with self._seeded(0):
+        with self._seeded(seed):
             hessian, gradient = torch.func.jacrev(gradient_twice, has_aux=True)(self._tensor(point))
         return _to_numpy(gradient), _to_numpy(hessian)
 
-    def value_and_gradient(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def value_and_gradient(self, point: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The log density and its gradient."""
-        values, slopes = self.values_and_gradients(point[None])
+        values, slopes = self.values_and_gradients(point[None], seed)
         return values[0], slopes[0]
 
-    def values_and_gradients(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def values_and_gradients(self, points: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The log densities of several points, and their gradients."""
         try:
-            with self._seeded(0):
+            with self._seeded(seed):
                 values, slopes = self.values_and_slopes(self._tensor(points))
         except torch.linalg.LinAlgError:
             if len(points) == 1:
                 return np.full(1, np.nan), np.full_like(points, np.nan)
-            rows = [self.values_and_gradients(point[None]) for point in points]
+            rows = [self.values_and_gradients(point[None], seed) for point in points]
             return tuple(map(np.concatenate, zip(*rows, strict=True)))  # type: ignore[return-value]
         return _to_numpy(values), _to_numpy(slopes)
 
@@ -158,9 +172,9 @@ class Target:
         drawn = _to_numpy(torch.stack(rows))
         return np.concatenate([drawn, np.full((num - len(drawn), drawn.shape[1]), np.nan)])
 
-    def hessian_products(self, point: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    def hessian_products(self, point: np.ndarray, vectors: np.ndarray, seed: int = 0) -> np.ndarray:
         """The products of the Hessian and each row of ``vectors``."""
-        with self._seeded(0), torch.enable_grad():
+        with self._seeded(seed), torch.enable_grad():
             z, rows = self._tensor(point), self._tensor(vectors)
             if self.can_be_mapped:
                 product = torch.func.vjp(torch.func.grad(self._one), z)[1]

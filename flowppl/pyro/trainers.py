@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy
 import time
 from functools import partial
@@ -14,8 +15,9 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 
-from flowppl._arrays.tree import map_tree
+from flowppl._arrays.tree import map_tree, select
 from flowppl.inference import mixture
+from flowppl.inference.affine import AffineSteps
 from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
@@ -26,7 +28,16 @@ from flowppl.inference.fitting import (
     OTHER_ROUNDS,
     Chunk,
 )
-from flowppl.inference.guides import affine_part, distance_from_identity, fold, is_dense, stage
+from flowppl.inference.guides import (
+    affine_layers,
+    affine_part,
+    distance_from_identity,
+    fold,
+    is_dense,
+    may_step_alone,
+    stage,
+    start_at,
+)
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, weigh_parts
 from flowppl.inference.modes import single
@@ -41,7 +52,8 @@ from flowppl.pyro.enumeration import is_summed_out
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.steps import Optimizer, has_rate, make_optimizer, record, take_step
-from flowppl.pyro.target import Target
+from flowppl.pyro.target import Target, _to_numpy
+from flowppl.pyro.transforms import numpy_rng
 
 
 class _Trainer(abc.ABC):
@@ -124,26 +136,28 @@ class PathTrainer(_Trainer):
     has_affine = True
     num_parts = 1
 
-    def __init__(self, guide, model, args, kwargs, num_restarts, optimizer, clip_norm):
+    def __init__(self, guide, model, args, kwargs, num_restarts, optimizer, clip_norm, target=None):
         self.guide, self.bijection = guide, guide.flow.bijection
         self.is_dense = is_dense(self.bijection)
         self.like = guide.flow._zeros
-        self.target = Target(guide, args, kwargs, self.like, model)
-        self.flows = [guide.flow, *(self._another_flow(args, kwargs) for _ in range(num_restarts - 1))]
+        self.target = Target(guide, args, kwargs, self.like, model) if target is None else target
+        self.flows = [guide.flow, *(self._another_flow() for _ in range(num_restarts - 1))]
         self._affine = affine_part(
             self.bijection, map_tree(lambda leaf: leaf.detach().cpu().numpy(), self._first_tree())
         )
         self._programs: dict[tuple[bool, int], Any] = {}
         self._may_record = self.target.can_be_mapped and not self.target.is_random()
         self.obstacle = self.target.obstacle if self.target.is_slow else ""
+        self._near = np.zeros((1, 1), dtype=int)
+        self._steps_alone: list[AffineSteps] = []
         super().__init__([dict(flow.named_parameters()) for flow in self.flows], optimizer, clip_norm)
 
-    def _another_flow(self, args, kwargs):
+    def _another_flow(self):
         """A flow with first weights and a start of its own."""
         guide, loc = self.guide, self.guide._init_loc()
         if guide._modes is None:
-            return guide._started_flow(self.bijection, loc, args, kwargs)
-        return guide._flow_at(single(guide._search(loc, args, kwargs)), Flow(self.bijection).to(loc))
+            return guide._started_flow(self.bijection, loc, self.target)
+        return guide._flow_at(single(guide._search(loc, self.target)), Flow(self.bijection).to(loc))
 
     def _first_tree(self):
         return self.flows[0].transform.weights.tree()
@@ -202,12 +216,64 @@ class PathTrainer(_Trainer):
         return guide_loss(bijection, params, noise, len(directions), self.target.values_and_slopes, power)
 
     @torch.no_grad()
-    def fold(self):
-        distances = []
+    def begin(self, affine):
+        self._steps_alone = []
+        if not (affine and may_step_alone(self.bijection, self._affine) and not self.target.is_random()):
+            super().begin(affine)
+            return
+        num = max(2, FEW // self.num_parts) if self.obstacle else particles_of_part(self.num_parts)
+        density = self._density(min(num * self.num_parts, BLOCK))
         for flow in self.flows:
-            weights = flow.transform.weights
-            distances.append(float(distance_from_identity(self.bijection, weights.tree())))
-            weights.assign(fold(self.bijection, weights.tree()))
+            layers = [affine_layers(self.bijection, tree) for tree in self._trees(flow)]
+            trained, fixed = ([tuple(map(_to_numpy, each)) for each in side] for side in zip(*layers, strict=True))
+            known = self._log_weights_of_parts(flow), self._near, density, num, numpy_rng()
+            self._steps_alone.append(AffineSteps(trained, fixed, *known))
+
+    def _density(self, num):
+        """The log densities of the model and their gradients at so many rows of NumPy; or at others, in more time."""
+        function = self.target.values_and_slopes
+        program = record(function, (self._noise(num),)) if self._may_record else function
+
+        def density(points):
+            if program is not function and len(points) == num:
+                with contextlib.suppress(torch.linalg.LinAlgError):
+                    return tuple(map(_to_numpy, program(torch.as_tensor(points).to(self.like))))
+            return self.target.values_and_gradients(points)
+
+        return density
+
+    @torch.no_grad()
+    def run(self, chunk):
+        if not self._steps_alone:
+            with torch.enable_grad():
+                return super().run(chunk)
+        losses = [steps.run(chunk) for steps in self._steps_alone]
+        for flow, steps in zip(self.flows, self._steps_alone, strict=True):
+            moved = []
+            for tree, affine in zip(self._trees(flow), steps.trained(), strict=True):
+                loc, scale = (torch.as_tensor(array).to(self.like) for array in affine)
+                moved.append(start_at(self.bijection, tree, loc, scale, fixed=False))
+            self._assign(flow, moved)
+        num = min(map(len, losses))
+        return np.stack([row[:num] for row in losses])
+
+    def _trees(self, flow):
+        """The weights of the parts of a flow, with their constants."""
+        return [flow.transform.weights.tree()]
+
+    def _assign(self, flow, trees):
+        """Set the weights of its parts."""
+        flow.transform.weights.assign(select(self.bijection.parameters(), trees[0]))
+
+    def _log_weights_of_parts(self, flow) -> np.ndarray:
+        return np.zeros(1)
+
+    @torch.no_grad()
+    def fold(self):
+        trees = [self._trees(flow) for flow in self.flows]
+        distances = [float(distance_from_identity(self.bijection, tree)) for parts in trees for tree in parts]
+        for flow, parts in zip(self.flows, trees, strict=True):
+            self._assign(flow, [fold(self.bijection, tree) for tree in parts])
         return max(distances)
 
     @torch.no_grad()
@@ -238,10 +304,10 @@ class MixtureTrainer(PathTrainer):
     """Trains an ``AutoFlow`` of several modes: all its flows at once, by draws of each."""
 
     def __init__(self, guide, *rest):
-        self.num_parts, self._near = len(guide.flow.log_weights), np.zeros(0)
+        self.num_parts = len(guide.flow.log_weights)
         super().__init__(guide, *rest)
 
-    def _another_flow(self, args, kwargs):
+    def _another_flow(self):
         if self.guide._modes is None:  # loaded from a file
             return copy.deepcopy(self.guide.flow)
         modes = self.guide._modes.at_most(self.num_parts)
@@ -268,16 +334,15 @@ class MixtureTrainer(PathTrainer):
         settings = (directions.shape[1], self._near, self.target.values_and_slopes, power)
         return mixture_loss(to_train, parts, log_weights, noise, *settings)
 
-    @torch.no_grad()
-    def fold(self):
-        distances = []
-        for flow in self.flows:
-            trees = [flow.staged(flow.part(k))[1] for k in range(self.num_parts)]
-            distances += [float(distance_from_identity(self.bijection, tree)) for tree in trees]
-            flow.parts.assign(
-                map_tree(lambda *leaves: torch.stack(leaves), *(fold(self.bijection, tree) for tree in trees))
-            )
-        return max(distances)
+    def _trees(self, flow):
+        return [flow.staged(flow.part(k))[1] for k in range(self.num_parts)]
+
+    def _assign(self, flow, trees):
+        weights = [select(self.bijection.parameters(), tree) for tree in trees]
+        flow.parts.assign(map_tree(lambda *leaves: torch.stack(leaves), *weights))
+
+    def _log_weights_of_parts(self, flow):
+        return _to_numpy(flow.log_weights)
 
     def _log_weights(self, flow):
         def draw(batches):
@@ -288,9 +353,9 @@ class MixtureTrainer(PathTrainer):
             ]
             return (torch.stack(rows).cpu().double().numpy() for rows in zip(*drawn, strict=True))
 
-        before = flow.log_weights.cpu().double().numpy()
+        before = _to_numpy(flow.log_weights)
         log_weights, row, near = weigh_parts(before, draw, MIN_CHECKS if self.obstacle else NUM_CHECKS)
-        self._near = self._near if self._near.size else near  # before the first step, which is recorded with it
+        self._near = near if len(self._near) < self.num_parts else self._near  # once: steps are recorded with it
         flow.log_weights.copy_(torch.as_tensor(log_weights))
         return row
 

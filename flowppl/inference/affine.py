@@ -1,0 +1,144 @@
+r"""Steps of the affine layers of a guide alone, in NumPy, around one program of the adapter: nothing else is compiled.
+
+As long as the flow does nothing, the guide is a Gaussian, or a mixture of K of them, and the path gradient has a closed
+form. With standard normals :math:`\varepsilon`, for each part the fixed layer :math:`\mu, L`, the trained one
+:math:`m, \sigma, T`, and the density p of the model,
+
+.. math::
+    z = \mu + L\,\big(m + \sigma \odot (I + T)\, \varepsilon\big), \qquad
+    r = L^\top \nabla_z \big(\log p(z) - \log q(z)\big),
+
+.. math::
+    \nabla_m = \mathrm{E}\, r, \qquad \nabla_{\log \sigma} = \mathrm{E}\, r \odot \sigma \odot (I + T)\, \varepsilon,
+    \qquad \nabla_T = \mathrm{tril}\; \mathrm{E}\, (r \odot \sigma)\, \varepsilon^\top .
+
+The gradient is that of :func:`flowppl.inference.losses.path_loss`, for the power 0, by Adam.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy.linalg
+from scipy.special import logsumexp
+
+from flowppl.inference.fitting import BLOCK, CHUNK, Chunk
+
+DECAYS, EPS = (0.9, 0.999), 1e-4  # of Adam
+
+Affine = tuple[np.ndarray, np.ndarray]  # a location and a lower-triangular scale
+
+
+class AffineSteps:
+    """The affine layers of the K parts of a guide, while they are trained.
+
+    Args:
+        trained: the trained layer of each part: its location and its lower-triangular scale.
+        fixed: the fixed layer of each.
+        log_weights: the logarithms of the weights of the parts.
+        near: for each part the parts that count at its draws, ``(K, m)``, itself first.
+        density: gives the log density of the model and its gradient at rows of points.
+        num: the number of draws of each part in a step.
+        rng: draws them.
+    """
+
+    def __init__(
+        self,
+        trained: Sequence[Sequence[np.ndarray]],
+        fixed: Sequence[Sequence[np.ndarray]],
+        log_weights: np.ndarray,
+        near: np.ndarray,
+        density: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+        num: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self.outer_loc, self.outer_scale = (np.stack(each).astype(np.float64) for each in zip(*fixed, strict=True))
+        loc, scale = (np.stack(each).astype(np.float64) for each in zip(*trained, strict=True))
+        width = np.diagonal(scale, axis1=1, axis2=2)
+        self.values = [loc, np.log(width), np.tril(scale / width[..., None], -1)]
+        self.moments = [[np.zeros_like(value) for value in self.values] for _ in DECAYS]
+        self.log_weights, self.near, self.density, self.num, self.rng = log_weights, near, density, num, rng
+        self.count = 0
+
+    def trained(self) -> list[Affine]:
+        """The trained layer of each part."""
+        loc, log_width, lower = self.values
+        scale = np.exp(log_width)[..., None] * (lower + np.eye(loc.shape[1]))
+        return list(zip(loc, scale, strict=True))
+
+    def run(self, chunk: Chunk) -> np.ndarray:
+        """Take the steps, or those for which there is time; return their losses, NaN for those left out."""
+        losses = []
+        for rate in chunk.rates[:CHUNK]:
+            losses.append(self._step(rate))
+            if time.monotonic() >= chunk.end:
+                break
+        return np.array(losses)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _step(self, rate):
+        num, dim = self.outer_loc.shape
+        loc, log_width, lower = self.values
+        noise, width = self.rng.standard_normal((num, self.num, dim)), np.exp(log_width)[:, None]
+        moved = width * (noise + noise @ np.swapaxes(lower, 1, 2))
+        z = self.outer_loc[:, None] + (loc[:, None] + moved) @ np.swapaxes(self.outer_scale, 1, 2)
+        log_p, slope = in_blocks(self.density, z.reshape(-1, dim))
+        log_p, slope = log_p.reshape(num, self.num), slope.reshape(z.shape) @ self.outer_scale
+        log_q, own = self._of_guide(noise, z)
+        residual = slope - own
+        finite = np.isfinite(log_p) & np.isfinite(residual).all(axis=2)
+        if not finite.any():
+            return math.nan
+        residual = np.where(finite[..., None], residual, 0.0)
+        scaled = residual * width
+        gradients = [
+            residual.mean(axis=1),
+            (residual * moved).mean(axis=1),
+            np.tril(np.swapaxes(scaled, 1, 2) @ noise / self.num, -1),
+        ]
+        if not all(np.isfinite(gradient).all() for gradient in gradients):
+            return math.nan
+        self._adam(gradients, rate)
+        share = finite * np.exp(self.log_weights)[:, None]
+        return float(np.sum(share * np.where(finite, log_q - log_p, 0.0)) / np.sum(share))
+
+    def _of_guide(self, noise, z):
+        """The log density of the guide at its draws, and the gradient in the coordinates of the trained layers."""
+        num, _, dim = noise.shape
+        _, log_width, lower = self.values
+        log_det = log_width.sum(axis=1) + np.log(np.diagonal(self.outer_scale, axis1=1, axis2=2)).sum(axis=1)
+        norm = 0.5 * dim * math.log(2 * math.pi)
+        if num == 1:
+            turned = scipy.linalg.solve_triangular(lower[0], noise[0].T, trans=1, lower=True, unit_diagonal=True).T
+            log_q = -0.5 * np.sum(noise**2, axis=2) - norm - log_det[:, None]
+            return log_q, -turned[None] / np.exp(log_width)[:, None]
+        scale = self.outer_scale @ np.stack([scale for _, scale in self.trained()])
+        centre = self.outer_loc + (self.outer_scale @ self.values[0][..., None])[..., 0]
+        inverse = np.linalg.inv(scale)[self.near]
+        u = (z[:, None] - centre[self.near][:, :, None]) @ np.swapaxes(inverse, 2, 3)
+        logs = (self.log_weights - log_det)[self.near][..., None] - 0.5 * np.sum(u**2, axis=3) - norm
+        log_q = logsumexp(logs, axis=1)
+        slopes = np.sum(np.exp(logs - log_q[:, None])[..., None] * -(u @ inverse), axis=1)
+        return log_q, slopes @ self.outer_scale
+
+    def _adam(self, gradients, rate):
+        self.count += 1
+        for i, gradient in enumerate(gradients):
+            parts = []
+            for moments, decay, power in zip(self.moments, DECAYS, (1, 2), strict=True):
+                moments[i] = decay * moments[i] + (1 - decay) * gradient**power
+                parts.append(moments[i] / (1 - decay**self.count))
+            self.values[i] = self.values[i] + rate * parts[0] / (np.sqrt(parts[1]) + EPS)
+
+
+def in_blocks(density: Callable, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and gradients at many points, ``BLOCK`` at a time: one program."""
+    if len(points) <= BLOCK:
+        return density(points)
+    padded = np.concatenate([points, np.tile(points[-1:], (-len(points) % BLOCK, 1))])
+    found = [density(rows) for rows in padded.reshape(-1, BLOCK, points.shape[1])]
+    values, slopes = (np.concatenate(each)[: len(points)] for each in zip(*found, strict=True))
+    return values, slopes
