@@ -113,7 +113,9 @@ class AutoFlow(AutoContinuous):
             ``"auto"`` for all that a wider search finds, see :mod:`flowppl.inference.modes`; a number for so many of
             them, the heaviest, at the most. For K of them, each in a Gaussian of its own at first, the guide is a
             mixture of K flows, and has no :meth:`get_transform`. A search needs ``init="newton"`` or ``"diagonal"``,
-            or an ``"auto"`` that means one of them; from a point there is one mode.
+            or an ``"auto"`` that means one of them; from a point, and for batches of the data, there is one mode.
+            ``SVI`` trains the K flows, but not the weights of the mixture, to which no gradient leads: they stay those
+            of the search. :func:`fit` trains both.
         create_plates: as for other guides of NumPyro.
         prefix: the guide's parameters are the site ``{prefix}_flow``.
 

@@ -262,10 +262,15 @@ class PathTrainer(_Trainer):
         return [in_time(partial(self._judged, flow), NUM_CHECKS, PUSHED) for (flow,) in self._flows()]
 
     def _judged(self, flow, num):
-        """Log weights of draws, by programs that other tasks use as well."""
         noise = self.rng.standard_normal((num, *self.bijection.x_shape), dtype=default_dtype())
+        return self._log_weights_at(flow, noise)
+
+    def _log_weights_at(self, flow, noise):
+        """Log weights of the draws of some noise, by programs that other tasks use as well."""
         z, log_det = push(self.bijection, flow, noise)
-        log_p = [self.target.log_probs(rows, int(self.rng.integers(2**31))) for rows in np.split(z, num // NUM_TRIALS)]
+        log_p = [
+            self.target.log_probs(rows, int(self.rng.integers(2**31))) for rows in np.split(z, len(z) // NUM_TRIALS)
+        ]
         return np.concatenate(log_p) - standard_log_prob(noise.astype(np.float64)) + log_det
 
     def _trained(self, params, affine):
@@ -297,12 +302,12 @@ class PathTrainer(_Trainer):
     def density(self):
         """The guide, for a look at what it does not draw."""
 
-        def weigh(_, noise):
-            drawn = noise[None].astype(default_dtype()), seeds(self.rng, 1)
-            return np.asarray(self._weigh(self.params, drawn)[0], dtype=np.float64)
+        (flow,), dim = self._flows()[0], self.bijection.x_shape[0]
 
-        dim = self.bijection.x_shape[0]
-        return GuideDensity(self.log_prob, np.zeros(1), dim, weigh, rows=8 * BLOCK, block=8 * BLOCK)
+        def weigh(_, noise):
+            return self._log_weights_at(flow, noise.astype(default_dtype()))
+
+        return GuideDensity(self.log_prob, np.zeros(1), dim, weigh, rows=PUSHED, block=PUSHED)
 
     def _density(self, tree, seed):
         """The log density at the scale of the start."""
