@@ -43,8 +43,9 @@ def amortized_posterior(
     :math:`\varepsilon`, whatever h.
 
     Args:
-        dim: the number of latents, or their shape, such as that of an image; the flow is then one of such events, and
-            ``flow`` a recipe of them or ``None``.
+        dim: the number of latents; or their shape, such as that of an image, for a flow of such events: "glow_image" or
+            "realnvp_image" with ``alpha=None``, which leaves out the logit layer, or ``flowppl.ImageAutoregressive``,
+            the convolutional IAF.
         context_dim: the number of features.
         flow: a name of :func:`flowppl.available_flows`; a recipe, called as ``flow(dim, context_dim=..., **options)``;
             or ``None`` for no flow, the Gaussian of a plain autoencoder.
