@@ -17,6 +17,7 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._arrays.tree import map_tree, select
+from flowppl.images import load_images
 
 SHAPE = (2, 2, 2)
 
@@ -69,36 +70,36 @@ def test_image_flows_of_the_registry_and_autoregressive_ones_make_posteriors():
 def with_pixelcnn(lang):
     options = {"levels": 3, "hidden_channels": 4, "num_blocks": 1, "kernel_size": 3, "context_dim": 3}
     pixelcnn = fpp.PixelCNN if lang is Pyro else partial(fnp.PixelCNN.init, jax.random.key(1))
-    encoder, decoder = lang.networks(4, 6, 2, 3)
+    encoder, decoder = lang.networks(16, 6, 2, 3)
     if lang is Pyro:
         encoder = torch.nn.Sequential(torch.nn.Flatten(), encoder)
         return fpp.FlowVAE(
-            encoder, decoder, fp.amortized_posterior(2, 6, None), likelihood=pixelcnn((1, 2, 2), **options)
+            encoder, decoder, fp.amortized_posterior(2, 6, None), likelihood=pixelcnn((1, 4, 4), **options)
         )
     flat = nnx.Sequential(lambda x: x.reshape(len(x), -1), encoder)
-    return fnp.FlowVAE(flat, decoder, fp.amortized_posterior(2, 6, None), likelihood=pixelcnn((1, 2, 2), **options))
+    return fnp.FlowVAE(flat, decoder, fp.amortized_posterior(2, 6, None), likelihood=pixelcnn((1, 4, 4), **options))
 
 
 @both
 def test_a_decoder_may_be_autoregressive(lang):
-    """Of images whose numbers are all the same, which no decoder of independent pixels could tell from one draw."""
-    x = np.random.default_rng(0).integers(0, 3, (60, 1, 1, 1)).repeat(2, 2).repeat(2, 3)
+    """It is better than pixels that do not depend on each other, whose best log probability is known."""
+    x = load_images()[:100, None, 2:6, 2:6].astype(int) // 6
+    shares = [[np.mean(pixel == level) for level in range(3)] for pixel in x.reshape(100, -1).T]
+    independent = sum(np.sum(share * np.log(np.maximum(share, 1e-9))) for share in np.array(shares))
     vae = with_pixelcnn(lang)
-    fit = lang.fit(0, vae, x, num_epochs=30, batch_size=30, warm_up=0, learning_rate=0.05)
-    assert fit.losses[-1] < fit.losses[0] - 1
+    fit = lang.fit(0, vae, x, num_epochs=30, batch_size=50, warm_up=0, learning_rate=0.03, validation=None)
     found = lang.evaluate(0, vae, fit.params, x, num_samples=50)
-    assert -4 * np.log(3) < found.log_prob < -np.log(3) + 0.05
-    drawn = lang.call("sample", vae, fit.params, 50, mean=False)
-    assert drawn.shape == (50, 1, 2, 2)
-    assert np.mean(drawn == drawn[:, :, :1, :1]) > 0.8
-    assert lang.call("reconstruct", vae, fit.params, x[:5], 3).shape == (3, 5, 1, 2, 2)
+    assert independent + 0.5 < found.log_prob < 0
+    drawn = lang.call("sample", vae, fit.params, 20)  # it has no mean in closed form
+    assert drawn.shape == (20, 1, 4, 4)
+    assert set(np.unique(drawn)) <= {0, 1, 2}
     if lang is Pyro:
         loss = pyro.infer.Trace_ELBO(200, vectorize_particles=True).loss(vae.model, vae.guide, vae._rows(x))
     else:
         assert "likelihood" in fit.params
         objective = numpyro.infer.Trace_ELBO(200)
         loss = objective.loss(jax.random.key(0), fit.params, vae.model, vae.guide, jnp.asarray(x))
-    assert abs(found.elbo + loss / 60) < 8 * found.elbo_se
+    assert abs(found.elbo + loss / 100) < 8 * found.elbo_se
 
 
 # Several levels
@@ -186,8 +187,8 @@ def test_a_posterior_relative_to_its_prior_starts_there(rng):
 @both
 @directions
 def test_levels_train_and_generate(lang, top_down):
-    x = stripes(60)
-    vae = two_levels(lang, top_down, num_inputs=9, num_outputs=9, dims=(3, 2))
+    x = (load_images()[:60] > 7).reshape(60, -1)[:, ::2].astype(float)
+    vae = two_levels(lang, top_down, num_inputs=32, num_outputs=32, dims=(3, 2))
     assert (vae.latent_shapes, vae.dim) == (((3,), (2,)), 5)
     fit = lang.fit(0, vae, x, num_epochs=15, batch_size=20, warm_up=0, learning_rate=0.01)
     assert fit.losses[-1] < fit.losses[0] - 0.1
@@ -203,10 +204,10 @@ def test_levels_train_and_generate(lang, top_down):
         z = vae.encode(jax.random.key(0), fit.params, x[:5], 3)
     assert abs(found.elbo + loss / 60) < 6 * found.elbo_se
     assert [tuple(each.shape) for each in z] == [(3, 5, 3), (3, 5, 2)]
-    assert lang.call("reconstruct", vae, fit.params, x[:5], 3).shape == (3, 5, 9)
+    assert lang.call("reconstruct", vae, fit.params, x[:5], 3).shape == (3, 5, 32)
     assert set(np.unique(lang.call("sample", vae, fit.params, 50, mean=False))) == {0.0, 1.0}
     way = lang.call("interpolate", vae, fit.params, x[:2], x[2:4], 4)
-    assert way.shape == (4, 2, 9)
+    assert way.shape == (4, 2, 32)
 
 
 @both
