@@ -114,7 +114,7 @@ def main():
     parser.add_argument("--workload", choices=WORKLOADS, nargs="*", default=list(WORKLOADS))
     parser.add_argument("--language", choices=LANGUAGES, nargs="*", default=list(LANGUAGES))
     options = parser.parse_args()
-    print("| | | MB, 8 steps | MB, 64 steps | MB reversible, 8 | MB reversible, 64 | times the seconds, 64 |")
+    print("| | direction | MB, 8 steps | MB, 64 steps | MB reversible, 8 | MB reversible, 64 | times the seconds, 64 |")
     print("|---|---|---|---|---|---|---|")
     for workload in options.workload:
         for language in options.language:

@@ -1,5 +1,8 @@
 """Reversible stacks: derivatives as those of the plain ones, in the memory of one layer."""
 
+import pathlib
+import runpy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,3 +183,10 @@ def test_fits_are_the_same_and_rounding_is_told(rng):
     assert 0.01 < flow.round_trip_error(torch.rand(50, 2, dtype=torch.float32)) < 0.1
     with pytest.warns(UserWarning, match="data come back from the noise with an error of"):
         fpp.fit_density(flow, x, init=False, learning_rate=1e-9, **options)
+
+
+def test_a_classifier_on_a_bijection_knows_digits():
+    path = pathlib.Path(__file__).parents[1] / "benchmarks" / "reversible_classifier.py"
+    accuracy, error = runpy.run_path(path)["train_in_torch"](num_blocks=1, num_steps=30)
+    assert accuracy > 0.7
+    assert error < 1e-4
