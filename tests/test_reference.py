@@ -32,8 +32,10 @@ def results(bijection, weights, event, context):
     assert position == weights.size
     context = context if context.size else None
     y, log_det = bijection.forward(merged(bijection, tree), event, context)
+    event = event.reshape(-1, *bijection.y_shape)
     x, log_det_back = bijection.inverse(merged(bijection, tree), event, context)
-    return np.concatenate([y, log_det[..., None], x, log_det_back[..., None]], axis=-1)
+    rows = [part.reshape(len(event), -1) for part in (y, log_det, x, log_det_back)]
+    return np.concatenate(rows, axis=-1)
 
 
 @pytest.mark.parametrize("name", FLOWS)

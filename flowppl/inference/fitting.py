@@ -389,7 +389,7 @@ class FitBase(abc.ABC):
         """What the importance weights said at the start and after each round."""
         return self.history.checks
 
-    def _warn_of_missing_modes(self) -> None:
+    def warn_of_missing_modes(self) -> None:
         """Warn where a correction cannot bring back what is known to be missing."""
         search = None if self.history is None else self.history.check.search
         if search is not None and search.fault:

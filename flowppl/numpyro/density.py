@@ -38,6 +38,7 @@ from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
 from flowppl.numpyro.training import TreeTrainer, averaged, kept
 from flowppl.numpyro.transforms import FlowTransform, check_key, numpy_rng
+from flowppl.training.checkpoints import in_words
 from flowppl.training.loop import average_share, check_options, train
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def fit_density(
         num_epochs=num_epochs,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "numpyro", "flow": repr(of_x)} | options,
+        fixed={"backend": "numpyro", "flow": in_words(of_x)} | options,
         row_counts=row_counts if is_batches(x) else None,
         callback=callback,
         progress=progress,

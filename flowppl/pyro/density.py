@@ -37,6 +37,7 @@ from flowppl.pyro.pixelcnn import PixelCNN
 from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, take_step
 from flowppl.pyro.training import ModuleTrainer
 from flowppl.pyro.transforms import FlowTransform
+from flowppl.training.checkpoints import in_words
 from flowppl.training.loop import check_options, train
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def fit_density(
         num_epochs=num_epochs,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "pyro", "flow": repr(of_x), "trained parameters": list(trained)} | options,
+        fixed={"backend": "pyro", "flow": in_words(of_x), "trained parameters": list(trained)} | options,
         row_counts=row_counts if is_batches(x) else None,
         callback=callback,
         progress=progress,

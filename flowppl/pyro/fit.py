@@ -135,7 +135,7 @@ class Fit(FitBase):
             RuntimeWarning: if the weights are too uneven for a correction, or a search found modes that are not in the
                 guide, which no weights bring back.
         """
-        self._warn_of_missing_modes()
+        self.warn_of_missing_modes()
         args, kwargs = self.arguments
         known: Any = partial(resample, self._own_model, self.guide, *args, **kwargs)
         return known(num_samples=num_samples, num_proposals=num_proposals, chunk_size=chunk_size)

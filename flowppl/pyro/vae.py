@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pyro
 import torch
@@ -78,7 +78,7 @@ class FlowVAE(Autoencoder):
         torch.Size([3, 9])
     """
 
-    _is_conditional = False  # whether the prior may take a context
+    _is_conditional: ClassVar[bool] = False  # whether the prior may take a context
 
     def __init__(
         self,

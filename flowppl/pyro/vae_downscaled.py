@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -73,7 +73,7 @@ class SelfSupervisedVAE(FlowVAE):
     """
 
     _parts = ("encoder", "decoder", "posterior", "prior", "upper")
-    _is_conditional = True
+    _is_conditional: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,15 @@ def digest(data):
     """A number by which other data are told from these."""
     array = np.ascontiguousarray(data.cpu() if hasattr(data, "cpu") else data)
     return zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(repr((array.shape, str(array.dtype))).encode()))
+
+
+# Options that change no number, and those that came later, where they have their defaults.
+_LEFT_OUT = re.compile(r", (reversible=\w+|start='identity')")
+
+
+def in_words(bijection: Any) -> str:
+    """A bijection as a checkpoint tells it: the same words as in files of before."""
+    return _LEFT_OUT.sub("", repr(bijection))
 
 
 def read_checkpoint(owner, path):
