@@ -88,6 +88,14 @@ def test_what_is_outside_is_told():
     assert "About 4% of the posterior" in found[2].advice
 
 
+def test_a_search_that_was_cut_short_found_no_others():
+    check = diagnose(0.01 * np.random.default_rng(0).normal(size=4000))
+    short, many = (dataclasses.replace(check, search=Search(64, num, 2, 2, 0.0, 0.4)) for num in (5, 64))
+    assert (short.verdict, many.verdict) == ("good", "do not trust")
+    assert "2 modes so far: the search was cut short, as 5 of 64 had ended" in short.advice
+    assert "kept finding others" in str(many)
+
+
 def test_the_tail_of_weights_that_are_all_but_equal_does_not_matter():
     weights = 1 + 1e-4 * (np.random.default_rng(0).random(10_000) ** -0.9 - 1)
     check = diagnose(np.log(weights))

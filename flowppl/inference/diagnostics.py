@@ -30,9 +30,7 @@ MAX_NONFINITE = 0.1
 MAX_ROUND_TRIP = 0.01
 MIN_ESS = 100
 MAX_MISSING = 0.05  # of the posterior's mass, in modes that are not in the guide
-MAX_OUTSIDE = (
-    0.02  # of that mass, where the guide hardly draws, for its draws to be good; for more they have MAX_MISSED
-)
+MAX_OUTSIDE = 0.02  # of that mass, where the guide hardly draws, for its draws to be good; beyond, MAX_MISSED counts
 MAX_UNSEEN = 0.05
 MAX_LOST = 0.2  # of the searches
 MIN_ENDED = 30  # searches that tell something
@@ -67,6 +65,8 @@ class Search:
             return "none were searched for"
         modes = "one mode" if self.num_modes == 1 else f"{self.num_modes} modes"
         if self.unseen > MAX_UNSEEN:
+            if self.num_ended < MIN_ENDED:
+                return f"{modes} so far: the search was cut short, as {self.num_ended} of {self.num_searches} had ended"
             return f"{modes} so far: {self.num_searches} searches kept finding others"
         found = "met no other" if self.num_modes == 1 else "met no others"
         lost = self.num_searches - self.num_ended
@@ -76,7 +76,7 @@ class Search:
     @property
     def fault(self) -> str:
         """What the guide lacks, and what to do; empty if it lacks nothing that was found."""
-        if self.unseen > MAX_UNSEEN:
+        if self.unseen > MAX_UNSEEN and self.num_ended >= MIN_ENDED:
             return (
                 f"There are more modes than could be found: {self.num_modes} are known, and about {self.unseen:.0%} "
                 "of further searches would meet another. Break what makes them alike, such as by an order on the means "

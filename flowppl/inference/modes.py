@@ -47,9 +47,7 @@ ENOUGH = 0.005  # share of searches that met a mode alone, at which they end
 MIN_SEVERAL, PER_MODE = 256, 16  # searches, in all and for each, where there are several modes: there may be more
 MIN_MANY, MANY = 128, 0.2  # after so many searches, and with a larger share of modes met once, the search is given up
 NUM_SCREENED = 8192  # points, out of which to choose
-ABSENT = (
-    20.0  # times denser than in the guide, or than known modes explain, is the posterior where it counts as missing
-)
+ABSENT = 20.0  # times denser than in the guide, or than known modes explain, is the posterior that counts as missing
 MAX_MODES = 64  # that a guide holds,
 MAX_OF_MANY = 16  # and where there are more than can be found, so that it cannot be right
 LIGHT = math.log(1e-3)  # of a mode that does not count, beside the largest

@@ -60,9 +60,8 @@ def conv_parameters(
 ) -> Tree:
     """The weights of one convolution, and of what a context adds: a vector, or an image by one-pixel kernels."""
     fan_in = in_channels * math.prod(kernel)
-    draw = (
-        Constant(0.0) if zero and not weight_norm else Uniform((3 / fan_in) ** 0.5)
-    )  # keeps the variance of its input
+    # Else the variance of the input is kept.
+    draw = Constant(0.0) if zero and not weight_norm else Uniform((3 / fan_in) ** 0.5)
     layer: Tree = {
         "weight": Parameter((out_channels, in_channels, *kernel), draw),
         "bias": Parameter((out_channels,)),
