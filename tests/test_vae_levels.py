@@ -324,3 +324,5 @@ def test_smaller_data_train_and_generate(lang):
         lang.call("interpolate", vae, fit.params, x[:2], x[2:4])
     with pytest.raises(TypeError, match="upper must be an autoencoder"):
         lang.adapter.SelfSupervisedVAE(vae.encoder, vae.decoder, fp.amortized_posterior(1, 6), upper=1, downscale=abs)
+    with pytest.raises(ValueError, match="SelfSupervisedVAE: the posterior must depend on features"):
+        lang.adapter.SelfSupervisedVAE(vae.encoder, vae.decoder, fp.realnvp(6), upper=vae, downscale=abs)

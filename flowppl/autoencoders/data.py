@@ -25,21 +25,19 @@ def as_data(values: Any, native: type) -> Any:
     """
     if isinstance(values, (str, bytes, Mapping, numbers.Number, type(None))):
         raise TypeError(
-            "FlowVAE: the data must be an array with one row for each datum, a list of rows, a data set or an "
+            "the data must be an array with one row for each datum, a list of rows, a data set or an "
             f"iterable of batches, got {type(values).__name__}"
         )
     if np.ma.is_masked(values):
-        raise ValueError("FlowVAE: some data are masked; drop or impute what is missing")
+        raise ValueError("some data are masked; drop or impute what is missing")
     if hasattr(values, "tensors"):  # a TensorDataset
         values = values.tensors[0]
     x: Any = values if isinstance(values, native) else _gathered(values)
     if 0 in x.shape:
-        raise ValueError("FlowVAE: there are no data")
+        raise ValueError("there are no data")
     name = str(x.dtype)
     if not x.shape or not any(kind in name for kind in ("float", "int", "bool")):
-        raise TypeError(
-            f"FlowVAE: the data must be rows of real numbers, got an array of {name} of shape {tuple(x.shape)}"
-        )
+        raise TypeError(f"the data must be rows of real numbers, got an array of {name} of shape {tuple(x.shape)}")
     return x
 
 
@@ -55,7 +53,7 @@ def _gathered(values) -> np.ndarray:
         batches = iter(values)
     except TypeError:
         raise TypeError(
-            f"FlowVAE: the data must be an array, a list of rows or an iterable of batches, got {type(values).__name__}"
+            f"the data must be an array, a list of rows or an iterable of batches, got {type(values).__name__}"
         ) from None
     return np.concatenate([_first(batch) for batch in batches] or [np.zeros(0)])
 
@@ -63,7 +61,7 @@ def _gathered(values) -> np.ndarray:
 def _first(item) -> np.ndarray:
     if isinstance(item, Mapping):
         raise TypeError(
-            f"FlowVAE: each batch must be an array, or a tuple that begins with one, got a dictionary of "
+            f"each batch must be an array, or a tuple that begins with one, got a dictionary of "
             f"{', '.join(map(str, item))}; give (batch[name] for batch in batches)"
         )
     return _to_numpy(item[0] if isinstance(item, (list, tuple)) else item)
@@ -77,7 +75,7 @@ def _to_numpy(values) -> np.ndarray:
         kind = float if x.dtype == object and x.ndim else x.dtype.newbyteorder("=")  # object: a table of several types
         return np.require(x, kind, ["C", "W"])  # as torch and JAX take them
     except (TypeError, ValueError) as error:
-        raise TypeError(f"FlowVAE: the data cannot be made an array of numbers: {error}") from error
+        raise TypeError(f"the data cannot be made an array of numbers: {error}") from error
 
 
 def is_share(validation: Any) -> bool:
@@ -88,10 +86,10 @@ def is_share(validation: Any) -> bool:
 def check_inputs(kind: Any, low: float, high: float) -> None:
     """Raise ValueError if the least or the largest number of data says that an encoder was not trained on such."""
     if not np.isfinite([low, high]).all():
-        raise ValueError("FlowVAE: the data are not all finite; drop or impute what is missing")
+        raise ValueError("the data are not all finite; drop or impute what is missing")
     if kind == "bernoulli" and not 0 <= low <= high <= 1:
         raise ValueError(
-            f"FlowVAE: the likelihood 'bernoulli' is of data that are 0 or 1, but the data range from {low} to {high}; "
+            f"the likelihood 'bernoulli' is of data that are 0 or 1, but the data range from {low} to {high}; "
             "give them as for the training"
         )
 
@@ -108,21 +106,21 @@ def check_data(kind: Any, x: np.ndarray, num_categories: int | None, supported: 
     low, high = x.min(), x.max()
     has = f"but the data range from {low} to {high}"
     if not np.isfinite(low + 0.0) or not np.isfinite(high + 0.0):
-        raise ValueError("FlowVAE: the data are not all finite; drop or impute what is missing")
+        raise ValueError("the data are not all finite; drop or impute what is missing")
     if kind == "bernoulli" and not np.isin(x, (0, 1)).all():
         middle = (float(low) + float(high)) / 2
         raise ValueError(
-            f"FlowVAE: the likelihood 'bernoulli' is of data that are 0 or 1, {has}; binarise them, such as by "
+            f"the likelihood 'bernoulli' is of data that are 0 or 1, {has}; binarise them, such as by "
             f"x > {middle:g}, or take 'categorical' for integers and 'gaussian' for real numbers, such as x / {high:g}"
         )
     if not supported:
-        raise ValueError(f"FlowVAE: the likelihood must have all data in its support, {has}; scale or round them")
+        raise ValueError(f"the likelihood must have all data in its support, {has}; scale or round them")
     if kind == "categorical":
         if not np.issubdtype(x.dtype, np.integer):
-            raise ValueError(f"FlowVAE: the likelihood 'categorical' is of integers, but the data are {x.dtype}")
+            raise ValueError(f"the likelihood 'categorical' is of integers, but the data are {x.dtype}")
         if low < 0 or high >= num_categories:  # type: ignore[operator]
             raise ValueError(
-                f"FlowVAE: the decoder gives logits of {num_categories} categories, 0 to {num_categories - 1}, {has}"  # type: ignore[operator]
+                f"the decoder gives logits of {num_categories} categories, 0 to {num_categories - 1}, {has}"  # type: ignore[operator]
             )
 
 

@@ -24,10 +24,10 @@ def check_levels(encoders: Any, decoders: Any, posteriors: Any, priors: Any, lik
         found = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
         raise ValueError(f"HierarchicalVAE: each list must have one entry for each level, got {found}")
     for name in ("encoders", "decoders"):
-        check_networks(**{f"{name}[{level}]": network for level, network in enumerate(parts[name])})
+        check_networks("HierarchicalVAE", **{f"{name}[{level}]": network for level, network in enumerate(parts[name])})
     for level, (posterior, prior) in enumerate(zip(posteriors, priors, strict=True)):
         _check_level(level, posterior, prior, level == len(priors) - 1, top_down)
-    check_likelihood(likelihood)
+    check_likelihood("HierarchicalVAE", likelihood)
 
 
 def _check_level(level, posterior, prior, is_top, top_down):

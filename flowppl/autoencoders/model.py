@@ -12,21 +12,24 @@ from flowppl.checks import did_you_mean
 LIKELIHOODS = ("bernoulli", "categorical", "gaussian")
 
 
-def check_parts(posterior: Any, prior: Bijection | None, likelihood: Any, *, conditional: bool = False) -> None:
+def check_parts(
+    owner: str, posterior: Any, prior: Bijection | None, likelihood: Any, *, conditional: bool = False
+) -> None:
     """Raise an error unless posterior, prior and likelihood can be those of one autoencoder.
 
     Args:
+        owner: the name of the autoencoder's class, for messages.
         conditional: whether the prior may take a context.
     """
     check_bijection(posterior)
     if not posterior.context_dim:
         raise ValueError(
-            "FlowVAE: the posterior must depend on features of the data: give it context_dim, or make it by "
+            f"{owner}: the posterior must depend on features of the data: give it context_dim, or make it by "
             "flowppl.amortized_posterior(dim, context_dim)"
         )
     if posterior.y_support != REAL_LINE:
         raise ValueError(
-            "FlowVAE: the posterior must map to all real numbers, without a last layer that bounds, such as the logit "
+            f"{owner}: the posterior must map to all real numbers, without a last layer that bounds, such as the logit "
             "layer of flows of images, which alpha=None leaves out"
         )
     check_standard_base(posterior)
@@ -37,29 +40,30 @@ def check_parts(posterior: Any, prior: Bijection | None, likelihood: Any, *, con
             or prior.y_support != REAL_LINE
             or (prior.context_dim and not conditional)
         ):
+            what = "a flow" if conditional else "an unconditional flow"
             raise ValueError(
-                f"FlowVAE: the prior must be an unconditional flow of real numbers, of shape {posterior.y_shape} "
-                f"as the posterior's; this {type(prior).__name__} has the shape {prior.y_shape}, the support "
-                f"{prior.y_support} and context_dim={prior.context_dim}"
+                f"{owner}: the prior must be {what} of real numbers, of shape {posterior.y_shape} as the posterior's; "
+                f"this {type(prior).__name__} has the shape {prior.y_shape}, the support {prior.y_support} and "
+                f"context_dim={prior.context_dim}"
             )
-    check_likelihood(likelihood)
+    check_likelihood(owner, likelihood)
 
 
-def check_likelihood(likelihood: Any) -> None:
+def check_likelihood(owner: str, likelihood: Any) -> None:
     """Raise ValueError unless this is a likelihood's name, or a function."""
     if not callable(likelihood) and likelihood not in LIKELIHOODS:
         raise ValueError(
-            f"FlowVAE: likelihood must be one of {', '.join(LIKELIHOODS)}, or a function from the decoder's output to "
+            f"{owner}: likelihood must be one of {', '.join(LIKELIHOODS)}, or a function from the decoder's output to "
             f"a distribution, got {likelihood!r}{did_you_mean(str(likelihood), LIKELIHOODS)}"
         )
 
 
-def check_networks(**networks: Any) -> None:
+def check_networks(owner: str, **networks: Any) -> None:
     """Raise TypeError unless encoder and decoder can be called."""
     for name, network in networks.items():
         if isinstance(network, type) or not callable(network):
             what = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
-            raise TypeError(f"FlowVAE: the {name} must be a module or a function, got {what}")
+            raise TypeError(f"{owner}: the {name} must be a module or a function, got {what}")
 
 
 def check_vae(call: str, vae: Any, kind: type) -> None:
@@ -81,7 +85,7 @@ def named(part: str, shape: tuple[int, ...]):
         if part == "encoder" and len(shape) != 2:
             one = "one number each: give rows, x.reshape(len(x), 1)"
             hint = f"; {one}" if len(shape) < 2 else "; if it takes vectors, flatten the data: x.reshape(len(x), -1)"
-        error.add_note(f"FlowVAE: this is the {part}, given an array of shape {tuple(shape)}{hint}")
+        error.add_note(f"this is the {part}, given an array of shape {tuple(shape)}{hint}")
         raise
 
 
@@ -94,7 +98,7 @@ def as_features(features: Any, num: int, context_dim: int) -> Any:
     shape = getattr(features, "shape", None)
     if shape is None or not shape or shape[0] != num or math.prod(shape[1:]) != context_dim:
         raise ValueError(
-            f"FlowVAE: the encoder must give features of shape ({num}, {context_dim}) for {num} data, since the "
+            f"the encoder must give features of shape ({num}, {context_dim}) for {num} data, since the "
             f"posterior has context_dim={context_dim}, got {type(features).__name__ if shape is None else tuple(shape)}"
         )
     return features if len(shape) == 2 else features.reshape(num, context_dim)
@@ -111,14 +115,14 @@ def unflatten(kind: Any, output: Any, batch: tuple[int, ...]) -> Any:
     is_tuple = isinstance(output, (tuple, list))
     parts = tuple(output) if is_tuple else (output,)
     if not parts or not all(hasattr(part, "ndim") for part in parts):
-        raise ValueError(f"FlowVAE: the decoder must give an array, or a tuple of arrays, got {type(output).__name__}")
+        raise ValueError(f"the decoder must give an array, or a tuple of arrays, got {type(output).__name__}")
     if kind == "gaussian" and not (is_tuple and len(parts) == 2):
         raise ValueError(
-            "FlowVAE: for the likelihood 'gaussian' the decoder must give a pair, the mean and the log of the standard "
+            "for the likelihood 'gaussian' the decoder must give a pair, the mean and the log of the standard "
             f"deviation, got {f'{len(parts)} arrays' if is_tuple else f'one array of shape {tuple(output.shape)}'}"
         )
     if kind in ("bernoulli", "categorical") and is_tuple:
-        raise ValueError(f"FlowVAE: for the likelihood {kind!r} the decoder must give one array, got {len(parts)}")
+        raise ValueError(f"for the likelihood {kind!r} the decoder must give one array, got {len(parts)}")
     num_axes, num_rows = max(part.ndim for part in parts), math.prod(batch)
     of_rows = [part.ndim == num_axes > 0 and part.shape[0] == num_rows for part in parts]
     found = tuple(
@@ -135,11 +139,11 @@ def num_event_axes(likelihood: Any, num_batch_axes: int) -> int:
         ValueError: if it has not one part for each row of latents.
     """
     if not hasattr(likelihood, "batch_shape"):
-        raise TypeError(f"FlowVAE: the likelihood must give a distribution, got {type(likelihood).__name__}")
+        raise TypeError(f"the likelihood must give a distribution, got {type(likelihood).__name__}")
     num = len(likelihood.batch_shape) - num_batch_axes
     if num < 0:
         raise ValueError(
-            f"FlowVAE: the decoder must give one row for each row of latents, but the likelihood has the batch shape "
+            f"the decoder must give one row for each row of latents, but the likelihood has the batch shape "
             f"{tuple(likelihood.batch_shape)}"
         )
     return num
@@ -152,8 +156,7 @@ def check_output(kind: Any, found: tuple[int, ...], expected: tuple[int, ...]) -
         if math.prod(found) == math.prod(expected):
             hint += "; reshape its output in the decoder, or flatten the data: x.reshape(len(x), -1)"
         raise ValueError(
-            f"FlowVAE: the decoder gives a likelihood of data of shape {found}, but the data have the shape {expected}"
-            f"{hint}"
+            f"the decoder gives a likelihood of data of shape {found}, but the data have the shape {expected}{hint}"
         )
 
 

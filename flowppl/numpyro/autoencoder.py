@@ -16,11 +16,7 @@ from numpyro import handlers
 from numpyro.contrib.module import nnx_module
 
 from flowppl.autoencoders.data import as_data, check_data, check_inputs
-from flowppl.autoencoders.model import (
-    check_ends,
-    check_output,
-    num_event_axes,
-)
+from flowppl.autoencoders.model import check_ends, check_output, num_event_axes
 from flowppl.bijections.contract import Bijection
 from flowppl.inference.latent_space import path_weights
 from flowppl.numpyro.transforms import check_key
@@ -346,7 +342,7 @@ def _init(vae, key, x):
     states = [name for name, site in trace.items() if site["type"] == "mutable"]
     if states:
         raise ValueError(
-            f"FlowVAE: the networks keep a state, {', '.join(states)}, as batch normalisation and dropout do; only SVI "
+            f"the networks keep a state, {', '.join(states)}, as batch normalisation and dropout do; only SVI "
             "with model and guide trains those. Use layers without one, such as LayerNorm"
         )
     sites = {name: site for name, site in trace.items() if site["type"] == "param"}
@@ -354,7 +350,7 @@ def _init(vae, key, x):
     bounded = [name for name, site in sites.items() if site["kwargs"].get("constraint", real) is not real]
     if bounded:
         raise ValueError(
-            f"FlowVAE: the parameters {', '.join(bounded)} have constraints; only SVI with model and guide keeps them. "
+            f"the parameters {', '.join(bounded)} have constraints; only SVI with model and guide keeps them. "
             "Declare unconstrained ones, and map them inside the network"
         )
     return {name: site["value"] for name, site in sites.items()}

@@ -100,9 +100,10 @@ class FlowVAE(Autoencoder):
     _is_conditional: ClassVar[bool] = False  # whether the prior may take a context
 
     def __post_init__(self) -> None:
-        check_networks(encoder=self.encoder, decoder=self.decoder)
+        owner = type(self).__name__
+        check_networks(owner, encoder=self.encoder, decoder=self.decoder)
         prior = self.prior.bijection if isinstance(self.prior, Flow) else self.prior
-        check_parts(self.posterior, prior, self.likelihood, conditional=self._is_conditional)
+        check_parts(owner, self.posterior, prior, self.likelihood, conditional=self._is_conditional)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -112,7 +112,7 @@ class Autoencoder(torch.nn.Module):
             for part, parameter in module.named_parameters():
                 if parameter.requires_grad and store._params[f"vae.{prefix}{name}$$${part}"] is not parameter:
                     raise ValueError(
-                        f"FlowVAE: Pyro's parameter store has the {prefix}{name} of another autoencoder, which SVI "
+                        f"Pyro's parameter store has the {prefix}{name} of another autoencoder, which SVI "
                         "would train in the place of this one: call pyro.clear_param_store() first"
                     )
 
@@ -267,7 +267,7 @@ class Autoencoder(torch.nn.Module):
                 found[name] = devices.pop()
         if len(set(found.values())) > 1:
             where = ", ".join(f"{name} on {device}" for name, device in found.items())
-            raise ValueError(f"FlowVAE: the parts are on several devices: {where}; move all by vae.to(device)")
+            raise ValueError(f"the parts are on several devices: {where}; move all by vae.to(device)")
         with modes(self, trains=False), torch.no_grad():
             yield
 

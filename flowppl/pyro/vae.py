@@ -89,9 +89,10 @@ class FlowVAE(Autoencoder):
         likelihood: str | Callable[[Any], Any] = "bernoulli",
     ) -> None:
         super().__init__()
-        check_networks(encoder=encoder, decoder=decoder)
+        owner = type(self).__name__
+        check_networks(owner, encoder=encoder, decoder=decoder)
         of_prior = prior.bijection if isinstance(prior, Flow) else prior
-        check_parts(posterior, of_prior, likelihood, conditional=self._is_conditional)
+        check_parts(owner, posterior, of_prior, likelihood, conditional=self._is_conditional)
         self.encoder: Any = encoder
         self.decoder: Any = decoder
         self.posterior = Flow(posterior)

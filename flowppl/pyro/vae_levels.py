@@ -269,11 +269,9 @@ class HierarchicalVAE(Autoencoder):
         parts = self._split(noise)
 
         def draw(level, prior, _):
-            return (
-                parts[level].unflatten(-1, self.latent_shapes[level])
-                if prior is None
-                else prior(_shaped(parts[level], prior))
-            )
+            if prior is None:
+                return parts[level].unflatten(-1, self.latent_shapes[level])
+            return prior(_shaped(parts[level], prior))
 
         return self._descend(draw)
 
