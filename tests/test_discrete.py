@@ -18,6 +18,7 @@ from scipy.stats import norm
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
+from flowppl.discrete.levels import are_levels, check_levels
 
 ADAPTERS = {"pyro": fpp, "numpyro": fnp}
 both = pytest.mark.parametrize("language", ADAPTERS)
@@ -102,6 +103,51 @@ def gradients(language, x, levels):
     raw = torch.tensor(raw, requires_grad=True)
     fpp.DiscretizedLogisticMixture.from_raw(raw, levels).log_prob(torch.as_tensor(x)).sum().backward()
     return raw.grad.numpy()
+
+
+@both
+def test_moments_of_narrow_components_far_from_zero(language):
+    """In float32, where the square of the mean takes all digits."""
+    loc, scale, levels = np.array([[250.0], [3.0], [200.2]]), np.array([[0.05], [1e-3], [5.0]]), 256
+    x = np.arange(levels)[:, None]
+    weights = np.exp(log_prob_of_rounded_logistics(x[..., None], np.zeros(1), loc, scale, levels))
+    mean = (weights * x).sum(0)
+    variance = (weights * (x - mean) ** 2).sum(0)
+    single = [a.astype(np.float32) for a in (np.zeros(1), loc, scale)]
+    found = mixture(language, *single, levels)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(found.variance, variance, rtol=1e-3, atol=1e-30)
+
+
+@both
+def test_levels_are_told_in_any_dtype(language):
+    """Whatever the type of data holds, the number of levels is compared as it is."""
+    for largest, dtype in ((1, bool), (100, "int8"), (200, "uint8"), (299, "int64")):
+        x = arrays(language, np.array([0, largest]).astype(dtype))
+        check_levels("Test", "x", x, 300)
+        assert are_levels(x, 300, 1)
+        assert are_levels(x[:0], 300, 0).shape == (0,)
+    whole = mixture(language, np.zeros(1), np.array([1]), np.ones(1), 4)
+    whole._validate_args = False
+    assert np.isneginf(np.asarray(whole.log_prob(arrays(language, np.array([1.5])))))
+
+
+@both
+def test_a_dtype_with_too_few_numbers_is_told(language):
+    half = torch.bfloat16 if language == "pyro" else jnp.bfloat16
+    parts = [part.to(half) if language == "pyro" else part.astype(half) for part in arrays(language, *np.ones((3, 1)))]
+    x = arrays(language, np.array([3]))
+    assert np.isfinite(float(ADAPTERS[language].DiscretizedLogisticMixture(*parts, 256).log_prob(x)[0]))
+    with pytest.raises(ValueError, match="bfloat16 has too few numbers for levels=1000"):
+        ADAPTERS[language].DiscretizedLogisticMixture(*parts, 1000).log_prob(x)
+    if language == "pyro":
+        shape, image = (1, 1, 2), torch.zeros(1, 1, 1, 2)
+        counts = fpp.Dequantized(fp.Elementwise(shape, fp.Sigmoid()), 256).to(half)
+        pixels = fpp.PixelCNN(shape, 256, hidden_channels=2, num_blocks=0).to(half)
+        for call in (counts.log_prob, pixels.log_prob, lambda _: pixels.sample()):
+            with pytest.raises(ValueError, match="bfloat16 has too few numbers for levels=256"):
+                call(image)
+        assert fpp.PixelCNN(shape, 2, hidden_channels=2, num_blocks=0).to(half).log_prob(image).dtype == half
 
 
 @both

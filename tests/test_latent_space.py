@@ -182,6 +182,43 @@ def test_odd_data_have_low_scores(language, rng):
 
 
 @LANGUAGES
+def test_data_where_a_flow_has_none_are_refused_and_odd(language):
+    """Bytes of images, say: moved to the end of the interval, they would all be the same."""
+    flow = flow_of(language, fp.Elementwise(2, fp.Sigmoid()), weights={})
+    bytes_of, unit = np.array([[3, 200], [0, 255]], dtype=np.uint8), np.array([[0.0, 1.0], [0.2, 0.7]])
+    for name, args in (
+        ("interpolate", (unit, bytes_of)),
+        ("interpolate_four", (unit, unit, bytes_of, unit)),
+        ("attribute_direction", (bytes_of, [0, 1])),
+        ("edit", (bytes_of, np.full(2, 7.0))),
+        ("inpaint", (bytes_of, np.array([True, False]))),
+    ):
+        with pytest.raises(ValueError, match=r"outside of \(0, 1\)"):
+            call(language, name, flow, *args)
+    assert np.isfinite(call(language, "edit", flow, unit, np.full(2, 7.0))).all()
+    odd = np.array([[0.5, 0.5], [np.nan, 0.5], [-1.0, 0.5], [np.inf, 0.5]])
+    scores = ADAPTERS[language].anomaly_scores(flow, odd, unit[1:])
+    assert scores.percentile[0] == 1
+    assert not scores.percentile[1:].any()
+    assert not scores.typicality[1:].any()
+    for x, reference in ((unit[0], unit), (unit, unit[None])):
+        with pytest.raises(ValueError, match="rows of data"):
+            ADAPTERS[language].anomaly_scores(flow, x, reference)
+
+
+@LANGUAGES
+def test_a_temperature_is_one_number_of_at_least_0(language):
+    flow = flow_of(language, fp.Elementwise(2, fp.Sigmoid()), weights={})
+    keys = (jax.random.key(1),) if language == "numpyro" else ()
+    for wrong in (-1, np.float32(-1), np.nan, np.inf):
+        with pytest.raises(ValueError, match="at least 0 and finite"):
+            flow.sample(*keys, (4,), temperature=wrong)
+    for wrong in ("0.7", None, np.array([0.5, 0.2])):
+        with pytest.raises(TypeError, match="must be a number"):
+            flow.sample(*keys, (4,), temperature=wrong)
+
+
+@LANGUAGES
 def test_events_of_other_shapes_and_bad_arguments(language, rng):
     flow = flow_of(language, fp.Elementwise((1, 2, 2), fp.Affine()), rng)
     x, observed = rng.normal(size=(3, 1, 2, 2)), np.array([[True, False], [False, True]])

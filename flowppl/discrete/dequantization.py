@@ -11,6 +11,7 @@ from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection, check_bijection
 from flowppl.bijections.elementwise import Elementwise, Sigmoid
 from flowppl.checks import check_sizes
+from flowppl.discrete.levels import check_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Dequantized:
         """What the flow of the noise is given: x as numbers from -1 to 1, and the context if it takes it."""
         xp = namespace(x)
         batch = x.shape[: x.ndim - len(self.y_shape)]
-        flat = xp.reshape(2 * x / (self.levels - 1) - 1, (*batch, -1))
+        flat = xp.reshape(2 * x / (self.levels - 1) - 1, (*batch, math.prod(self.y_shape)))
         if context is None or self.noise.context_dim == flat.shape[-1]:  # type: ignore[union-attr]
             return flat
         return xp.concat([flat, xp.broadcast_to(context, (*batch, context.shape[-1]))], axis=-1)
@@ -78,6 +79,7 @@ class Dequantized:
     def continuous(self, x: Array, u: Array) -> Array:
         """y, which rounding does not take out of the open interval (0, 1)."""
         xp = namespace(u)
+        check_precision("Dequantized", u, self.levels, 8)
         gap = float(xp.finfo(u.dtype).eps)
         return xp.clip((x + u) / self.levels, gap, 1 - gap)
 

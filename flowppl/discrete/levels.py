@@ -10,8 +10,17 @@ from flowppl._arrays.namespace import Array, namespace
 def are_levels(x: Array, levels: int, num_axes: int) -> Array:
     """Whether each event, of so many last axes, has none but the integers ``0 .. levels - 1``."""
     xp = namespace(x)
+    x = x if x.dtype == xp.float64 else xp.astype(x, xp.float32)  # others may not hold the number of levels
     each = (x >= 0) & (x <= levels - 1) & (x == xp.floor(x))
-    return xp.all(xp.reshape(each, (*x.shape[: x.ndim - num_axes], -1)), axis=-1)
+    return xp.all(each, axis=tuple(range(x.ndim - num_axes, x.ndim))) if num_axes else each
+
+
+def check_precision(owner: str, array: Array, levels: int, parts: int) -> None:
+    """Raise ValueError unless the dtype of an array can part the range of the levels into ``parts`` for each."""
+    if levels * parts * float(namespace(array).finfo(array.dtype).eps) > 2:
+        raise ValueError(
+            f"{owner}: {array.dtype} has too few numbers for levels={levels}; let the weights be of float32 or float64"
+        )
 
 
 def check_levels(owner: str, name: str, x: Any, levels: int) -> None:

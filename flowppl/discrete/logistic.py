@@ -6,6 +6,7 @@ import math
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl.checks import check_sizes
+from flowppl.discrete.levels import are_levels, check_precision
 from flowppl.univariate.base import align, bounded
 
 LOG_SCALE_BOUND = 7.0  # of components that a network makes: from a hundredth of a level to the whole range, and beyond
@@ -31,11 +32,12 @@ def log_prob(x: Array, log_weights: Array, loc: Array, scale: Array, levels: int
         levels: the number of integers.
     """
     xp = namespace(loc)
-    x = xp.astype(x, loc.dtype)
+    inside = are_levels(x, levels, 0)
     log_weights, loc, scale = (align(part, x) for part in (log_weights, loc, scale))
-    inside = (x >= 0) & (x <= levels - 1) & (x == xp.floor(x))
-    x = xp.where(inside, x, xp.zeros_like(x))
     rate = 1 / scale
+    check_precision("DiscretizedLogisticMixture", rate, levels, 1)
+    x = xp.astype(x, rate.dtype)
+    x = xp.where(inside, x, xp.zeros_like(x))
     none = xp.zeros_like((x - loc) * rate)
     from_below = xp.where(x > 0, -xp.softplus((x - loc - 0.5) * rate), none)  # log sigmoid(-a)
     from_above = xp.where(x < levels - 1, -xp.softplus((loc - x - 0.5) * rate), none)  # log sigmoid(b)
@@ -45,16 +47,18 @@ def log_prob(x: Array, log_weights: Array, loc: Array, scale: Array, levels: int
 
 
 def moments(weights: Array, loc: Array, scale: Array, levels: int) -> tuple[Array, Array]:
-    """The mean and the variance, from the probabilities of being at least 1, 2, and so on."""
+    """The mean and the variance, from the probabilities of being beyond each number, seen from a centre."""
     xp = namespace(loc)
+    centre = xp.round(xp.sum(weights * xp.clip(loc, 0, levels - 1), axis=0))
 
     def add(i, sums):
-        at_least = xp.sum(weights * xp.sigmoid((loc - 0.5 - i) / scale), axis=0)  # i + 1
-        return sums[0] + at_least, sums[1] + (2 * i + 1) * at_least
+        side = xp.where(i < centre, -xp.ones_like(centre), xp.ones_like(centre))
+        beyond = xp.sum(weights * xp.sigmoid(side * (loc - 0.5 - i) / scale), axis=0)  # at most i, or at least i + 1
+        return sums[0] + side * beyond, sums[1] + side * (2 * (i - centre) + 1) * beyond
 
     none = xp.zeros_like(xp.sum(weights * loc * scale, axis=0))
     mean, square = xp.fori_loop(levels - 1, add, (none, none))
-    return mean, square - mean**2
+    return centre + mean, square - mean**2
 
 
 def rounded(x: Array, levels: int) -> Array:

@@ -11,6 +11,7 @@ from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.checks import as_image_shape, assign, check_sizes, derived
 from flowppl.discrete import logistic
+from flowppl.discrete.levels import are_levels, check_precision
 from flowppl.networks.pixel import PixelConvNet
 
 
@@ -59,7 +60,9 @@ class PixelCNN:
 
     def log_prob(self, params: Tree, x: Array, context: Array | None = None) -> Array:
         """The log probability of each image of real numbers that are levels, in one pass."""
-        xp = namespace(x)
+        xp, inside = namespace(x), are_levels(x, self.levels, 0)
+        check_precision("PixelCNN", x, self.levels, 8)
+        x = xp.where(inside, x, xp.zeros_like(x))
         output = self._network(params, self._scaled(x), context)
         batch, num = output.shape[:-3], self._network.num_outputs
         raw = xp.moveaxis(xp.reshape(output, (*batch, num, *self.shape)), len(batch), 0)
@@ -67,14 +70,13 @@ class PixelCNN:
             logits, loc, scale = logistic.from_raw(raw, self.levels)
             each = logistic.log_prob(x, xp.log_softmax(logits), loc, scale, self.levels)
         else:
-            inside = (x >= 0) & (x <= self.levels - 1) & (x == xp.floor(x))
-            each = xp.pick(xp.log_softmax(raw), _index(xp.where(inside, x, xp.zeros_like(x))))
-            each = xp.where(inside, each, xp.full_like(each, -math.inf))
-        return xp.sum(each, axis=(-3, -2, -1))
+            each = xp.pick(xp.log_softmax(raw), _index(x))
+        return xp.sum(xp.where(inside, each, xp.full_like(each, -math.inf)), axis=(-3, -2, -1))
 
     def generate(self, params: Tree, choices: Array, noise: Array, context: Array | None = None) -> Array:
         """Draws, of the dtype of the random numbers, which are uniform in (0, 1) and of the shape of the draws."""
         xp = namespace(choices)
+        check_precision("PixelCNN", choices, self.levels, 8)
 
         def find(raw: Array, choice: Array, noise: Array) -> tuple[Any, ...]:
             if not self.num_components:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,13 @@ class AnomalyScores:
 
 
 def score_anomalies(log_prob: np.ndarray, reference: np.ndarray) -> AnomalyScores:
-    """The scores of data with these log densities, given those of reference data."""
+    """The scores of data with these log densities, given those of reference data; NaN is no density."""
+    log_prob = np.where(np.isnan(log_prob), -np.inf, log_prob)
+    if log_prob.ndim != 1 or reference.ndim != 1 or not len(reference):
+        raise ValueError(
+            "anomaly_scores: x and reference must be rows of data, at least one of reference, got batches of shape "
+            f"{log_prob.shape} and {reference.shape}"
+        )
     if not np.isfinite(reference).all():
         raise ValueError("anomaly_scores: the flow gives some of the reference data no finite density")
     centre = reference.mean()
@@ -53,9 +60,12 @@ def tempered(noise: Array, centre: Array, temperature: Any) -> Array:
     """Noise drawn together towards its centre, or spread about it.
 
     Raises:
-        ValueError: for a temperature below 0 or not finite.
+        TypeError: for a temperature that is no number.
+        ValueError: for one below 0 or not finite, if it is known before it is compiled.
     """
-    if isinstance(temperature, int | float) and not 0 <= temperature < math.inf:
+    if not isinstance(temperature, numbers.Real) and getattr(temperature, "shape", None) != ():
+        raise TypeError(f"sample: temperature must be a number of at least 0, such as 0.7, got {temperature!r:.80}")
+    if isinstance(temperature, numbers.Real) and not 0 <= float(temperature) < math.inf:
         raise ValueError(f"sample: temperature must be at least 0 and finite, got {temperature!r}")
     return centre + temperature * (noise - centre)
 
@@ -131,6 +141,17 @@ def check_inpainting(
         )
     if not bool(xp.all(xp.isfinite(x) | ~observed)):
         raise ValueError("inpaint: x must be finite where it is observed")
+    check_within("inpaint", bijection, xp.where(observed, x, xp.full_like(x, math.nan)))
+
+
+def check_within(owner: str, bijection: Bijection, *data: Array) -> None:
+    """Raise ValueError if some of the data lie where those of a flow cannot; NaN stands for what is missing."""
+    low, high = bijection.y_support
+    if (low, high) != REAL_LINE and any(bool(namespace(x).any((x < low) | (x > high))) for x in data):
+        raise ValueError(
+            f"{owner}: some of the data lie outside of ({low:g}, {high:g}), where all data of this flow lie; scale "
+            "them as those that it was trained on, such as images of 256 levels by x / 255"
+        )
 
 
 def onto_support(bijection: Bijection) -> Bijection | None:

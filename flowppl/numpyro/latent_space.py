@@ -13,12 +13,14 @@ from flowppl.inference.latent_space import (
     AnomalyScores,
     between,
     check_inpainting,
+    check_within,
     direction_of,
     fill_in,
     path_weights,
     score_anomalies,
     square_weights,
 )
+from flowppl.numpyro._host import Tracer
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.transforms import FlowTransform, check_key
 
@@ -44,7 +46,8 @@ def interpolate(
         An array of shape ``(num_steps, ..., *event_shape)``, from the first data to the second.
 
     Raises:
-        ValueError: for less than two steps, ends of different shapes, or a context that is missing or too much.
+        ValueError: for less than two steps, ends of different shapes, data where the flow has none, or a context that
+            is missing or too much.
         TypeError: if ``flow`` is no flow.
 
     References:
@@ -58,6 +61,7 @@ def interpolate(
         (3, 2)
     """
     transform, ends = _prepared("interpolate", flow, (first, second), context)
+    _check_within("interpolate", flow, *ends)
     return _between(transform, ends, path_weights(num_steps, spherical))
 
 
@@ -100,6 +104,7 @@ def interpolate_four(
         (5, 5, 2)
     """
     transform, ends = _prepared("interpolate_four", flow, (first, second, third, fourth), context)
+    _check_within("interpolate_four", flow, *ends)
     return _between(transform, ends, square_weights(num_steps))
 
 
@@ -119,7 +124,8 @@ def attribute_direction(flow: Flow, x: Any, label: Any, *, context: Any = None) 
         An array of the shape of the flow's noise.
 
     Raises:
-        ValueError: if not all labels are True or False, all are the same, or their number is not that of the data.
+        ValueError: if not all labels are True or False, all are the same, or their number is not that of the data; or
+            for data where the flow has none.
         TypeError: if ``flow`` is no flow.
 
     References:
@@ -133,6 +139,7 @@ def attribute_direction(flow: Flow, x: Any, label: Any, *, context: Any = None) 
         Array([2.5], dtype=float32)
     """
     transform, (x,) = _prepared("attribute_direction", flow, (x,), context)
+    _check_within("attribute_direction", flow, x)
     return direction_of(transform.inv(x), label, len(flow.bijection.y_shape))
 
 
@@ -150,7 +157,7 @@ def edit(flow: Flow, x: Any, direction: Any, amount: float = 1.0, *, context: An
         An array of the shape of ``x``.
 
     Raises:
-        ValueError: if the direction is of another shape.
+        ValueError: if the direction is of another shape, or for data where the flow has none.
         TypeError: if ``flow`` is no flow.
 
     Example:
@@ -161,6 +168,7 @@ def edit(flow: Flow, x: Any, direction: Any, amount: float = 1.0, *, context: An
         Array([8.], dtype=float32)
     """
     transform, (x, direction) = _prepared("edit", flow, (x, direction), context)
+    _check_within("edit", flow, x)
     if tuple(direction.shape) != flow.bijection.x_shape:
         raise ValueError(
             f"edit: direction must have the shape {flow.bijection.x_shape} of the flow's noise, got "
@@ -205,8 +213,8 @@ def inpaint(
         An array of the shape of ``x``, equal to it where it is observed.
 
     Raises:
-        ValueError: for an unknown method, a mask that is not of booleans or does not fit, x that is not finite where it
-            is observed, or sizes that are not positive.
+        ValueError: for an unknown method, a mask that is not of booleans or does not fit, x that is not finite, or lies
+            where the flow has no data, where it is observed, or sizes that are not positive.
         TypeError: if ``flow`` is no flow, or there is no key.
 
     References:
@@ -265,7 +273,7 @@ def anomaly_scores(
         :class:`AnomalyScores` with the arrays of NumPy ``log_prob``, ``percentile`` and ``typicality``, each ``(n,)``.
 
     Raises:
-        ValueError: if the density of some of the reference data is not finite.
+        ValueError: if the density of some of the reference data is not finite, there are none, or one is no row.
         TypeError: if ``flow`` is no flow.
 
     References:
@@ -315,3 +323,8 @@ def _prepared(owner: str, flow: Flow, data: tuple[Any, ...], context: Any) -> tu
         raise TypeError(f"{owner}: flow must be a flowppl.numpyro.Flow, got {type(flow).__name__}")
     transform = flow.transform if context is None else flow.transform._at(jnp.asarray(context))
     return transform, [jnp.asarray(each, dtype=jnp.result_type(float, jnp.asarray(each).dtype)) for each in data]
+
+
+def _check_within(owner: str, flow: Flow, *data: jax.Array) -> None:
+    if not any(isinstance(each, Tracer) for each in data):  # whose values are not known yet
+        check_within(owner, flow.bijection, *data)

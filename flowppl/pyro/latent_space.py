@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 
 from flowppl.inference.latent_space import (
     AnomalyScores,
     between,
     check_inpainting,
+    check_within,
     direction_of,
     fill_in,
     path_weights,
@@ -43,7 +45,8 @@ def interpolate(
         A tensor of shape ``(num_steps, ..., *event_shape)``, from the first data to the second.
 
     Raises:
-        ValueError: for less than two steps, ends of different shapes, or a context that is missing or too much.
+        ValueError: for less than two steps, ends of different shapes, data where the flow has none, or a context that
+            is missing or too much.
         TypeError: if ``flow`` is no flow.
 
     References:
@@ -57,6 +60,7 @@ def interpolate(
         torch.Size([3, 2])
     """
     transform, ends = _prepared("interpolate", flow, (first, second), context)
+    check_within("interpolate", flow.bijection, *ends)
     return between(transform, ends, [_as_tensor(flow, weight) for weight in path_weights(num_steps, spherical)])
 
 
@@ -100,6 +104,7 @@ def interpolate_four(
         torch.Size([5, 5, 2])
     """
     transform, ends = _prepared("interpolate_four", flow, (first, second, third, fourth), context)
+    check_within("interpolate_four", flow.bijection, *ends)
     return between(transform, ends, [_as_tensor(flow, weight) for weight in square_weights(num_steps)])
 
 
@@ -120,7 +125,8 @@ def attribute_direction(flow: Flow, x: Any, label: Any, *, context: Any = None) 
         A tensor of the shape of the flow's noise.
 
     Raises:
-        ValueError: if not all labels are True or False, all are the same, or their number is not that of the data.
+        ValueError: if not all labels are True or False, all are the same, or their number is not that of the data; or
+            for data where the flow has none.
         TypeError: if ``flow`` is no flow.
 
     References:
@@ -134,6 +140,7 @@ def attribute_direction(flow: Flow, x: Any, label: Any, *, context: Any = None) 
         tensor([2.5000])
     """
     transform, (x,) = _prepared("attribute_direction", flow, (x,), context)
+    check_within("attribute_direction", flow.bijection, x)
     return direction_of(
         transform.inv(x), label.cpu() if isinstance(label, torch.Tensor) else label, len(flow.bijection.y_shape)
     )
@@ -154,7 +161,7 @@ def edit(flow: Flow, x: Any, direction: Any, amount: float = 1.0, *, context: An
         A tensor of the shape of ``x``.
 
     Raises:
-        ValueError: if the direction is of another shape.
+        ValueError: if the direction is of another shape, or for data where the flow has none.
         TypeError: if ``flow`` is no flow.
 
     Example:
@@ -165,6 +172,7 @@ def edit(flow: Flow, x: Any, direction: Any, amount: float = 1.0, *, context: An
         tensor([8.])
     """
     transform, (x, direction) = _prepared("edit", flow, (x, direction), context)
+    check_within("edit", flow.bijection, x)
     if tuple(direction.shape) != flow.bijection.x_shape:
         raise ValueError(
             f"edit: direction must have the shape {flow.bijection.x_shape} of the flow's noise, got "
@@ -207,8 +215,8 @@ def inpaint(
         A tensor of the shape of ``x``, equal to it where it is observed.
 
     Raises:
-        ValueError: for an unknown method, a mask that is not of booleans or does not fit, x that is not finite where it
-            is observed, or sizes that are not positive.
+        ValueError: for an unknown method, a mask that is not of booleans or does not fit, x that is not finite, or lies
+            where the flow has no data, where it is observed, or sizes that are not positive.
         TypeError: if ``flow`` is no flow.
 
     References:
@@ -264,7 +272,7 @@ def anomaly_scores(
         :class:`AnomalyScores` with the arrays of NumPy ``log_prob``, ``percentile`` and ``typicality``, each ``(n,)``.
 
     Raises:
-        ValueError: if the density of some of the reference data is not finite.
+        ValueError: if the density of some of the reference data is not finite, there are none, or one is no row.
         TypeError: if ``flow`` is no flow.
 
     References:
@@ -288,7 +296,8 @@ def anomaly_scores(
 @torch.no_grad()
 def _log_prob(flow: Flow, x: Any, context: Any) -> np.ndarray:
     _, (x,) = _prepared("anomaly_scores", flow, (x,), context)
-    log_prob = flow(None if context is None else _as_tensor(flow, context)).log_prob(x)
+    with pyro.validation_enabled(False):  # what no datum of the flow can be is odd, not an error
+        log_prob = flow(None if context is None else _as_tensor(flow, context)).log_prob(x)
     return log_prob.double().cpu().numpy()
 
 

@@ -136,7 +136,9 @@ class EmergingConvolution(Bijection):
         y = xp.astype(xp.broadcast_to(y, (*batch, channels, height, width)), dtype)
         flat = xp.reshape(y, (*batch, channels, height * width))
         padded = xp.concat([flat, xp.zeros_like(flat[..., :1])], axis=-1)
-        diagonals = xp.reshape(xp.take(padded, params["diagonals"], axis=-1), (*batch, channels, height, -1))
+        diagonals = xp.reshape(
+            xp.take(padded, params["diagonals"], axis=-1), (*batch, channels, height, height + width - 1)
+        )
         nothing = xp.zeros_like(diagonals[..., 0])  # (..., channels, height): one pixel of each row
         offsets = [(i, j) for i in range(reach) for j in range(reach)][1:]
         triangles = centre[..., None, :, :] if centre.ndim > 2 else centre
