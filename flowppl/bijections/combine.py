@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijections.contract import OTHER, REAL_LINE, Bijection, check_bijection, check_event, slowest
+from flowppl.bijections.contract import OTHER, REAL_LINE, Bijection, added, check_bijection, check_event, slowest
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import Permute
 from flowppl.bijections.reversible import check_reversible, run
@@ -140,7 +140,7 @@ class Chain(Bijection):
             own, given = params.get(str(i), {}), context if part.context_dim else None
             image, of_own, of_image, found = part.pull_back(direction, own, image, (of_image, of_log_det), given)
             of_params[str(i)] = of_own
-            of_context = found if of_context is None else of_context if found is None else of_context + found
+            of_context = added(of_context, found)
         return image, of_params, of_image, of_context
 
     def push_score(self, params, x, score, context=None):

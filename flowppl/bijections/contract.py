@@ -239,6 +239,11 @@ def held(params: Tree) -> Tree:
     return _tree.map_tree(lambda leaf: namespace(leaf).stop_gradient(leaf), params)
 
 
+def added(first: Array | None, second: Array | None) -> Array | None:
+    """The sum of two cotangents, of which ``None`` is zero."""
+    return second if first is None else first if second is None else first + second
+
+
 def check_bijection(value: Any) -> None:
     """Raise TypeError unless ``value`` is a bijection."""
     if not isinstance(value, Bijection):

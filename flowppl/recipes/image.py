@@ -115,11 +115,10 @@ def realnvp_image(
     num_squeezes = _num_squeezes("realnvp_image", shape, num_scales, 2, more_scales=1)
 
     def couplings(shape: Shape, mask: str, num: int) -> Bijection:
-        num_seen, num_mapped = _seen_and_mapped(shape, mask)
         univariate = Affine(log_scale_bound)
 
         def layer(flip: bool) -> Bijection:
-            seen, mapped = (num_mapped, num_seen) if flip and mask == "channel" else (num_seen, num_mapped)
+            seen, mapped = _seen_and_mapped(shape, mask, flip)
             network = ConvNet(seen, 2 * mapped, hidden_channels, num_blocks, kind="residual", context_dim=context_dim)
             coupling = ImageCoupling(shape, univariate, mask, flip, network, context_dim=context_dim)
             return Chain([coupling, Pixelwise(shape, ActNorm(shape[0]))])
@@ -269,10 +268,9 @@ def flowpp_image(
     univariate = LogisticMixture(num_components, log_scale_bound)
 
     def couplings(shape: Shape, mask: str, num: int) -> Bijection:
-        num_seen, num_mapped = _seen_and_mapped(shape, mask)
 
         def layer(flip: bool) -> Bijection:
-            seen, mapped = (num_mapped, num_seen) if flip and mask == "channel" else (num_seen, num_mapped)
+            seen, mapped = _seen_and_mapped(shape, mask, flip)
             network = ConvNet(
                 seen,
                 univariate.num_raw * mapped,
@@ -356,10 +354,13 @@ def _first_half(shape: Shape) -> Shape:
     return (channels // 2, height, width)
 
 
-def _seen_and_mapped(shape: Shape, mask: str) -> tuple[int, int]:
-    """The channels that the network of a coupling that is not flipped sees, and those that it maps."""
+def _seen_and_mapped(shape: Shape, mask: str, flip: bool = False) -> tuple[int, int]:
+    """The channels that the network of a coupling sees, and those that it maps."""
     channels = shape[0]
-    return (channels, channels) if mask == "checkerboard" else (channels // 2, channels - channels // 2)
+    if mask == "checkerboard":
+        return channels, channels
+    first, rest = channels // 2, channels - channels // 2
+    return (rest, first) if flip else (first, rest)
 
 
 def _mix_and_normalise(shape: Shape) -> list[Bijection]:

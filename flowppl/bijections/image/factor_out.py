@@ -9,7 +9,7 @@ import numpy as np
 
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree, replace
-from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_event, slowest
+from flowppl.bijections.contract import REAL_LINE, Bijection, added, check_bijection, check_event, slowest
 from flowppl.checks import as_image_shape, assign
 
 
@@ -144,7 +144,7 @@ class FactorOut(Bijection):
             image = join_channels(kept, image[..., num:, :, :])
             of_image = join_channels(of_kept, of_image[..., num:, :, :])
             of_params |= {name: of_own} if name in params else {}
-            of_context = found if of_context is None else of_context if found is None else of_context + found
+            of_context = added(of_context, found)
         return image, of_params, of_image, of_context
 
     def init_from(self, params, y, context=None):

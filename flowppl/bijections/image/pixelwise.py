@@ -10,7 +10,7 @@ import numpy as np
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijections.combine import Chain, Invert, SameWeights
+from flowppl.bijections.combine import Chain, Invert, SameWeights, Wrapper
 from flowppl.bijections.contract import Bijection, check_bijection, check_event
 from flowppl.bijections.frozen import Frozen
 from flowppl.bijections.linear import LU, ElementwiseAffine, Permute
@@ -28,7 +28,7 @@ def _is_linear(bijection: Bijection) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixelwise(SameWeights):
+class Pixelwise(SameWeights, Wrapper):
     r"""A bijection f of vectors, applied to the channels of every pixel, with the same weights at all of them.
 
     .. math::
@@ -86,20 +86,8 @@ class Pixelwise(SameWeights):
         return tuple(self.shape)
 
     @property
-    def x_support(self) -> tuple[float, float]:
-        return self.bijection.x_support
-
-    @property
-    def y_support(self) -> tuple[float, float]:
-        return self.bijection.y_support
-
-    @property
-    def forward_cost(self) -> str:
-        return self.bijection.forward_cost
-
-    @property
-    def inverse_cost(self) -> str:
-        return self.bijection.inverse_cost
+    def y_shape(self) -> tuple[int, ...]:
+        return self.x_shape
 
     def constants(self) -> Tree:
         identity = {"identity": np.eye(self.shape[0], dtype=bool)} if _is_linear(self.bijection) else {}
@@ -140,7 +128,7 @@ class Pixelwise(SameWeights):
         if _is_linear(self.bijection):
             return self._map_linearly(direction, params, event)
         # Batch axes of weights and context stand in front of those of the pixels.
-        trained = _tree.map_tree(_before_pixels, self._ranks, _tree.select(self._ranks, params))
+        trained = self._spread(params, 2)
         context = None if context is None else context[..., None, None, :]
         pixels, log_det = direction(_tree.replace(params, trained), xp.moveaxis(event, -3, -1), context)
         return xp.moveaxis(pixels, -1, -3), xp.sum(log_det, axis=(-2, -1))
@@ -148,23 +136,18 @@ class Pixelwise(SameWeights):
     def _map_linearly(self, direction, params, event):
         xp, (channels, height, width) = namespace(event), self.shape
         units = xp.astype(params["identity"], event.dtype)
-        trained = _tree.map_tree(_before_rows, self._ranks, _tree.select(self._ranks, params))
+        trained = self._spread(params, 1)
         columns, log_det = direction(_tree.replace(params, trained), units)
         batch = event.shape[:-3]
         rows = xp.matmul(columns.mT, xp.reshape(event, (*batch, channels, height * width)))
         image = xp.reshape(rows, (*rows.shape[:-2], channels, height, width))
         return image, height * width * log_det[..., 0] + xp.zeros_like(image[..., 0, 0, 0])
 
+    def _spread(self, params, num):
+        """The trained weights, with ``num`` axes of length 1 between their batch axes, if any, and their own."""
 
-def _before_pixels(rank, leaf):
-    return _spread(rank, leaf, 2)
+        def spread(rank, leaf):
+            batch, xp = leaf.ndim - rank, namespace(leaf)
+            return xp.reshape(leaf, (*leaf.shape[:batch], *(1,) * num, *leaf.shape[batch:])) if batch else leaf
 
-
-def _before_rows(rank, leaf):
-    return _spread(rank, leaf, 1)
-
-
-def _spread(rank, leaf, num):
-    """A weight of this rank, with ``num`` axes of length 1 between its batch axes, if any, and its own."""
-    batch = leaf.ndim - rank
-    return namespace(leaf).reshape(leaf, (*leaf.shape[:batch], *(1,) * num, *leaf.shape[batch:])) if batch else leaf
+        return _tree.map_tree(spread, self._ranks, _tree.select(self._ranks, params))
