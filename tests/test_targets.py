@@ -19,7 +19,7 @@ from pyro.infer.autoguide import AutoNormal
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl.inference.arguments import takes
-from flowppl.pyro.diagnostics import _draw
+from flowppl.pyro.diagnostics import draw_weighted
 from flowppl.pyro.target import Target
 
 X = torch.linspace(-2.0, 2.0, 15)
@@ -223,7 +223,7 @@ def test_other_guides_sum_out_what_is_marked():
         with pyro.plate("components", 2):
             pyro.sample("loc", pdist.Normal(0.0, 2.0))
 
-    weights, draws = _draw(pyro_mixture, guide, (DATA,), {}, 9, 9, keep=True)
+    weights, draws = draw_weighted(pyro_mixture, guide, (DATA,), {}, 9, 9, keep=True)
     for found, weight, loc in zip(weights, draws["weight"], draws["loc"], strict=True):
         log_q = pdist.Beta(3.0, 2.0).log_prob(weight) + pdist.Normal(0.0, 2.0).log_prob(loc).sum()
         assert abs(found - (by_hand(weight, loc) - log_q)) < 1e-12
@@ -346,7 +346,7 @@ def test_numpyro_sums_out_what_is_marked(rng):
         weight = sites["weight"]
         assert abs(value - by_hand(weight, sites["loc"]) - torch.log(weight * (1 - weight))) < 1e-12
     key = jax.random.key(0)
-    weights, draws = fnp.diagnostics._draw(key, numpyro_mixture, guide, params, (data,), {}, 7, 7, keep=True)
+    weights, draws = fnp.diagnostics.draw_weighted(key, numpyro_mixture, guide, params, (data,), {}, 7, 7, keep=True)
     assert set(draws) == {"weight", "loc"}
     inside = jnp.concatenate([draws["loc"], jax.scipy.special.logit(draws["weight"])[:, None]], axis=1)
     places = guide._unpack_latent(np.arange(3.0))

@@ -259,7 +259,7 @@ def _check_losses(losses):
             f"fit: {skipped:.0%} of the steps were skipped, as their gradients were not finite; a smaller "
             "learning_rate or float64 may help",
             RuntimeWarning,
-            stacklevel=_level_of_caller(),
+            stacklevel=level_of_caller(),
         )
 
 
@@ -288,7 +288,7 @@ def _run_round(trainer, this, end, after_chunk) -> str:
     return stopped
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """The ``stacklevel`` of a warning that is to point at the line of the user."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("flowppl."):
@@ -303,7 +303,7 @@ def warn_of_slowness(obstacle: str) -> None:
         f"with fewer draws to train by and to judge. In its way stands {obstacle}. Write that without branches on "
         "values of latents, and with plates around what is independent",
         RuntimeWarning,
-        stacklevel=_level_of_caller(),
+        stacklevel=level_of_caller(),
     )
 
 
@@ -314,7 +314,7 @@ def warn_of_no_search(num_modes: int | str | None) -> None:
             "fit: no modes were searched for, as the log density of this model is random, such as by a subsample of "
             f"its data. num_modes={num_modes!r} has no effect: the guide has one mode, and others would not show",
             RuntimeWarning,
-            stacklevel=_level_of_caller(),
+            stacklevel=level_of_caller(),
         )
 
 
@@ -394,7 +394,7 @@ class FitBase(abc.ABC):
         search = None if self.history is None else self.history.check.search
         if search is not None and search.fault:
             message = f"the resampled draws are not to be trusted: {search.fault}"
-            warnings.warn(message, RuntimeWarning, stacklevel=_level_of_caller())
+            warnings.warn(message, RuntimeWarning, stacklevel=level_of_caller())
 
     @abc.abstractmethod
     def sample(self, *args, **kwargs) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from flowppl.bijections.linear import ElementwiseAffine, FullTriangular, Triangu
 from flowppl.bijections.subspace import Subspace
 from flowppl.checks import check_positive, check_sizes, did_you_mean
 from flowppl.inference.affine import Affine
-from flowppl.inference.fitting import FLOW_ROUNDS, NARROW_ROUNDS, Round, _level_of_caller
+from flowppl.inference.fitting import FLOW_ROUNDS, NARROW_ROUNDS, Round, level_of_caller
 from flowppl.inference.modes import Modes, find_modes
 from flowppl.inference.starts import (
     MAX_BATCHES,
@@ -427,7 +427,7 @@ def search_start(init: str, target: Any, dim: int, points: list[np.ndarray], rng
                 "depend on latents, and no flow keeps to one side of that. Sample such a latent within its bounds, as "
                 "Uniform(0, 1) scaled to them, or as a distance from them",
                 RuntimeWarning,
-                stacklevel=_level_of_caller(),
+                stacklevel=level_of_caller(),
             )
     return start
 

@@ -69,7 +69,7 @@ def log_weights(
         (1000,)
     """
     _check("log_weights", rng_key, model, guide, params, args, kwargs, log_weights)
-    return _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=False)[0]
+    return draw_weighted(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=False)[0]
 
 
 def diagnose(
@@ -124,7 +124,7 @@ def diagnose(
     _check("diagnose", rng_key, model, guide, params, args, kwargs, diagnose)
     keep = None if reference is None else True
     diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
-    weights, draws = _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=keep)
+    weights, draws = draw_weighted(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=keep)
     check = diagnostics.diagnose(
         np.asarray(weights),
         num_batches=num_batches,
@@ -185,7 +185,7 @@ def resample(
     number = 10 * num_samples if num_proposals is None else num_proposals
     diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
     draw_key, choice_key = jax.random.split(rng_key)
-    weights, draws = _draw(draw_key, model, guide, params, args, kwargs, number, chunk_size, keep=True)
+    weights, draws = draw_weighted(draw_key, model, guide, params, args, kwargs, number, chunk_size, keep=True)
     rng = numpy_rng(choice_key)
     chosen = resample_indices(np.asarray(weights), num_samples, rng)
     corrected = {name: value[chosen] for name, value in draws.items()}
@@ -234,17 +234,17 @@ def _latents(trace):
     return {name: site["value"] for name, site in sites.items() if not is_summed_out(site)}
 
 
-def _draw(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, *, keep):
+def draw_weighted(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, *, keep):
     """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites.
 
     ``keep=None`` is to keep them if there are not too many coordinates for the checks of each.
     """
     check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
-    return _drawer(model, guide, args, kwargs, num_samples, chunk_size, keep=keep)(rng_key, params)
+    return weighted_drawer(model, guide, args, kwargs, num_samples, chunk_size, keep=keep)(rng_key, params)
 
 
-def _drawer(model, guide, args, kwargs, num_samples, chunk_size, *, keep):
-    """The program of :func:`_draw`: a function of the key and the parameters."""
+def weighted_drawer(model, guide, args, kwargs, num_samples, chunk_size, *, keep):
+    """The program of :func:`draw_weighted`: a function of the key and the parameters."""
     nesting: list[int | None] = []
 
     def one(key, params):

@@ -33,7 +33,7 @@ from flowppl.inference.mixture import is_mixture
 from flowppl.inference.modes import Modes
 from flowppl.inference.outside import look_outside
 from flowppl.inference.starts import search_until
-from flowppl.numpyro.diagnostics import _draw, diagnose, is_guide, model_plates, resample
+from flowppl.numpyro.diagnostics import diagnose, draw_weighted, is_guide, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.local import AutoLocalFlow
@@ -365,7 +365,8 @@ class Fit(FitBase):
             z = draw(self.guide.bijection, self.guide._own_params(self.params), num_samples, numpy_rng(key))
             return self.guide._constrained(z)
         if not hasattr(self.guide, "sample_posterior"):
-            return _draw(key, self.model, self.guide, self.params, args, kwargs, num_samples, num_samples, keep=True)[1]
+            known = key, self.model, self.guide, self.params, args, kwargs
+            return draw_weighted(*known, num_samples, num_samples, keep=True)[1]
         return self.guide.sample_posterior(key, self.params, *args, sample_shape=(num_samples,), **kwargs)
 
     def _key(self, index, given):

@@ -18,7 +18,7 @@ from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, c
 from flowppl.bijections.reversible import round_trip_error
 from flowppl.inference.latent_space import tempered
 from flowppl.numpyro._host import validate_sample
-from flowppl.numpyro.transforms import FlowTransform, _apply, check_key, init_params
+from flowppl.numpyro.transforms import FlowTransform, apply_direction, check_key, init_params
 
 
 class FlowDistribution(dist.TransformedDistribution):
@@ -192,7 +192,7 @@ class Flow:
 
     def init_from(self, x: jax.Array, context: jax.Array | None = None) -> Flow:
         """This flow with what starts from data, such as :class:`flowppl.ActNorm`, set from the batch ``x``."""
-        new = _apply(self.bijection, "init_from", self.params, jnp.asarray(x), context)
+        new = apply_direction(self.bijection, "init_from", self.params, jnp.asarray(x), context)
         return dataclasses.replace(self, params=new)
 
     def round_trip_error(self, x: jax.Array, context: jax.Array | None = None) -> float:

@@ -19,7 +19,7 @@ from flowppl.inference import diagnostics
 from flowppl.inference.chain_draws import ChainsBase
 from flowppl.inference.chains import Walker, WideNormal, check_options, walk
 from flowppl.inference.inference_data import convert
-from flowppl.numpyro.diagnostics import _drawer, model_plates
+from flowppl.numpyro.diagnostics import model_plates, weighted_drawer
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.predictive import with_deterministic
@@ -162,7 +162,7 @@ class _OfSites(Walker):
     def __init__(self, key, fit, chunk_size):
         args, kwargs = fit.arguments
         self._key, self._params = key, fit.params
-        self._draw = _drawer(fit.model, fit.guide, args, kwargs, chunk_size, chunk_size, keep=True)
+        self._draw = weighted_drawer(fit.model, fit.guide, args, kwargs, chunk_size, chunk_size, keep=True)
 
     def propose(self):
         self._key, key = jax.random.split(self._key)

@@ -15,7 +15,7 @@ from flowppl.bijections.contract import Bijection
 from flowppl.inference import mixture
 from flowppl.inference.mixture import is_mixture, stacked_part
 from flowppl.numpyro._host import jit, validate_sample
-from flowppl.numpyro.transforms import _constants, check_key, default_dtype
+from flowppl.numpyro.transforms import check_key, constants_of, default_dtype
 
 PUSHED = 512  # draws at a time
 
@@ -85,7 +85,7 @@ def _log_prob(bijection, parts, log_weights, value):
 
 def staged(bijection: Bijection) -> mixture.Staged:
     """Gives of the weights of a part the bijection, and these with its constants."""
-    return lambda part: (bijection, merge(part, _constants(bijection)))
+    return lambda part: (bijection, merge(part, constants_of(bijection)))
 
 
 def push(bijection: Bijection, params: Tree, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +102,7 @@ def push(bijection: Bijection, params: Tree, noise: np.ndarray) -> tuple[np.ndar
 @cache
 def _push():
     def forward(bijection, params, noise):
-        return bijection.forward(merge(params, _constants(bijection)), noise)
+        return bijection.forward(merge(params, constants_of(bijection)), noise)
 
     return jit(forward, static_argnums=0)
 

@@ -16,7 +16,7 @@ from flowppl._arrays.tree import Tree, merge
 from flowppl.discrete import pixelcnn
 from flowppl.discrete.levels import check_context, check_images, check_levels
 from flowppl.numpyro._host import Tracer
-from flowppl.numpyro.transforms import _constants, _init_params, check_key
+from flowppl.numpyro.transforms import check_key, constants_of, draw_params
 
 
 class PixelCNNDistribution(dist.Distribution):
@@ -59,14 +59,14 @@ class PixelCNNDistribution(dist.Distribution):
 def _log_prob(core, params, value, context, shape):
     dtype = jnp.result_type(*jax.tree.leaves(params))
     x = jnp.broadcast_to(value, shape).astype(dtype)
-    return core.log_prob(merge(params, _constants(core)), x, context)
+    return core.log_prob(merge(params, constants_of(core)), x, context)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _generate(core, params, key, context, shape):
     dtype = jnp.result_type(*jax.tree.leaves(params))
     choices, noise = jax.random.uniform(key, (2, *shape), dtype, jnp.finfo(dtype).tiny)
-    return core.generate(merge(params, _constants(core)), choices, noise, context).astype(int)
+    return core.generate(merge(params, constants_of(core)), choices, noise, context).astype(int)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -152,7 +152,7 @@ class PixelCNN:
         core = pixelcnn.PixelCNN(
             tuple(shape), levels, num_components, hidden_channels, num_blocks, kernel_size, context_dim, context_shape
         )
-        return cls.tree_unflatten(core, (_init_params(core, key),))
+        return cls.tree_unflatten(core, (draw_params(core, key),))
 
     def tree_flatten(self) -> tuple[tuple[Tree], pixelcnn.PixelCNN]:
         """The weights, and what is static."""

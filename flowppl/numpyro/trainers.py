@@ -43,12 +43,12 @@ from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, st
 from flowppl.inference.outside import GuideDensity
 from flowppl.inference.starts import NUM_TRIALS
 from flowppl.numpyro._host import jit
-from flowppl.numpyro.diagnostics import _draw
+from flowppl.numpyro.diagnostics import draw_weighted
 from flowppl.numpyro.enumeration import nesting_of_sums
 from flowppl.numpyro.mixture import PUSHED, push, staged
 from flowppl.numpyro.objectives import PathELBO
 from flowppl.numpyro.steps import has_rate, make_optimizer, take_step
-from flowppl.numpyro.transforms import _constants, as_key, default_dtype, numpy_rng, seeds
+from flowppl.numpyro.transforms import as_key, constants_of, default_dtype, numpy_rng, seeds
 
 MANY = 2**24  # numbers drawn at a time
 BUSY_SECONDS = 5.0  # after which no more draws are judged: so many that they hardly count on a busy machine
@@ -217,7 +217,7 @@ class PathTrainer(_Trainer):
             return
         density = self.target.values_and_gradients
         for parts, log_weights in zip(self._flows(), self._log_weights_of_parts(), strict=True):
-            layers = [affine_layers(self.bijection, merge(part, _constants(self.bijection))) for part in parts]
+            layers = [affine_layers(self.bijection, merge(part, constants_of(self.bijection))) for part in parts]
             trained, fixed = zip(*layers, strict=True)
             num = particles_of_part(len(parts))
             self._steps_alone.append(AffineSteps(trained, fixed, log_weights, self._near, density, num, self.rng))
@@ -252,7 +252,7 @@ class PathTrainer(_Trainer):
         return np.zeros((self.num_restarts, 1))
 
     def fold(self):
-        constants, flows = _constants(self.bijection), self._flows()
+        constants, flows = constants_of(self.bijection), self._flows()
         trees = [[merge(part, constants) for part in parts] for parts in flows]
         distances = [float(distance_from_identity(self.bijection, tree)) for parts in trees for tree in parts]
         self._set_flows([[fold(self.bijection, tree) for tree in parts] for parts in trees])
@@ -291,7 +291,7 @@ class PathTrainer(_Trainer):
         return noise, seeds(self.rng, self.num_restarts, num_steps, num_blocks)
 
     def _tree(self, params):
-        return merge(params, _constants(self.bijection))
+        return merge(params, constants_of(self.bijection))
 
     def log_prob(self, points):
         """The log densities of the guide at points, of NumPy."""
@@ -467,7 +467,7 @@ class ElboTrainer(_Trainer):
     def _log_weights(self, params, seed):
         svi = self.svi
         known = (as_key(seed), svi.model, svi.guide, svi.constrain_fn(params), self.args, self.kwargs)
-        return _draw(*known, 8 * BLOCK, 8 * BLOCK, keep=False)[0]
+        return draw_weighted(*known, 8 * BLOCK, 8 * BLOCK, keep=False)[0]
 
 
 def in_time(draw, num_draws, batch_size) -> np.ndarray:

@@ -68,11 +68,11 @@ def init_params(bijection: Bijection, key: jax.Array) -> Tree:
     """First weights of a bijection, drawn in one compiled call."""
     check_bijection(bijection)
     check_key(type(bijection).__name__, key, "key")
-    return _init_params(bijection, key)
+    return draw_params(bijection, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init_params(bijection, key):
+def draw_params(bijection, key):
     # To compile a draw of its own for each weight would take three times as long.
     counter = _Draws()
     jax.eval_shape(lambda: initialize(bijection, counter))
@@ -125,14 +125,14 @@ def first_params(bijection: Bijection, rng: np.random.Generator) -> Tree:
 
 
 @functools.lru_cache(maxsize=256)
-def _constants(bijection: Bijection) -> Tree:
+def constants_of(bijection: Bijection) -> Tree:
     return bijection.constants()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(bijection, direction, params, event, context):
+def apply_direction(bijection, direction, params, event, context):
     """One direction of a bijection, as one program: outside of jit each little operation would be compiled apart."""
-    return getattr(bijection, direction)(_tree.merge(params, _constants(bijection)), event, context)
+    return getattr(bijection, direction)(_tree.merge(params, constants_of(bijection)), event, context)
 
 
 class FlowTransform(Transform):
@@ -243,7 +243,7 @@ class FlowTransform(Transform):
         x has the shape ``(..., *bijection.x_shape)``, y ``(..., *bijection.y_shape)``, and log_det ``(...)``. The batch
         axes ``...`` of the result are those of x, broadcast with those of the context and of the weights.
         """
-        return _apply(self.bijection, "forward", self.params, jnp.asarray(x), self.context)
+        return apply_direction(self.bijection, "forward", self.params, jnp.asarray(x), self.context)
 
     def inverse_and_log_det(self, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """``(x, log_det)`` in one pass, the log determinant being that of y -> x.
@@ -251,11 +251,11 @@ class FlowTransform(Transform):
         y has the shape ``(..., *bijection.y_shape)``, x ``(..., *bijection.x_shape)``, and log_det ``(...)``. The batch
         axes ``...`` of the result are those of y, broadcast with those of the context and of the weights.
         """
-        return _apply(self.bijection, "inverse", self.params, jnp.asarray(y), self.context)
+        return apply_direction(self.bijection, "inverse", self.params, jnp.asarray(y), self.context)
 
     @property
     def _tree(self) -> Tree:
-        return _tree.merge(self.params, _constants(self.bijection))
+        return _tree.merge(self.params, constants_of(self.bijection))
 
     def call_with_intermediates(self, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """As :meth:`forward_and_log_det`: NumPyro keeps the log determinant for the density of its own sample."""

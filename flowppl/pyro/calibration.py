@@ -22,7 +22,7 @@ from flowppl.inference.simulation import (
     draws_or_says_so,
 )
 from flowppl.pyro._host import one_at_a_time
-from flowppl.pyro.diagnostics import _numpy, aside, is_guide, plates_of
+from flowppl.pyro.diagnostics import aside, is_guide, plates_of, to_numpy
 from flowppl.pyro.enumeration import is_summed_out, trace_of
 from flowppl.pyro.fit import fit as default_fit
 from flowppl.pyro.predictive import uncondition
@@ -123,7 +123,7 @@ def sbc(
         return calibrate(
             simulate,
             fitted,
-            _numpy,
+            to_numpy,
             numpy_rng(),
             num_simulations=num_simulations,
             num_draws=num_draws,

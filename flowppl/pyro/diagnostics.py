@@ -69,7 +69,7 @@ def log_weights(
         torch.Size([1000])
     """
     _check("log_weights", model, guide, args, kwargs, log_weights)
-    return _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=False)[0]
+    return draw_weighted(model, guide, args, kwargs, num_samples, chunk_size, keep=False)[0]
 
 
 @one_at_a_time
@@ -121,13 +121,13 @@ def diagnose(
     _check("diagnose", model, guide, args, kwargs, diagnose)
     diagnostics.check_whole(model_plates(model, guide, args, kwargs))
     keep = None if reference is None else True
-    weights, draws = _draw(model, guide, args, kwargs, num_samples, chunk_size, keep=keep)
+    weights, draws = draw_weighted(model, guide, args, kwargs, num_samples, chunk_size, keep=keep)
     check = diagnostics.diagnose(
-        _numpy(weights),
+        to_numpy(weights),
         num_batches=num_batches,
         round_trip_error=_round_trip_error(guide, args, kwargs) if isinstance(guide, AutoFlow) else None,
-        draws={name: _numpy(value) for name, value in draws.items()} or None,
-        reference=None if reference is None else {name: _numpy(value) for name, value in reference.items()},
+        draws={name: to_numpy(value) for name, value in draws.items()} or None,
+        reference=None if reference is None else {name: to_numpy(value) for name, value in reference.items()},
     )
     return _look_outside(check, model, guide, args, kwargs) if search and isinstance(guide, AutoFlow) else check
 
@@ -176,11 +176,11 @@ def resample(
     check_sizes("resample", num_samples=num_samples)
     number = 10 * num_samples if num_proposals is None else num_proposals
     diagnostics.check_whole(model_plates(model, guide, args, kwargs))
-    weights, draws = _draw(model, guide, args, kwargs, number, chunk_size, keep=True)
+    weights, draws = draw_weighted(model, guide, args, kwargs, number, chunk_size, keep=True)
     rng = numpy_rng()
-    chosen = torch.as_tensor(resample_indices(_numpy(weights), num_samples, rng), device=weights.device)
+    chosen = torch.as_tensor(resample_indices(to_numpy(weights), num_samples, rng), device=weights.device)
     corrected = {name: value[chosen] for name, value in draws.items()}
-    return with_deterministic(model, corrected, _traces(model, guide, args, kwargs)[0], args, kwargs)
+    return with_deterministic(model, corrected, traces_of(model, guide, args, kwargs)[0], args, kwargs)
 
 
 def is_guide(value: Any) -> bool:
@@ -201,7 +201,7 @@ def model_plates(model, guide, args, kwargs) -> list[tuple[str, int, int]]:
     Raises:
         ValueError: if the guide leaves out a latent site of the model.
     """
-    trace, guide_trace = _traces(model, guide, args, kwargs)
+    trace, guide_trace = traces_of(model, guide, args, kwargs)
     diagnostics.check_covered(set(_latents(trace)) - set(guide_trace.nodes))
     return plates_of(trace)
 
@@ -220,7 +220,7 @@ def aside():
         yield
 
 
-def _traces(model, guide, args, kwargs):
+def traces_of(model, guide, args, kwargs):
     """The traces of the model, at draws of the guide (an improper prior has none of its own), and of the guide."""
     with aside():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -233,7 +233,7 @@ def _latents(trace):
 
 
 @torch.no_grad()
-def _draw(model, guide, args, kwargs, num_samples, chunk_size, *, keep, alone=None):
+def draw_weighted(model, guide, args, kwargs, num_samples, chunk_size, *, keep, alone=None):
     """Log weights of draws from the guide and, if they are to be kept, the values of all latent sites.
 
     ``keep=None`` is to keep them if there are not too many coordinates for the checks of each.
@@ -241,7 +241,7 @@ def _draw(model, guide, args, kwargs, num_samples, chunk_size, *, keep, alone=No
     Each draw is computed alone where the model allows nothing else; ``None`` is to find out.
     """
     check_sizes("log_weights", num_samples=num_samples, chunk_size=chunk_size)
-    trace, guide_trace = _traces(model, guide, args, kwargs)
+    trace, guide_trace = traces_of(model, guide, args, kwargs)
     sites = _latents(trace)
     diagnostics.check_covered(set(sites) - set(guide_trace.nodes))
     if keep is None:
@@ -282,7 +282,7 @@ def _draw_flow(guide, target, num_samples, chunk_size, keep):
 
 def outer_obstacle(model, guide, args, kwargs) -> str:
     """What stands in the way of an outer plate over draws; empty if nothing does."""
-    trace, _ = _traces(model, guide, args, kwargs)
+    trace, _ = traces_of(model, guide, args, kwargs)
     if any(map(is_summed_out, trace.nodes.values())):
         return "sites to be summed out, where the plate would stand"
     nesting = plate_nesting(trace)
@@ -357,20 +357,20 @@ def _look_outside(check, model, guide, args, kwargs):
 
     @torch.no_grad()
     def log_prob(points):
-        return _numpy(posterior.log_prob(torch.as_tensor(points).to(like))).astype(float)
+        return to_numpy(posterior.log_prob(torch.as_tensor(points).to(like))).astype(float)
 
     @torch.no_grad()
     def weigh(part, noise):
         (bijection, weights), noise = parts[part[0]], torch.as_tensor(noise).to(like)
         z, log_det = bijection.forward(weights, noise)
         log_q = posterior.log_prob(z) if len(parts) > 1 else standard_log_prob(noise) - log_det
-        return _numpy(target.batched(z) - log_q).astype(float)
+        return to_numpy(target.batched(z) - log_q).astype(float)
 
-    log_weights = _numpy(posterior.flows.log_weights).astype(float) if len(parts) > 1 else np.zeros(1)
+    log_weights = to_numpy(posterior.flows.log_weights).astype(float) if len(parts) > 1 else np.zeros(1)
     rows = SLOW_ROWS if target.is_slow else ROWS
     density = GuideDensity(log_prob, log_weights, len(like), weigh, rows, block=rows)
     return look_outside(check, modes, density, target)
 
 
-def _numpy(value) -> np.ndarray:
+def to_numpy(value) -> np.ndarray:
     return torch.as_tensor(value).detach().cpu().numpy()

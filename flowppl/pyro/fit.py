@@ -34,13 +34,13 @@ from flowppl.inference.outside import look_outside
 from flowppl.inference.starts import search_until
 from flowppl.pyro._host import one_at_a_time
 from flowppl.pyro.diagnostics import (
-    _draw,
-    _traces,
     aside,
     diagnose,
+    draw_weighted,
     is_guide,
     model_plates,
     resample,
+    traces_of,
 )
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.inference_data import make_groups
@@ -115,7 +115,7 @@ class Fit(FitBase):
         if self.model is absent_model or not takes(self.model, args, kwargs):  # loaded from a file without them
             return draws
         model = self._own_model
-        return with_deterministic(model, draws, _traces(model, self.guide, args, kwargs)[0], args, kwargs)
+        return with_deterministic(model, draws, traces_of(model, self.guide, args, kwargs)[0], args, kwargs)
 
     @one_at_a_time
     def resample(
@@ -344,7 +344,7 @@ class Fit(FitBase):
 
     def _latents(self, num_samples, args, kwargs):
         if not hasattr(self.guide, "sample_posterior"):
-            return _draw(self._own_model, self.guide, args, kwargs, num_samples, num_samples, keep=True)[1]
+            return draw_weighted(self._own_model, self.guide, args, kwargs, num_samples, num_samples, keep=True)[1]
         return self.guide.sample_posterior(*args, sample_shape=(num_samples,), **kwargs)
 
     @property

@@ -16,7 +16,7 @@ from flowppl.inference import diagnostics
 from flowppl.inference.chain_draws import ChainsBase
 from flowppl.inference.chains import Walker, WideNormal, check_options, walk
 from flowppl.inference.inference_data import convert
-from flowppl.pyro.diagnostics import _draw, _traces, model_plates, outer_obstacle
+from flowppl.pyro.diagnostics import draw_weighted, model_plates, outer_obstacle, traces_of
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.inference_data import make_groups
 from flowppl.pyro.predictive import with_deterministic
@@ -143,7 +143,7 @@ def run_chains(
     found = walk(walker, num_samples, num_chains, num_warmup, num_proposals, nuts, rng, progress)
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in found.points.items()}
     latents = walker.sites(flat)
-    draws = with_deterministic(model, latents, _traces(model, fit.guide, args, kwargs)[0], args, kwargs)
+    draws = with_deterministic(model, latents, traces_of(model, fit.guide, args, kwargs)[0], args, kwargs)
     chains = {name: value.reshape(num_chains, num_samples, *value.shape[1:]) for name, value in draws.items()}
     return Chains(chains, tuple(latents), found, fit)
 
@@ -159,7 +159,7 @@ class _OfSites(Walker):
         self._like: dict[str, torch.Tensor] = {}  # a draw of each site, for its dtype and its device
 
     def propose(self):
-        log_weights, draws = _draw(*self._known, self._num, self._num, keep=True, alone=self._alone)
+        log_weights, draws = draw_weighted(*self._known, self._num, self._num, keep=True, alone=self._alone)
         self._like = {name: value[0] for name, value in draws.items()}
         return {name: value.numpy(force=True) for name, value in draws.items()}, _to_numpy(log_weights)
 

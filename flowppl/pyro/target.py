@@ -105,7 +105,7 @@ class Target:
         with pyro.validation_enabled(False):
             trace = trace_of(self._conditioned(values), self._args, self._kwargs)
             return [
-                (name, _to_numpy(site["value"]), float(site["fn"].log_prob(site["value"]).sum()))
+                (name, to_float64(site["value"]), float(site["fn"].log_prob(site["value"]).sum()))
                 for name, site in trace.nodes.items()
                 if site["type"] == "sample" and site["is_observed"] and name not in self._guide._unconstrained_shapes
             ]
@@ -116,7 +116,7 @@ class Target:
         """The log densities of several points."""
         try:
             with torch.no_grad(), self._seeded(seed):
-                return _to_numpy(self.batched(self._tensor(points)))
+                return to_float64(self.batched(self._tensor(points)))
         except torch.linalg.LinAlgError:
             if len(points) == 1:
                 return np.full(1, np.nan)
@@ -134,7 +134,7 @@ class Target:
 
         with self._seeded(seed):
             hessian, gradient = torch.func.jacrev(gradient_twice, has_aux=True)(self._tensor(point))
-        return _to_numpy(gradient), _to_numpy(hessian)
+        return to_float64(gradient), to_float64(hessian)
 
     def value_and_gradient(self, point: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The log density and its gradient."""
@@ -151,7 +151,7 @@ class Target:
                 return np.full(1, np.nan), np.full_like(points, np.nan)
             rows = [self.values_and_gradients(point[None], seed) for point in points]
             return tuple(map(np.concatenate, zip(*rows, strict=True)))  # type: ignore[return-value]
-        return _to_numpy(values), _to_numpy(slopes)
+        return to_float64(values), to_float64(slopes)
 
     @torch.no_grad()
     def prior_draws(self, num: int, rng: np.random.Generator) -> np.ndarray:
@@ -169,7 +169,7 @@ class Target:
                 rows.append(torch.cat(parts))
                 if time.monotonic() - begin > PRIOR_SECONDS:
                     break
-        drawn = _to_numpy(torch.stack(rows))
+        drawn = to_float64(torch.stack(rows))
         return np.concatenate([drawn, np.full((num - len(drawn), drawn.shape[1]), np.nan)])
 
     def hessian_products(self, point: np.ndarray, vectors: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -178,10 +178,11 @@ class Target:
             z, rows = self._tensor(point), self._tensor(vectors)
             if self.can_be_mapped:
                 product = torch.func.vjp(torch.func.grad(self._one), z)[1]
-                return _to_numpy(torch.func.vmap(lambda vector: product(vector)[0])(rows))
+                return to_float64(torch.func.vmap(lambda vector: product(vector)[0])(rows))
             z.requires_grad_()
             gradient = torch.autograd.grad(self.log_prob(z) + 0 * z.sum(), z, create_graph=True)[0] + 0 * z
-            return _to_numpy(torch.stack([torch.autograd.grad(gradient, z, row, retain_graph=True)[0] for row in rows]))
+            products = [torch.autograd.grad(gradient, z, row, retain_graph=True)[0] for row in rows]
+            return to_float64(torch.stack(products))
 
     # How the model is run for many points.
 
@@ -329,5 +330,5 @@ def place_of(error: BaseException) -> str:
     return f"{frame.line!r} ({os.path.basename(frame.filename)}, line {frame.lineno}): {said or type(error).__name__}"
 
 
-def _to_numpy(tensor) -> np.ndarray:
+def to_float64(tensor) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()

@@ -43,16 +43,16 @@ from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, we
 from flowppl.inference.modes import single
 from flowppl.inference.outside import GuideDensity
 from flowppl.pyro.diagnostics import (
-    _draw,
-    _traces,
+    draw_weighted,
     outer_obstacle,
     plate_nesting,
+    traces_of,
 )
 from flowppl.pyro.enumeration import is_summed_out
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.steps import Optimizer, has_rate, make_optimizer, record, take_step
-from flowppl.pyro.target import Target, _to_numpy
+from flowppl.pyro.target import Target, to_float64
 from flowppl.pyro.transforms import numpy_rng
 
 
@@ -225,7 +225,7 @@ class PathTrainer(_Trainer):
         density = self._density(min(num * self.num_parts, BLOCK))
         for flow in self.flows:
             layers = [affine_layers(self.bijection, tree) for tree in self._trees(flow)]
-            trained, fixed = ([tuple(map(_to_numpy, each)) for each in side] for side in zip(*layers, strict=True))
+            trained, fixed = ([tuple(map(to_float64, each)) for each in side] for side in zip(*layers, strict=True))
             known = self._log_weights_of_parts(flow), self._near, density, num, numpy_rng()
             self._steps_alone.append(AffineSteps(trained, fixed, *known))
 
@@ -237,7 +237,7 @@ class PathTrainer(_Trainer):
         def density(points):
             if program is not function and len(points) == num:
                 with contextlib.suppress(torch.linalg.LinAlgError):
-                    return tuple(map(_to_numpy, program(torch.as_tensor(points).to(self.like))))
+                    return tuple(map(to_float64, program(torch.as_tensor(points).to(self.like))))
             return self.target.values_and_gradients(points)
 
         return density
@@ -342,7 +342,7 @@ class MixtureTrainer(PathTrainer):
         flow.parts.assign(map_tree(lambda *leaves: torch.stack(leaves), *weights))
 
     def _log_weights_of_parts(self, flow):
-        return _to_numpy(flow.log_weights)
+        return to_float64(flow.log_weights)
 
     def _log_weights(self, flow):
         def draw(batches):
@@ -353,7 +353,7 @@ class MixtureTrainer(PathTrainer):
             ]
             return (torch.stack(rows).cpu().double().numpy() for rows in zip(*drawn, strict=True))
 
-        before = _to_numpy(flow.log_weights)
+        before = to_float64(flow.log_weights)
         log_weights, row, near = weigh_parts(before, draw, MIN_CHECKS if self.obstacle else NUM_CHECKS)
         self._near = near if len(self._near) < self.num_parts else self._near  # once: steps are recorded with it
         flow.log_weights.copy_(torch.as_tensor(log_weights))
@@ -403,7 +403,7 @@ class ElboTrainer(_Trainer):
         obstacle = outer_obstacle(model, guide, args, kwargs)
         self.alone = bool(obstacle)
         if loss is None:
-            trace = _traces(model, guide, args, kwargs)[0]
+            trace = traces_of(model, guide, args, kwargs)[0]
             sums_out = any(map(is_summed_out, trace.nodes.values()))
             self.obstacle = "" if sums_out else obstacle
             nesting = plate_nesting(trace)
@@ -422,7 +422,7 @@ class ElboTrainer(_Trainer):
 
     def log_weights(self):
         def draw(num):
-            return _draw(*self.programs, self.args, self.kwargs, num, num, keep=False, alone=self.alone)[0]
+            return draw_weighted(*self.programs, self.args, self.kwargs, num, num, keep=False, alone=self.alone)[0]
 
         # All draws of a batch see one batch of the data.
         return [in_time(draw, NUM_CHECKS // 4, 32 if self.is_subsampled or self.alone else 512)]
