@@ -1,24 +1,203 @@
-"""Image flows: what a step of Glow takes, beside the same step in normflows.
+"""Flows of images: bits per dimension of digits and of a part of MNIST, and a step of Glow beside normflows.
 
+    python benchmarks/image_flows.py digits [--backend numpyro] [--models nice realnvp] [--seeds 0 1 2] --json FILE
+    python benchmarks/image_flows.py mnist --data mnist.npz [--backend numpyro] [--models realnvp glow] --json FILE
     taskset -c 0 python benchmarks/image_flows.py speed
 
-One thread, float32. A step of Glow is an ActNorm of channels, an invertible 1x1 convolution and an affine coupling,
-whose network has kernels of 3, 1 and 3 pixels. Timed is what training does: images to noise with the log determinant,
-and the gradient of their sum with respect to all weights. Both take turns within one process; what is printed is the
-median over the rounds, and of the ratio of each round. normflows is no dependency: ``pip install --no-deps normflows``.
+`digits` takes 8 x 8 pixels of 17 levels: 1,297 images to train, 200 to stop by, 300 to measure on, split by one fixed
+seed. Adam, batches of 50, averaged weights; the training ends when the images to stop by have not become likelier for
+a while, and takes the best weights. `mnist` takes 10,000 images of 28 x 28 pixels with 256 levels: 8,000, 1,000
+and 1,000. A seed determines the first weights, the batches and the noise.
+
+Of a flow of dequantised integers `bound` is what it was trained for, and `bits` has the probability itself, from 50
+draws of noise for each image; a factorised categorical and a PixelCNN have no noise, and a Gaussian of dequantised
+images has its bound in closed form. A difference of two models is that of the same images, averaged over the seeds; its
+errors are the standard error over images of the averages, and that over seeds.
+
+With `--json` each result is written at once, and a second run does only what is missing; then it prints the tables of
+all that is in the file, where `held out` is the bound of the images to stop by, for tuning.
+
+`speed`: one thread, float32. A step of Glow is an ActNorm of channels, an invertible 1x1 convolution and an affine
+coupling, whose network has kernels of 3, 1 and 3 pixels. Timed is what training does: images to noise with the log
+determinant, and the gradient of their sum with respect to all weights. Both take turns within one process; what is
+printed is the median over the rounds, and of the ratio of each round. normflows is no dependency: ``pip install
+--no-deps normflows``.
 """
 
 import argparse
+import math
 import os
 import statistics
 import time
+from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import torch
+import numpy as np
+from results import Results
 
 import flowppl as fp
-import flowppl.pyro as fpp
+from flowppl.images import load_images
+
+NUM_SAMPLES = 50  # of the noise, for each image
+
+
+def data(experiment, path):
+    """Images to train, to stop by, to measure on, of shape (n, 1, H, W), and the number of levels."""
+    images, levels, cuts = load_images(path), 256, [8000, 9000]
+    if experiment == "digits":
+        levels, cuts = 17, [1297, 1497]
+    order = np.random.default_rng(0).permutation(len(images))[: cuts[-1] + 1000]
+    return np.split(images[order][:, None].astype(np.int64), cuts), levels
+
+
+# The models without a network: nats for each image of the last part.
+
+
+def factorised(parts, levels):
+    """A categorical for each pixel, with as many pseudo-counts as are best for the images to stop by."""
+    train, held_out, test = (part.reshape(len(part), -1) for part in parts)
+    counts = np.stack([(train == level).sum(0) for level in range(levels)])
+
+    def log_prob(x, alpha):
+        table = np.log((counts + alpha) / (len(train) + alpha * levels))
+        return np.take_along_axis(table, x, 0).sum(1)
+
+    alpha = max((0.01, 0.03, 0.1, 0.3, 1.0), key=lambda alpha: log_prob(held_out, alpha).mean())
+    return log_prob(held_out, alpha), log_prob(test, alpha)
+
+
+def gaussian(parts, levels):
+    """A normal distribution of x + u, u uniform, whose bound is exact; the ridge is best for the images to stop by."""
+    train, held_out, test = (part.reshape(len(part), -1) + 0.5 for part in parts)
+    mean, covariance = train.mean(0), np.cov(train.T, bias=True) + np.eye(train.shape[1]) / 12
+
+    def bound(y, share):
+        shrunk = (1 - share) * covariance + share * np.diag(np.diag(covariance))
+        precision = np.linalg.inv(shrunk)
+        square = np.einsum("ni,ij,nj->n", y - mean, precision, y - mean) + np.trace(precision) / 12
+        return -0.5 * (square + np.linalg.slogdet(shrunk)[1] + len(mean) * math.log(2 * math.pi))
+
+    share = max((0.0, 0.01, 0.02, 0.05, 0.1, 0.2), key=lambda share: bound(held_out, share).mean())
+    return bound(held_out, share), bound(test, share)
+
+
+# The models with networks: what is trained, and by which options.
+
+
+def flat_maf(shape):
+    """A MAF of the image as one vector, with the logit layer of the image flows."""
+    dim, margin = math.prod(shape), 0.05 / 0.9
+    logit = fp.Elementwise(shape, fp.Bounded(-margin, 1 + margin))
+    return fp.Chain(
+        [fp.Reshape(shape, (dim,)), fp.maf(dim, 5, hidden_dims=(128, 128)), fp.Reshape((dim,), shape), logit]
+    )
+
+
+def noise_flow(shape, num_flows=4, hidden_channels=12):
+    """A flow of the noise in the cells of an image, which its networks see beside the noise."""
+
+    def layer(flip):
+        univariate = fp.LogisticMixture(4)
+        network = fp.ConvNet(1, univariate.num_raw, hidden_channels, 1, context_shape=shape)
+        return fp.ImageCoupling(shape, univariate, "checkerboard", flip, network, context_dim=math.prod(shape))
+
+    return fp.Chain([layer(i % 2 == 1) for i in range(num_flows)])
+
+
+def flowpp(shape):
+    return fp.flowpp_image(shape, (4, 2, 2), num_components=4, hidden_channels=16, num_blocks=1)
+
+
+DIGITS = {
+    "nice": lambda shape: fp.nice_image(shape, 8, hidden_dims=(256, 256)),
+    "maf": flat_maf,
+    "realnvp": lambda shape: fp.realnvp_image(shape, 3, hidden_channels=16, num_blocks=1),
+    "glow": lambda shape: fp.glow_image(shape, 8, hidden_channels=64),
+    "flowpp": flowpp,
+    "flowpp variational": flowpp,
+    "pixelcnn mixture": {"num_components": 5, "hidden_channels": 24, "num_blocks": 4},
+    "pixelcnn categories": {"num_components": 0, "hidden_channels": 24, "num_blocks": 4},
+}
+MNIST = {
+    "realnvp": lambda shape: fp.realnvp_image(shape, 2, hidden_channels=24, num_blocks=1),
+    "glow": lambda shape: fp.glow_image(shape, 6, hidden_channels=32),
+}
+CLOSED = {"factorised": factorised, "gaussian": gaussian}
+OPTIONS = {"learning_rate": 2e-3, "batch_size": 50, "ema_decay": 0.99, "num_epochs": 40, "patience": 15}
+OWN_OPTIONS = {"nice": {"num_epochs": 100}, "maf": {"num_epochs": 100}}
+
+
+def train(backend, seed, model, spec, shape, levels, parts, options):
+    """The fit, and functions of its log weights; of shape (draws, images)."""
+    noise = noise_flow(shape) if "variational" in model else None
+    options = options | {"validation": parts[1], "progress": False}
+    if backend == "pyro":
+        import pyro
+        import torch
+
+        from flowppl.pyro import Dequantized, PixelCNN, fit_density
+
+        pyro.set_rng_seed(seed)
+        is_network = isinstance(spec, dict)
+        start = PixelCNN(shape, levels, **spec) if is_network else Dequantized(spec(shape), levels, noise)
+        fit = fit_density(start, parts[0], **options)
+
+        @torch.no_grad()
+        def log_weights(x, num_samples):
+            x = torch.tensor(x)
+            return (fit.flow.log_prob(x)[None] if is_network else fit.flow.log_weights(x, num_samples)).double().numpy()
+
+        size = sum(each.numel() for each in fit.flow.parameters())
+        return fit, log_weights, size
+    import jax
+
+    from flowppl.numpyro import Dequantized, PixelCNN, fit_density
+
+    key = jax.random.key(seed)
+    if isinstance(spec, dict):
+        start = PixelCNN.init(key, shape, levels, **spec)
+        fit = fit_density(key, start, parts[0], **options)
+        of_x = jax.jit(lambda flow, x, num_samples: flow.log_prob(x)[None], static_argnums=2)
+    else:
+        start = Dequantized.init(key, spec(shape), levels, noise)
+        fit = fit_density(key, start, parts[0], **options)
+        of_x = jax.jit(lambda flow, x, num_samples: flow.log_weights(key, x, num_samples), static_argnums=2)
+    size = sum(leaf.size for leaf in jax.tree.leaves(fit.flow))
+    return fit, lambda x, num_samples: np.asarray(of_x(fit.flow, x, num_samples), dtype=float), size
+
+
+def measure(backend, seed, model, spec, levels, parts, options):
+    """Bits per dimension of each held-out image, by the bound and by the probability."""
+    shape = parts[0].shape[1:]
+    unit = math.prod(shape) * math.log(2)
+    if model in CLOSED:
+        held_out, test = CLOSED[model](parts, levels)
+        bits = (-test / unit).round(5).tolist()
+        return {"validation": float(-held_out.mean() / unit), "bound": bits, "bits": bits}
+    begin = time.perf_counter(), time.process_time()
+    fit, log_weights, size = train(backend, seed, model, spec, shape, levels, parts, options)
+    seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
+
+    def evaluate(images, num_samples):
+        chunks = [log_weights(images[i : i + 50], num_samples) for i in range(0, len(images), 50)]
+        weights = np.concatenate(chunks, 1)
+        return weights.mean(0), np.logaddexp.reduce(weights, 0) - math.log(len(weights))
+
+    bound, log_prob = evaluate(parts[2], NUM_SAMPLES)
+    return {
+        "validation": float(-evaluate(parts[1], 5)[0].mean() / unit),
+        "bound": (-bound / unit).round(5).tolist(),
+        "bits": (-log_prob / unit).round(5).tolist(),
+        "epochs": len(fit.losses),
+        "best_epoch": fit.best_epoch,
+        "stopped": fit.stopped,
+        "skipped": fit.num_skipped,
+        "weights": int(size),
+        "seconds": seconds[0],
+        "process_seconds": seconds[1],
+    }
+
+
+# A step of Glow.
 
 # Channels, height and width of a squeezed image, hidden channels of the network, images in a batch.
 SIZES = (((12, 16, 16), 64, 32), ((48, 4, 4), 64, 32), ((12, 16, 16), 256, 8))
@@ -26,6 +205,8 @@ SIZES = (((12, 16, 16), 64, 32), ((48, 4, 4), 64, 32), ((12, 16, 16), 256, 8))
 
 def ours(shape, hidden_channels):
     """A step in flowppl, with the 1x1 convolution in its LU factors, as in normflows, or in its QR factors."""
+    import flowppl.pyro as fpp
+
     channels = shape[0]
     network = fp.ConvNet(channels // 2, channels, hidden_channels, 1, "plain", kernel_size=(3, 1, 3), activation="relu")
     coupling, norm = fp.ImageCoupling(shape, network=network), fp.Pixelwise(shape, fp.ActNorm(channels))
@@ -39,13 +220,16 @@ def ours(shape, hidden_channels):
 
 def theirs(shape, hidden_channels):
     import normflows
+    import torch
 
     step = normflows.flows.GlowBlock(shape[0], hidden_channels)
     step.inverse(torch.randn(8, *shape))  # sets its ActNorm
     return {"normflows": (step.inverse, list(step.parameters()))}
 
 
-def measure(function, parameters, images):
+def seconds(function, parameters, images):
+    import torch
+
     start = time.perf_counter()
     noise, log_det = function(images)
     torch.autograd.grad((noise**2).sum() / 2 - log_det.sum(), parameters)
@@ -53,27 +237,104 @@ def measure(function, parameters, images):
 
 
 def speed(rounds):
+    import torch
+
+    torch.set_num_threads(1)
     print("| image | hidden | batch | step | ms | flowppl / normflows |\n|---|---|---|---|---|---|")
     for shape, hidden_channels, batch in SIZES:
         cases = theirs(shape, hidden_channels) | ours(shape, hidden_channels)
         images = torch.randn(batch, *shape)
         for case in cases.values():
-            measure(*case, images)
+            seconds(*case, images)
         times = {name: [] for name in cases}
         for _ in range(rounds):
             for name, case in cases.items():
-                times[name].append(measure(*case, images))
+                times[name].append(seconds(*case, images))
         for name, values in times.items():
             ratio = statistics.median(a / b for a, b in zip(values, times["normflows"], strict=True))
             milliseconds = 1e3 * statistics.median(values)
             print(f"| {shape} | {hidden_channels} | {batch} | {name} | {milliseconds:.2f} | {ratio:.2f} |")
 
 
-if __name__ == "__main__":
+# The tables.
+
+
+PAIRS = [
+    ("gaussian", "nice"),
+    ("factorised", "realnvp"),
+    ("nice", "realnvp"),
+    ("maf", "realnvp"),
+    ("realnvp", "glow"),
+    ("glow", "flowpp"),
+    ("flowpp", "flowpp variational"),
+    ("flowpp variational", "pixelcnn mixture"),
+    ("pixelcnn categories", "pixelcnn mixture"),
+]
+
+
+def with_errors(values, sign=""):
+    """The mean of rows of images, one for each seed, its error over images, and that over seeds."""
+    values = np.asarray(values)
+    over_seeds = values.mean(1).std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    over_images = values.mean(0).std(ddof=1) / values.shape[1] ** 0.5
+    return f"{values.mean():{sign}.3f} ± {over_images:.3f} ± {over_seeds:.3f}"
+
+
+def tables(records, backend):
+    found = {}
+    for record in records:
+        if record["backend"] in (backend, "both"):
+            found.setdefault(record["model"], {})[record["seed"]] = record
+    print(f"\n{backend}\n\n| | seeds | bound | bits | held out | weights | epochs | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    for model, each in found.items():
+        columns = [with_errors([record[name] for record in each.values()]) for name in ("bound", "bits")]
+        columns.append(" / ".join(f"{record['validation']:.3f}" for record in each.values()))
+        costs = [[f"{r.get(name, 0):.0f}" for r in each.values()] for name in ("weights", "epochs", "process_seconds")]
+        columns += [" / ".join(dict.fromkeys(values)) for values in costs]
+        print(f"| {model} | {len(each)} | {' | '.join(columns)} |")
+    print("\n| difference | bound | bits |\n|---|---|---|")
+    for first, second in PAIRS:
+        one, other = found.get(first, {}), found.get(second, {})
+        pairs = [(other[seed], one.get(seed, one.get(-1))) for seed in other if seed in one or -1 in one]
+        if pairs:
+            names = ("bound", "bits")
+            columns = [with_errors([np.subtract(b[name], a[name]) for b, a in pairs], "+") for name in names]
+            print(f"| {second} less {first} | {' | '.join(columns)} |")
+
+
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
-    part = parts.add_parser("speed", help="a step of Glow beside that of normflows")
-    part.add_argument("--rounds", type=int, default=100)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    speed(arguments.rounds)
+    parser.add_argument("experiment", choices=["digits", "mnist", "speed"])
+    parser.add_argument("--data", type=Path, help="the images of MNIST, .npz or IDX")
+    parser.add_argument("--backend", choices=["pyro", "numpyro"], default="numpyro")
+    parser.add_argument("--models", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="the most epochs")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=100, help="of speed")
+    args = parser.parse_args()
+    if args.experiment == "speed":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # must come before torch is imported
+        speed(args.rounds)
+        return
+    if args.experiment == "mnist" and args.data is None:
+        parser.error("--data is needed: no images of MNIST come with this package")
+    parts, levels = data(args.experiment, args.data)
+    specs = DIGITS if args.experiment == "digits" else MNIST
+    results = Results(args.json)
+    models = [*CLOSED, *specs] if args.models is None else args.models
+    for model in models:
+        for seed in args.seeds:
+            closed = model in CLOSED
+            labels = {"experiment": args.experiment, "model": model}
+            labels |= {"backend": "both" if closed else args.backend, "seed": -1 if closed else seed}
+            options = OPTIONS | OWN_OPTIONS.get(model, {})
+            options |= {"num_epochs": args.epochs} if args.epochs else {}
+            results.get(labels, measure, args.backend, seed, model, specs.get(model), levels, parts, options)
+    for backend in ("numpyro", "pyro"):
+        tables([record for record in results.records if record["experiment"] == args.experiment], backend)
+
+
+if __name__ == "__main__":
+    main()
