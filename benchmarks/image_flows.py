@@ -273,11 +273,11 @@ PAIRS = [
 
 
 def with_errors(values, sign=""):
-    """The mean of rows of images, one for each seed, its error over images, and that over seeds."""
+    """The mean of rows of images, one for each seed, its error over images and, of several seeds, over them."""
     values = np.asarray(values)
-    over_seeds = values.mean(1).std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.nan
     over_images = values.mean(0).std(ddof=1) / values.shape[1] ** 0.5
-    return f"{values.mean():{sign}.3f} ± {over_images:.3f} ± {over_seeds:.3f}"
+    over_seeds = f" ± {values.mean(1).std(ddof=1) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{values.mean():{sign}.3f} ± {over_images:.3f}{over_seeds}"
 
 
 def tables(records, backend):
