@@ -15,7 +15,8 @@ import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl import diagnostics
 from flowppl.autoencoders.model import check_parts
-from flowppl.inference.guides import check_levels, guide_bijection
+from flowppl.inference.guides import guide_bijection
+from flowppl.inference.latents import check_levels
 
 
 @pytest.mark.parametrize("direction", ["forward", "inverse"])

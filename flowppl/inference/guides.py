@@ -1,4 +1,4 @@
-"""What the guides of both adapters share: which flow, where it starts, and which models they refuse."""
+"""What the guides of both adapters share: which flow, and where it starts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from flowppl.bijections.subspace import Subspace
 from flowppl.checks import check_positive, check_sizes, did_you_mean
 from flowppl.inference.affine import Affine
 from flowppl.inference.fitting import FLOW_ROUNDS, NARROW_ROUNDS, Round, level_of_caller
+from flowppl.inference.latents import shown
 from flowppl.inference.modes import Modes, find_modes
 from flowppl.inference.starts import (
     MAX_BATCHES,
@@ -45,118 +46,6 @@ MAX_DENSE = 2048  # above, so would the steps of the search, and of the training
 MIN_FINITE = 0.9  # share of the draws of a start with a finite density, for no warning
 MAX_NARROW, NARROW, WIDE = 16, 32, 64  # dimensions, and widths of the networks of a flow that path gradients train
 NUM_DRAWS = 10_000  # for medians and quantiles
-
-
-@dataclasses.dataclass(frozen=True)
-class Latent:
-    """What decides whether a guide can serve an unobserved site of a model.
-
-    ``plates`` holds (name, size, full size) of each plate around the site.
-    """
-
-    name: str
-    is_discrete: bool
-    plates: tuple[tuple[str, int, int], ...]
-
-
-def check_latents(latents: Iterable[Latent]) -> None:
-    """Raise ValueError, saying what to do, unless all latents are continuous, global and at least one."""
-    latents = list(latents)
-    if not latents:
-        raise ValueError(
-            "AutoFlow found no latent variables: every sample site of the model is observed, hidden or masked out; "
-            "use a guide that does nothing instead, or condition on less"
-        )
-    discrete = [latent.name for latent in latents if latent.is_discrete]
-    if discrete:
-        raise ValueError(
-            f"AutoFlow covers continuous latents only, but these sites are discrete: {', '.join(discrete)}. "
-            "Mark them with infer={'enumerate': 'parallel'}, so that they are summed out, or hide them with "
-            "block(model, hide=[...]) and give them a guide of their own in an AutoGuideList"
-        )
-    for latent in latents:
-        for plate, size, full_size in latent.plates:
-            if size != full_size:
-                raise ValueError(
-                    f"site {latent.name!r} is local to the plate {plate!r}, subsampled ({size} of {full_size}), "
-                    "so that the guide's coordinates would mean other members in every step. Use "
-                    "AutoLocalFlow(model, features), or do not subsample"
-                )
-
-
-def over_events(mask: Array, ndim: int) -> Array:
-    """A mask of the members of a site with axes of length 1 for their events, so that it has ``ndim`` axes."""
-    return namespace(mask).reshape(mask, (*mask.shape, *(1,) * (ndim - mask.ndim)))
-
-
-def check_supports(moved: list[str]) -> None:
-    """Raise ValueError if the supports of some sites changed between two runs of the model."""
-    if moved:
-        raise ValueError(
-            f"the supports of these sites depend on other latents: {', '.join(moved)}. A guide needs fixed supports: "
-            "sample a standardised site, for example Uniform(0, 1), and scale it inside the model"
-        )
-
-
-def check_levels(quantiles: Any) -> np.ndarray:
-    """The levels of quantiles as a vector; raise ValueError unless they are numbers between 0 and 1."""
-    levels = np.asarray(quantiles, dtype=np.float64)
-    if levels.ndim != 1 or not ((levels >= 0) & (levels <= 1)).all():
-        raise ValueError(f"quantiles must be a list of numbers between 0 and 1, got {quantiles!r}")
-    return levels
-
-
-def check_model(owner: str, model: Any) -> None:
-    """Raise TypeError unless the model is a function."""
-    if not callable(model):
-        raise TypeError(f"{owner}: model must be a function with sample sites, got {_shown(model)}")
-
-
-def no_transform(site: str, support: Any) -> ValueError:
-    """What to raise for a latent whose support the host has no transform to."""
-    return ValueError(
-        f"site {site!r} has the support {support}, to which the host has no transform from unconstrained space. Sample "
-        "a site that can be mapped and make the value from it, as LKJCholesky does for correlations; or observe it"
-    )
-
-
-def check_shapes(before: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless the latents have the unconstrained shapes that a guide was made for.
-
-    Sites that the guide never had, such as data that are left out to predict them, are no concern of it.
-    """
-    for name, shape in before.items():
-        if name not in now:
-            raise ValueError(
-                f"site {name!r} was a latent of the model when this guide was made and is none with these arguments. "
-                "Make a new guide for another set of latents"
-            )
-        if now[name] != shape:
-            raise ValueError(
-                f"the model's latents are not those that this guide was made for: site {name!r} had the unconstrained "
-                f"shape {shape} and now has {now[name]}. Make a new guide for data of another size, or use "
-                "AutoLocalFlow for latents whose number varies"
-            )
-
-
-def check_masks(changed: Iterable[str]) -> None:
-    """Raise ValueError if the masks of some latents are not those that a guide was made for."""
-    names = ", ".join(changed)
-    if names:
-        raise ValueError(
-            f"other members than when this guide was made are masked out of the sites {names}; make a new guide for "
-            "another mask"
-        )
-
-
-def check_real(values: Iterable[tuple[str, Any]]) -> None:
-    """Raise TypeError if the data type of the value of a site, given by its name, is complex."""
-    for name, dtype in values:
-        if "complex" in str(dtype):
-            raise TypeError(
-                f"site {name!r} has complex values ({dtype}), and densities are of real numbers: observe the real and "
-                "the imaginary part, stacked along a last axis"
-            )
 
 
 def auto_flow(dim: int) -> Bijection:
@@ -253,7 +142,7 @@ def make_inner(flow: Any, dim: int, **options: int) -> Bijection:
         )
     _check_no_host(flow, dim, "transform")
     if not callable(flow):
-        raise TypeError(f"flow must be a name, a bijection or a function of the dimension, got {_shown(flow)}")
+        raise TypeError(f"flow must be a name, a bijection or a function of the dimension, got {shown(flow)}")
     if wanted := _wants_weights(flow):
         name = getattr(flow, "__name__", "recipe")
         raise TypeError(
@@ -290,11 +179,6 @@ def _wants_weights(function: Any) -> str:
         return ""
     wanted = [name for name, each in parameters.items() if each.default is each.empty]
     return next((name for name in ("key", "params") if name in wanted), "")
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: itself if it is short, else its type."""
-    return repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
 
 
 def start_at(bijection: Chain, params: Tree, loc: Array, scale: Array, *, fixed: bool) -> Tree:

@@ -26,26 +26,28 @@ from flowppl._arrays.tree import Tree
 from flowppl.inference.guides import (
     NUM_DRAWS,
     FlowChoice,
-    Latent,
     check_init,
-    check_latents,
-    check_levels,
-    check_masks,
-    check_model,
     check_num_modes,
-    check_real,
-    check_shapes,
-    check_supports,
     choose_init,
     guide_bijection,
     no_start,
-    no_transform,
     no_transform_of_parts,
-    over_events,
     search_average,
     search_modes,
     search_start,
     start_at,
+)
+from flowppl.inference.latents import (
+    Latent,
+    check_latents,
+    check_levels,
+    check_masks,
+    check_model,
+    check_real,
+    check_shapes,
+    check_supports,
+    no_transform,
+    over_events,
 )
 from flowppl.inference.mixture import is_mixture, stack_parts, stacked_part
 from flowppl.inference.modes import Modes, find_modes, single

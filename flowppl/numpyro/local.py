@@ -18,7 +18,7 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.initialization import init_to_median
 
 from flowppl._arrays.tree import Tree
-from flowppl.inference.guides import check_levels, check_model
+from flowppl.inference.latents import check_levels, check_model
 from flowppl.inference.local import (
     NUM_MEDIAN_DRAWS,
     LatentSite,

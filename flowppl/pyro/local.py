@@ -18,7 +18,7 @@ from pyro.poutine.runtime import NonlocalExit
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
-from flowppl.inference.guides import check_levels, check_model, check_supports
+from flowppl.inference.latents import check_levels, check_model, check_supports
 from flowppl.inference.local import (
     NUM_MEDIAN_DRAWS,
     LatentSite,
