@@ -352,6 +352,35 @@ def test_bad_levels_are_told(language):
         make(fp.Elementwise(2, fp.Bounded(0.5, 1.0)), 3)
 
 
+@both
+def test_what_a_fit_cannot_start_from_or_go_by_is_told(language, rng):
+    """Layers set from bytes, where pixels lie between 0 and 1, would all be at the end of the interval."""
+    unit, counts = fp.Elementwise(2, fp.Sigmoid()), arrays(language, np.array([[0, 7], [1, 2]]))
+    key = jax.random.key(0)
+    if language == "pyro":
+        flow, dequantized = fpp.Flow(unit), fpp.Dequantized(unit, 3)
+        start = dequantized.init_from
+    else:
+        flow, dequantized = fnp.Flow.init(key, unit), fnp.Dequantized.init(key, unit, 3)
+        start = functools.partial(dequantized.init_from, key=key)
+    with pytest.raises(ValueError, match=r"outside of \(0, 1\)"):
+        flow.init_from(counts)
+    with pytest.raises(ValueError, match="must be finite"):
+        flow.init_from(counts * math.nan)
+    with pytest.raises(ValueError, match="integers from 0 to 2"):
+        start(counts)
+    for rate in (-0.1, math.nan, None):
+        with pytest.raises(ValueError, match="learning_rate must give a finite number of at least 0"):
+            fit(language, fp.ElementwiseAffine(2), rng.normal(size=(20, 2)), learning_rate=lambda _, rate=rate: rate)
+
+
+def test_a_fit_in_bfloat16_has_a_checkpoint(rng, tmp_path):
+    flow, x = fpp.Flow(fp.ElementwiseAffine(2)).to(torch.bfloat16), rng.normal(size=(20, 2))
+    for num_epochs in (1, 2):
+        found = fit("pyro", flow, x, num_epochs=num_epochs, checkpoint=tmp_path / "here")
+    assert len(found.losses) == 2
+
+
 def fit(language, flow, x, seed=0, **options):
     options = {"progress": False, "learning_rate": 0.02, "batch_size": 32} | options
     if language == "pyro":

@@ -143,7 +143,7 @@ def test_folders_of_pictures(tmp_path, rng):
     gray, colours = (rng.integers(256, size=shape, dtype=np.uint8) for shape in ((3, 4, 5), (3, 4, 5, 3)))
     for name, images in (("gray", gray), ("colours", colours), ("classes", colours)):
         for i, image in enumerate(images):
-            file = tmp_path / name / ("ba"[i // 2] if name == "classes" else "") / f"{i}.png"
+            file = tmp_path / name / (("train", "a")[i // 2] if name == "classes" else "") / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(file)
     np.testing.assert_array_equal(load_images(tmp_path / "gray"), gray)

@@ -193,9 +193,8 @@ def _read_pickle(path) -> Read:
 
 
 def _read_folder(path) -> Read:
-    names = sorted(
-        each.name for each in path.iterdir() if re.fullmatch(r"data_batch_\d+(\.bin)?|train(\.bin)?", each.name)
-    )
+    named = re.compile(r"data_batch_\d+(\.bin)?|train(\.bin)?")
+    names = sorted(each.name for each in path.iterdir() if named.fullmatch(each.name) and each.is_file())
     if names:
         parts = [_read_file(path / name, labels=True) for name in names]
         images, labels = zip(*parts, strict=True)

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from flowppl.autoencoders.data import is_share
-from flowppl.inference.epochs import Epochs, hold_out
+from flowppl.inference.epochs import Epochs, hold_out, scheduled_rate
 from flowppl.training import loop
 
 VAE = TypeVar("VAE")
@@ -79,7 +79,7 @@ def train(
         return make_trainer(data, held_out, seed), len(data), {"data": data, "validation": held_out}
 
     def run(trainer, epoch, order):
-        rate = learning_rate(epoch) if callable(learning_rate) else learning_rate
+        rate = scheduled_rate("fit_vae", learning_rate, epoch) if callable(learning_rate) else learning_rate
         return trainer.run_epoch(epoch, order, rate, min(1.0, (epoch + 1) / warm_up) if warm_up else 1.0)
 
     return loop.train(

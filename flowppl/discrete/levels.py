@@ -63,6 +63,8 @@ def check_images(owner: str, found: Any, shape: tuple[int, ...]) -> None:
 
 def check_context(owner: str, size: int, context: Any) -> None:
     """Raise ValueError unless a context is there if one of this size is needed, and only then."""
+    if context is not None and not hasattr(context, "shape"):
+        raise TypeError(f"{owner}: the context must be an array, got {type(context).__name__}")
     found = None if context is None else tuple(context.shape)
     if size and (found is None or found[-1:] != (size,)):
         raise ValueError(f"{owner}: it needs a context whose last axis has size {size}, got {found or 'none'}")

@@ -17,7 +17,7 @@ from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
 from flowppl.bijections.linear import Permute
 from flowppl.bijections.reversible import is_reversible
 from flowppl.discrete.levels import check_levels
-from flowppl.inference.epochs import Epochs, hold_out
+from flowppl.inference.epochs import Epochs, hold_out, scheduled_rate
 
 INIT_ROWS = 4096  # of the training data, for layers that start from data
 LEARNING_RATE = 3e-3  # unless one is given
@@ -381,7 +381,7 @@ def rate_of(
             return None
         rise = min(1.0, (epoch + 1) / warm_up) if warm_up else 1.0
         if callable(learning_rate):
-            return rise * learning_rate(epoch)
+            return rise * scheduled_rate("fit_density", learning_rate, epoch)
         # At rates that suit, this ends 0.02 to 0.05 nat above a constant rate (two moons; a mixture in 5-D).
         return rise * learning_rate * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -166,3 +167,14 @@ def run_epochs(
             progress.stopped = "interrupted"
     if progress.losses and progress.best_epoch < 0:
         raise RuntimeError(f"{owner}: the validation loss of every epoch was not finite; {advice}")
+
+
+def scheduled_rate(owner: str, schedule: Callable[[int], float], epoch: int) -> float:
+    """What a function gives as the learning rate of an epoch; raise ValueError unless it is one."""
+    rate: Any = schedule(epoch)
+    if not (isinstance(rate, numbers.Real) or getattr(rate, "shape", None) == ()) or not 0 <= rate < math.inf:
+        raise ValueError(
+            f"{owner}: learning_rate must give a finite number of at least 0 for each epoch, got {rate!r} for epoch "
+            f"{epoch}"
+        )
+    return rate

@@ -154,6 +154,13 @@ def check_within(owner: str, bijection: Bijection, *data: Array) -> None:
         )
 
 
+def check_first_data(bijection: Bijection, x: Array) -> None:
+    """Raise ValueError unless all data from which layers start are finite, and where those of a flow can lie."""
+    if not bool(namespace(x).all(namespace(x).isfinite(x))):
+        raise ValueError("init_from: the data must be finite; drop or impute what is missing")
+    check_within("init_from", bijection, x)
+
+
 def onto_support(bijection: Bijection) -> Bijection | None:
     """A map of all real numbers onto where the data of a flow lie; ``None`` if those are all."""
     low, high = bijection.y_support

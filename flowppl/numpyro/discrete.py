@@ -399,5 +399,7 @@ class Dequantized:
     def init_from(self, x: jax.Array, context: jax.Array | None = None, *, key: jax.Array) -> Dequantized:
         """With what of the flow starts from data, such as :class:`flowppl.ActNorm`, set from integers with noise."""
         x = jnp.asarray(x)
+        if not isinstance(x, Tracer):
+            check_levels("Dequantized", "the data", np.asarray(x), self.levels)
         u = jax.random.uniform(key, x.shape, jnp.result_type(*jax.tree.leaves(self.flow), jnp.float32))
         return dataclasses.replace(self, flow=self.flow.init_from(self._of_x.continuous(x, u), context))

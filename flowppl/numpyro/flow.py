@@ -16,8 +16,8 @@ from numpyro.distributions.transforms import Transform
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_standard_base
 from flowppl.bijections.reversible import round_trip_error
-from flowppl.inference.latent_space import tempered
-from flowppl.numpyro._host import validate_sample
+from flowppl.inference.latent_space import check_first_data, tempered
+from flowppl.numpyro._host import Tracer, validate_sample
 from flowppl.numpyro.transforms import FlowTransform, apply_direction, check_key, init_params
 
 
@@ -192,7 +192,10 @@ class Flow:
 
     def init_from(self, x: jax.Array, context: jax.Array | None = None) -> Flow:
         """This flow with what starts from data, such as :class:`flowppl.ActNorm`, set from the batch ``x``."""
-        new = apply_direction(self.bijection, "init_from", self.params, jnp.asarray(x), context)
+        x = jnp.asarray(x)
+        if not isinstance(x, Tracer):  # whose values are not known yet
+            check_first_data(self.bijection, x)
+        new = apply_direction(self.bijection, "init_from", self.params, x, context)
         return dataclasses.replace(self, params=new)
 
     def round_trip_error(self, x: jax.Array, context: jax.Array | None = None) -> float:

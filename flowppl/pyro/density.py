@@ -276,7 +276,7 @@ def _part(data: Any, rows: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 @torch.no_grad()
 def _warn_of_far_data(flow: Flow, x: torch.Tensor, context: torch.Tensor | None) -> None:
-    noise = flow(context).transforms[0].inverse_and_log_det(x)[0]
+    noise = flow(context).transforms[0].inverse_and_log_det(x)[0].double()
     warn_of_far_data(x, noise.mean(0).cpu(), noise.std(0).cpu())
 
 

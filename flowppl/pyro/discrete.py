@@ -352,6 +352,7 @@ class Dequantized(torch.nn.Module):
     @torch.no_grad()
     def init_from(self, x: torch.Tensor, context: torch.Tensor | None = None) -> Dequantized:
         """Set what of the flow starts from data, such as :class:`flowppl.ActNorm`, from integers with uniform noise."""
+        check_levels("Dequantized", "the data", x, self.levels)
         x = x.to(self._zeros)
         self.flow.init_from(self._of_x.continuous(x, torch.rand_like(x)), context)
         return self

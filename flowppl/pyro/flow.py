@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Transform, constraints, transform_
 from flowppl._arrays.tree import map_tree
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_standard_base
 from flowppl.bijections.reversible import round_trip_error
-from flowppl.inference.latent_space import tempered
+from flowppl.inference.latent_space import check_first_data, tempered
 from flowppl.pyro.transforms import FlowTransform
 
 
@@ -229,6 +229,7 @@ class Flow(torch.nn.Module):
     @torch.no_grad()
     def init_from(self, x: torch.Tensor, context: torch.Tensor | None = None) -> Flow:
         """Set what starts from data, such as :class:`flowppl.ActNorm`, from the batch ``x``; frozen weights stay."""
+        check_first_data(self.bijection, x)
         weights = self.transform.weights
         tree = weights.tree()
         new = self.bijection.init_from(tree, x, context)

@@ -24,7 +24,10 @@ PROGRESS = {
 
 def digest(data):
     """A number by which other data are told from these."""
-    array = np.ascontiguousarray(data.cpu() if hasattr(data, "cpu") else data)
+    if hasattr(data, "cpu"):
+        data = data.cpu()
+        data = data.float() if str(data.dtype) == "torch.bfloat16" else data  # which NumPy has not
+    array = np.ascontiguousarray(data)
     return zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(repr((array.shape, str(array.dtype))).encode()))
 
 
