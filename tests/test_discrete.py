@@ -18,6 +18,7 @@ from scipy.stats import norm
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
+from flowppl._arrays.tree import map_tree
 from flowppl.discrete.levels import are_levels, check_levels
 
 ADAPTERS = {"pyro": fpp, "numpyro": fnp}
@@ -432,6 +433,26 @@ def test_a_density_fit_resumed_is_the_fit_uninterrupted(language, rng, tmp_path)
         fit(language, square_flow(language), 2 - x, checkpoint=path, **options)
     with pytest.raises(ValueError, match="a checkpoint cannot tell where an iterable of batches is"):
         fit(language, square_flow(language), iter_again(x), checkpoint=path, validation=None)
+
+
+@both
+def test_a_fit_does_not_go_on_with_another_base(language, rng, tmp_path):
+    x, options = rng.normal(size=(20, 2)), {"num_epochs": 1, "validation": None, "checkpoint": tmp_path / "fit"}
+
+    def flow(scale):
+        affine = fp.ElementwiseAffine(2)
+        if scale is None:
+            return affine
+        if language == "pyro":
+            return fpp.Flow(affine, pyro.distributions.Laplace(torch.zeros(2), scale).to_event(1))
+        base = numpyro.distributions.Laplace(jnp.zeros(2), scale).to_event(1)
+        return fnp.Flow(affine, map_tree(jnp.zeros_like, fnp.Flow.init(jax.random.key(0), affine).params), base)
+
+    fit(language, flow(3.0), x, **options)
+    fit(language, flow(3.0), x, **options)
+    for scale in (None, 2.0):
+        with pytest.raises(ValueError, match="another training, with other base"):
+            fit(language, flow(scale), x, **options)
 
 
 def iter_again(x):

@@ -38,7 +38,7 @@ from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
 from flowppl.numpyro.training import TreeTrainer, averaged, kept
 from flowppl.numpyro.transforms import FlowTransform, check_key, numpy_rng
-from flowppl.training.checkpoints import in_words
+from flowppl.training.checkpoints import base_in_words, in_words
 from flowppl.training.loop import average_share, check_options, train
 
 if TYPE_CHECKING:
@@ -208,6 +208,7 @@ def fit_density(
     def row_counts() -> list[int]:
         return batches.counts if batches else []
 
+    base = getattr(getattr(fitted, "flow", fitted), "base", None)
     rate = rate_of(None if has_rate(optimizer) else learning_rate or LEARNING_RATE, warm_up, num_epochs)
     options = {"optimizer": optimizer, "clip_norm": clip_norm, "ema_decay": ema_decay, "warm_up": warm_up}
     trainer, record = train(
@@ -219,7 +220,8 @@ def fit_density(
         num_epochs=num_epochs,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "numpyro", "flow": in_words(of_x)} | options,
+        fixed={"backend": "numpyro", "flow": in_words(of_x), "base": base_in_words(base, jax.tree.leaves(base))}
+        | options,
         row_counts=row_counts if is_batches(x) else None,
         callback=callback,
         progress=progress,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyro
 import torch
-from torch.distributions import Transform
+from torch.distributions import Distribution, Transform
 
 from flowppl.bijections.contract import Bijection
 from flowppl.inference.density import (
@@ -32,12 +32,12 @@ from flowppl.inference.density import (
 )
 from flowppl.inference.epochs import Callback
 from flowppl.pyro.discrete import Dequantized
-from flowppl.pyro.flow import Flow
+from flowppl.pyro.flow import Flow, tensors_of
 from flowppl.pyro.pixelcnn import PixelCNN
 from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, take_step
 from flowppl.pyro.training import ModuleTrainer
 from flowppl.pyro.transforms import FlowTransform
-from flowppl.training.checkpoints import in_words
+from flowppl.training.checkpoints import base_in_words, in_words
 from flowppl.training.loop import check_options, train
 
 if TYPE_CHECKING:
@@ -212,6 +212,8 @@ def fit_density(
     def row_counts() -> list[int]:
         return batches.counts if batches else []
 
+    given = getattr(getattr(fitted, "flow", fitted), "base", None)
+    words = {"base": base_in_words(given, tensors_of(given) if isinstance(given, Distribution) else ())}
     rate = rate_of(None if has_rate(optimizer) else learning_rate or LEARNING_RATE, warm_up, num_epochs)
     options = {"optimizer": optimizer, "clip_norm": clip_norm, "ema_decay": ema_decay, "warm_up": warm_up}
     _, record = train(
@@ -223,7 +225,7 @@ def fit_density(
         num_epochs=num_epochs,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "pyro", "flow": in_words(of_x), "trained parameters": list(trained)} | options,
+        fixed={"backend": "pyro", "flow": in_words(of_x), "trained parameters": list(trained)} | words | options,
         row_counts=row_counts if is_batches(x) else None,
         callback=callback,
         progress=progress,

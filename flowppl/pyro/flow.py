@@ -304,6 +304,18 @@ def standard_normal(zeros: Any) -> dist.TorchDistribution:
     return dist.Normal(zeros, torch.ones_like(zeros), validate_args=False).to_event(zeros.ndim)
 
 
+def tensors_of(distribution: Distribution) -> list[torch.Tensor]:
+    """The tensors of a distribution, and of those inside it."""
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor.detach())
+        return tensor
+
+    _map_tensors(note, distribution)
+    return found
+
+
 def _map_tensors(fn: Callable[[torch.Tensor], torch.Tensor], distribution: Any) -> Any:
     """A copy of a distribution, and of those inside it, with ``fn`` applied to its tensors."""
     new = copy.copy(distribution)

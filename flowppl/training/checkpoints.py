@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,17 @@ _LEFT_OUT = re.compile(r", (reversible=\w+|start='identity')")
 def in_words(bijection: Any) -> str:
     """A bijection as a checkpoint tells it: the same words as in files of before."""
     return _LEFT_OUT.sub("", repr(bijection))
+
+
+def base_in_words(base: Any, arrays: Iterable[Any]) -> list[Any] | None:
+    """A base distribution as a checkpoint tells it: its kinds, from the outside in, and the digests of its arrays."""
+    if base is None:
+        return None
+    kinds, part = [], base
+    while part is not None:
+        kinds.append(type(part).__name__)
+        part = getattr(part, "base_dist", None)
+    return [*kinds, *map(digest, arrays)]
 
 
 def read_checkpoint(owner, path):
