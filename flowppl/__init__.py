@@ -9,7 +9,7 @@ from typing import Any
 
 from flowppl.autoencoders.posterior import amortized_posterior
 from flowppl.bijections.autoregressive import Autoregressive
-from flowppl.bijections.combine import Chain, Invert, Repeat
+from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.contract import Bijection, initialize, num_parameters
 from flowppl.bijections.coupling import Coupling
@@ -23,6 +23,7 @@ from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
 from flowppl.bijections.orthogonal import QR, Householder
+from flowppl.bijections.repeat import Repeat
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.reversible import reversible
 from flowppl.bijections.subspace import Subspace

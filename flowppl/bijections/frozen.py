@@ -7,8 +7,9 @@ import dataclasses
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
-from flowppl.bijections.combine import SameWeights, Stacked, Wrapper
+from flowppl.bijections.combine import SameWeights, Wrapper
 from flowppl.bijections.contract import Bijection, held
+from flowppl.bijections.repeat import Stacked
 from flowppl.checks import assign, derived
 from flowppl.declare import Constant, Parameter
 

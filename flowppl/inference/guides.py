@@ -12,11 +12,12 @@ import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree, map_tree, select
-from flowppl.bijections.combine import Chain, Repeat
+from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_standard_base, held
 from flowppl.bijections.elementwise import Elementwise
 from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.linear import ElementwiseAffine, FullTriangular, TriangularAffine, diagonal
+from flowppl.bijections.repeat import Repeat
 from flowppl.bijections.subspace import Subspace
 from flowppl.checks import check_positive, check_sizes, did_you_mean
 from flowppl.inference.affine import Affine

@@ -12,7 +12,7 @@ from flowppl.numpyro.calibration import sbc
 from flowppl.numpyro.density import DensityFit, fit_density
 from flowppl.numpyro.density_evaluation import evaluate_density
 from flowppl.numpyro.diagnostics import diagnose, log_weights, resample
-from flowppl.numpyro.discrete import Dequantized, DiscretizedLogisticMixture
+from flowppl.numpyro.discrete import Dequantized
 from flowppl.numpyro.fit import Fit, fit
 from flowppl.numpyro.flow import Flow, FlowDistribution, flow
 from flowppl.numpyro.guides import AutoFlow
@@ -47,6 +47,7 @@ from flowppl.numpyro.layers import (
 )
 from flowppl.numpyro.linear import LU, QR, ActNorm, ElementwiseAffine, Householder, Permute, TriangularAffine
 from flowppl.numpyro.local import AutoLocalFlow
+from flowppl.numpyro.logistic_mixture import DiscretizedLogisticMixture
 from flowppl.numpyro.mcmc import Chains
 from flowppl.numpyro.modules import ModuleNetwork
 from flowppl.numpyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing

@@ -11,7 +11,7 @@ from flowppl.pyro.calibration import sbc
 from flowppl.pyro.density import DensityFit, fit_density
 from flowppl.pyro.density_evaluation import evaluate_density
 from flowppl.pyro.diagnostics import diagnose, log_weights, resample
-from flowppl.pyro.discrete import Dequantized, DiscretizedLogisticMixture
+from flowppl.pyro.discrete import Dequantized
 from flowppl.pyro.fit import Fit, fit
 from flowppl.pyro.flow import Flow, FlowDistribution
 from flowppl.pyro.guides import AutoFlow
@@ -46,6 +46,7 @@ from flowppl.pyro.layers import (
 )
 from flowppl.pyro.linear import LU, QR, ActNorm, ElementwiseAffine, Householder, Permute, TriangularAffine
 from flowppl.pyro.local import AutoLocalFlow
+from flowppl.pyro.logistic_mixture import DiscretizedLogisticMixture
 from flowppl.pyro.mcmc import Chains
 from flowppl.pyro.modules import ModuleNetwork
 from flowppl.pyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing

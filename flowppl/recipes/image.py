@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
-from flowppl.bijections.combine import Chain, Invert, Repeat
+from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.elementwise import Bounded, Elementwise
 from flowppl.bijections.image.coupling import ImageCoupling
@@ -15,6 +15,7 @@ from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import ActNorm
 from flowppl.bijections.orthogonal import QR
+from flowppl.bijections.repeat import Repeat
 from flowppl.checks import as_image_shape, check_sizes
 from flowppl.networks import ConvNet
 from flowppl.recipes.coupling import nice

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowppl.bijections.combine import Repeat
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.linear import Permute
 from flowppl.bijections.orthogonal import Householder
+from flowppl.bijections.repeat import Repeat
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.checks import check_sizes

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from flowppl.bijections.combine import Chain, Repeat
+from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.linear import Permute
+from flowppl.bijections.repeat import Repeat
 
 
 def shuffled(layer: Bijection, permute: Permute, num: int) -> Bijection:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowppl.bijections.autoregressive import Autoregressive
-from flowppl.bijections.combine import Chain, Invert, Repeat
+from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
@@ -21,6 +21,7 @@ from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
 from flowppl.bijections.orthogonal import QR, Householder
+from flowppl.bijections.repeat import Repeat
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
