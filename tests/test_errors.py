@@ -260,7 +260,7 @@ def test_a_flow_from_an_interval_has_no_base_on_the_whole_line(adapter):
 
 def test_guides_and_autoencoders_draw_from_the_whole_line():
     posterior = fp.Chain([inward(), fp.Conditional(fp.ElementwiseAffine(1), 2)])
-    for bind in (lambda: guide_bijection(inward(), 1), lambda: check_parts(posterior, None, "bernoulli")):
+    for bind in (lambda: guide_bijection(inward(), 1), lambda: check_parts("FlowVAE", posterior, None, "bernoulli")):
         with pytest.raises(ValueError, match="but its base distribution"):
             bind()
 

@@ -371,7 +371,7 @@ def test_columns_of_counts_are_named(language, rng):
     x[:, 0] = rng.poisson(3.0, size=200)
     frame = pandas.DataFrame(x, columns=["visits", "weight"])
     for given, name in ((x, "0"), (x.astype(np.float32), "0"), (frame, "'visits'"), (Loader(x), "0")):
-        with pytest.warns(UserWarning, match=rf"1 of the 2 columns of x repeat their values: {name} .*dequantisation"):
+        with pytest.warns(UserWarning, match=rf"1 of the 2 columns of x repeat their values: {name} .*Dequantized"):
             language.fit(AFFINE, given, num_epochs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
