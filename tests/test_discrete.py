@@ -375,10 +375,15 @@ def test_what_a_fit_cannot_start_from_or_go_by_is_told(language, rng):
             fit(language, fp.ElementwiseAffine(2), rng.normal(size=(20, 2)), learning_rate=lambda _, rate=rate: rate)
 
 
-def test_a_fit_in_bfloat16_has_a_checkpoint(rng, tmp_path):
-    flow, x = fpp.Flow(fp.ElementwiseAffine(2)).to(torch.bfloat16), rng.normal(size=(20, 2))
+@both
+def test_a_fit_in_bfloat16_has_a_checkpoint(language, rng, tmp_path):
+    affine, x = fp.ElementwiseAffine(2), rng.normal(size=(20, 2))
+    if language == "pyro":
+        flow = fpp.Flow(affine).to(torch.bfloat16)
+    else:
+        flow = fnp.Flow(affine, map_tree(lambda p: jnp.zeros(p.shape, jnp.bfloat16), affine.parameters()))
     for num_epochs in (1, 2):
-        found = fit("pyro", flow, x, num_epochs=num_epochs, checkpoint=tmp_path / "here")
+        found = fit(language, flow, x, num_epochs=num_epochs, checkpoint=tmp_path / "here")
     assert len(found.losses) == 2
 
 

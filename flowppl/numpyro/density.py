@@ -179,7 +179,7 @@ def fit_density(
     if isinstance(fitted, Flow) and fitted.base is not None:
         check_base(fitted.bijection, fitted.base, np.asarray)
     of_x = fitted._of_x
-    convert = partial(np.asarray, dtype=jnp.result_type(*trained))
+    convert = partial(np.asarray, dtype=jnp.result_type(*trained, jnp.float32))  # NumPy has no bfloat16
     batches: Batches | None = None
     first: Any = None
 
