@@ -86,6 +86,10 @@ def test_guides_agree_in_every_log_weight(flow, rng):
         np.testing.assert_allclose(found.item(), log_weight(jnp.asarray(z)), rtol=1e-10, atol=1e-10)
 
 
+DRAW_NOTHING = {"annealed", "linear_annealing", "interpolate", "interpolate_four"}
+DRAW_NOTHING |= {"attribute_direction", "edit", "anomaly_scores"}
+
+
 def test_both_adapters_have_the_same_names_and_arguments():
     assert set(fnp.__all__) - set(fpp.__all__) == {"flow"}  # in Pyro a module is registered by pyro.module
     assert set(fpp.__all__) <= set(fnp.__all__)
@@ -94,7 +98,7 @@ def test_both_adapters_have_the_same_names_and_arguments():
             ours, theirs = (list(inspect.signature(getattr(m, name)).parameters.values()) for m in (fpp, fnp))
             needed = [p for p in theirs if p.name not in ("key", "rng_key", "params")]  # torch has both at hand
             assert [(p.name, p.default) for p in needed] == [(p.name, p.default) for p in ours], name
-            assert (len(theirs) > len(ours)) == (name not in ("annealed", "linear_annealing")), name
+            assert (len(theirs) > len(ours)) == (name not in DRAW_NOTHING), name
     ours, theirs = (inspect.signature(m.AutoFlow.__init__).parameters for m in (fpp, fnp))
     assert list(theirs)[: len(ours)] == list(ours)
     assert list(theirs)[len(ours) :] == ["prefix"]
