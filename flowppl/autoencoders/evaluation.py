@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from flowppl.checks import check_sizes
+from flowppl.inference.density_evaluation import in_chunks
 
 ACTIVE = 0.01  # a unit is active if the variance over the data of its posterior mean is above this
 
@@ -97,17 +98,10 @@ def evaluate(
     """
     check_sizes("evaluate_vae", at_least=2, num_samples=num_samples)  # one draw has no spread
     check_sizes("evaluate_vae", chunk_size=chunk_size)
-    num_chunks = math.ceil(num_samples / chunk_size)
-    num_draws = math.ceil(num_samples / num_chunks)  # all chunks are of one size, so that one program does
-    num_rows = max(1, chunk_size // num_draws)
-    count, parts = 0, []
-    for begin in range(0, num_data, num_rows):
-        chunks = []
-        for _ in range(num_chunks):
-            chunks.append(weigh(slice(begin, min(begin + num_rows, num_data)), num_draws, count))
-            count += 1
-        chunk = (np.concatenate(arrays)[:num_samples] for arrays in zip(*chunks, strict=True))
-        parts.append(_of_each(*chunk))
+    parts = []
+    for rows, num_draws, counts in in_chunks(num_data, num_samples, chunk_size):
+        drawn = (weigh(rows, num_draws, count) for count in counts)
+        parts.append(_of_each(*(np.concatenate(arrays)[:num_samples] for arrays in zip(*drawn, strict=True))))
     each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     spread = each["mean_error"]  # the variance of each posterior mean, from the draws
     variances = np.var(each["mean"], axis=0) - np.mean(spread, axis=0)

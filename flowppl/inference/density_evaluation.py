@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -120,17 +120,10 @@ def evaluate(
         num_samples: the draws for each datum; 0 if none are needed.
     """
     check_sizes("evaluate_density", chunk_size=chunk_size)
-    num = max(num_samples, 1)
-    num_chunks = math.ceil(num / chunk_size)
-    num_draws = math.ceil(num / num_chunks)  # all chunks are of one size, so that one program does
-    num_rows = max(1, chunk_size // num_draws)
-    count, parts = 0, []
-    for begin in range(0, num_data, num_rows):
-        rows, chunks = slice(begin, min(begin + num_rows, num_data)), []
-        for _ in range(num_chunks):
-            chunks.append(np.asarray(log_weights(rows, num_draws, count), dtype=np.float64))
-            count += 1
-        parts.append(_of_each(np.concatenate(chunks)[:num]))
+    num, parts = max(num_samples, 1), []
+    for rows, num_draws, counts in in_chunks(num_data, num, chunk_size):
+        found = [np.asarray(log_weights(rows, num_draws, count), dtype=np.float64) for count in counts]
+        parts.append(_of_each(np.concatenate(found)[:num]))
     of_each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def mean(name):
@@ -146,6 +139,16 @@ def evaluate(
     return DensityEvaluation(
         **mean("log_prob"), **mean("bound"), num_samples=num_samples, num_data=num_data, num_dims=num_dims
     )
+
+
+def in_chunks(num_data: int, num_samples: int, chunk_size: int) -> Iterator[tuple[slice, int, range]]:
+    """For each part of the data its rows, how many draws to make at a time, and for each time a number of its own."""
+    num_chunks = math.ceil(num_samples / chunk_size)
+    num_draws = math.ceil(num_samples / num_chunks)  # all chunks are of one size, so that one program does
+    num_rows = max(1, chunk_size // num_draws)
+    for i, begin in enumerate(range(0, num_data, num_rows)):
+        counts = range(i * num_chunks, (i + 1) * num_chunks)
+        yield slice(begin, min(begin + num_rows, num_data)), num_draws, counts
 
 
 @np.errstate(divide="ignore", invalid="ignore")

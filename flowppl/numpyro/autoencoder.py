@@ -95,7 +95,7 @@ class Autoencoder:
         """What a checkpoint tells of it; see :func:`flowppl.autoencoders.checkpoints.describe`."""
         raise NotImplementedError
 
-    # What it gets.
+    # What it gets for that.
 
     def init(self, rng_key: jax.Array, x: Any) -> dict[str, Any]:
         """The first parameters, by the names that ``svi.get_params`` gives them.

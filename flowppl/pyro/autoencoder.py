@@ -100,7 +100,7 @@ class Autoencoder(torch.nn.Module):
         """What a checkpoint tells of it; see :func:`flowppl.autoencoders.checkpoints.describe`."""
         raise NotImplementedError
 
-    # What it gets.
+    # What it gets for that.
 
     def _register(self, *names, prefix=""):
         store = pyro.get_param_store()

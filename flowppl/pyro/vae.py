@@ -50,9 +50,8 @@ class FlowVAE(Autoencoder):
         likelihood: ``"bernoulli"`` (the decoder gives logits, an array like the data), ``"categorical"`` (logits along
             a last axis of its own; the data are integers from 0), ``"gaussian"`` (the decoder gives a pair, the mean
             and the log of the standard deviation, for all rows or one for each), or a function from the decoder's
-            output to a Pyro distribution. A
-            :class:`PixelCNN` is such a function, of the context that the decoder gives: an autoregressive decoder,
-            which sees the data in training, and is trained with the rest.
+            output to a Pyro distribution. A :class:`PixelCNN` is such a function, of the context that the decoder
+            gives: an autoregressive decoder, which sees the data in training, and is trained with the rest.
 
     Raises:
         ValueError: for an unknown likelihood, a posterior without a context, or a prior whose shape is not that of the
