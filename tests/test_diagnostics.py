@@ -131,7 +131,7 @@ def test_nothing_that_is_not_finite_raises_or_spreads(rng):
 
 def test_says_what_it_needs(rng):
     with pytest.raises(ValueError, match="at least 25 draws"):
-        diagnose(np.zeros(100))
+        diagnose(np.zeros(99))
     with pytest.raises(ValueError, match="both draws and reference"):
         diagnose(np.zeros(1000), reference={"z": np.zeros(10)})
     with pytest.raises(ValueError, match=r"site 'z' must be \(1000, ...\), .* got \(10,\)"):

@@ -27,6 +27,7 @@ from flowppl._arrays.tree import map_tree, merge
 from flowppl.bijections.contract import initialize
 from flowppl.inference import mixture
 from flowppl.inference.descents import descend
+from flowppl.inference.guides import path_flow
 from flowppl.inference.losses import path_loss, stretched
 from flowppl.inference.modes import MAX_SEARCHES, NUM_SEARCHES, find_modes
 from flowppl.inference.starts import Gaussian, newton_start, search_until
@@ -399,7 +400,7 @@ def test_what_a_guide_does_it_does_with_several_modes(fitted):
             np.testing.assert_allclose(
                 other.get_posterior().log_prob(torch.as_tensor(points)).detach(), language.log_prob(result, points)
             )
-        fresh = fpp.AutoFlow(pyro_two, num_modes="auto")
+        fresh = fpp.AutoFlow(pyro_two, path_flow, num_modes="auto")
         fresh.setup()
         fresh.load_state_dict(guide.state_dict())
 
@@ -482,7 +483,7 @@ def test_a_guide_of_one_mode_is_not_called_good(language):
         result.resample(10, num_proposals=100)
     assert result.diagnose(200, search=False).search is None
     chains = result.mcmc(500, num_chains=2, num_warmup=10, nuts=False, progress=False)
-    assert chains.r_hat < 1.01  # the chains agree, as all of them stay in the mode
+    assert chains.r_hat < 1.1  # the chains agree, as all of them stay in the mode
     assert chains.verdict == "do not trust"
     assert "is not in the guide" in chains.advice
 

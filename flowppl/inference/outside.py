@@ -60,7 +60,9 @@ class GuideDensity:
     block: int
 
 
-def look_outside(check: Diagnosis, modes: Modes, guide: GuideDensity, target: Target) -> Diagnosis:
+def look_outside(
+    check: Diagnosis, modes: Modes, guide: GuideDensity, target: Target, end: float = math.inf
+) -> Diagnosis:
     """A judgement of a guide with what is known of places that it does not draw.
 
     Args:
@@ -68,12 +70,14 @@ def look_outside(check: Diagnosis, modes: Modes, guide: GuideDensity, target: Ta
         modes: the modes that were found.
         guide: the guide.
         target: the density.
+        end: by the monotonic clock, from when no draws are made that the verdict can do without.
     """
     missing = 0.0
     if len(modes.gaussians) > 1:
         missing = missing_share(modes, guide.log_prob, check.log_evidence, target)
         missing = 1 - (1 - missing) * (1 - modes.left_out)
-    outside = lost_share(guide, check.log_evidence) if math.isfinite(check.log_evidence) else 0.0
+    is_possible = math.isfinite(check.log_evidence) and time.monotonic() < end
+    outside = lost_share(guide, check.log_evidence) if is_possible else 0.0
     counts = modes.num_searches, modes.num_ended, modes.num_found, len(guide.log_weights)
     return dataclasses.replace(check, search=Search(*counts, missing, modes.unseen, outside))
 

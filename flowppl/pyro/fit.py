@@ -485,7 +485,9 @@ def fit(
     if modes is None and isinstance(trainer, PathTrainer):
         warn_of_no_search(num_modes)
     if modes is not None:
-        check = look_outside(history.check, modes, trainer.density(), trainer.target)
+        # A model that runs draw by draw would take seconds for it.
+        outside_until = end if trainer.obstacle else math.inf
+        check = look_outside(history.check, modes, trainer.density(), trainer.target, outside_until)
         history = history.told(check)
     return Fit(guide, params, history, model, (args, kwargs))
 
