@@ -40,17 +40,19 @@ def trained(bijection, rng, batch=()):
         "repeat-scan",
         "damped",
         "amortized-iaf",
+        "image-coupling",
     ],
 )
 def test_is_the_bijection_as_a_numpyro_transform(name, rng):
     transform = trained(BIJECTIONS[name], rng, (4,))
-    x = jnp.asarray(rng.normal(size=(4, *transform.bijection.x_shape)))
+    x_shape = transform.bijection.x_shape
+    x = jnp.asarray(rng.normal(size=(4, *x_shape)))
 
     @jax.jit
     def everything(transform, x):
         tree = merged(transform.bijection, transform.params, "jax")
         y, log_det = transform.bijection.forward(tree, x, transform.context)
-        base = dist.Normal(jnp.zeros(transform.bijection.x_shape), 1.0).to_event(1)
+        base = dist.Normal(jnp.zeros(x_shape), 1.0).to_event(len(x_shape))
         plain = dist.TransformedDistribution(base, [transform])
         return (
             (transform(x), y),
@@ -62,7 +64,7 @@ def test_is_the_bijection_as_a_numpyro_transform(name, rng):
 
     for found, expected in everything(transform, x):
         np.testing.assert_allclose(found, expected, atol=1e-7)
-    assert transform.domain.event_dim == transform.codomain.event_dim == 1
+    assert transform.domain.event_dim == transform.codomain.event_dim == len(x_shape)
     assert transform.inv.inv == transform
     assert pickle.loads(pickle.dumps(transform)) == transform
 

@@ -21,6 +21,11 @@ def trained(bijection, rng):
     return transform
 
 
+def normal(shape):
+    """A standard normal over events of this shape."""
+    return dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape))
+
+
 def at_context(transform, rng, batch=()):
     context = to("torch", context_for(transform.bijection, rng, batch))
     return transform if context is None else transform.condition(context)
@@ -33,14 +38,15 @@ def test_is_the_bijection_as_a_torch_transform(name, rng):
     tree = transform.weights.tree()
     y, log_det = transform.bijection.forward(tree, x, transform.context)
     assert isinstance(transform, dist.TransformModule)
-    assert transform.domain.event_dim == transform.codomain.event_dim == 1
+    assert transform.domain.event_dim == len(transform.bijection.x_shape)
+    assert transform.codomain.event_dim == len(transform.bijection.y_shape)
     assert torch.equal(transform(x), y)
     assert torch.allclose(transform.log_abs_det_jacobian(x, y), log_det, atol=1e-8)
     assert torch.allclose(transform.inv(y), x, atol=1e-7)
     assert torch.allclose(transform.inv.log_abs_det_jacobian(y, x), -log_det, atol=1e-7)
     assert transform.inv.inv == transform
     assert transform.with_cache(1) is transform
-    base = dist.Normal(torch.zeros(transform.bijection.x_shape), 1.0).to_event(1)
+    base = normal(transform.bijection.x_shape)
     plain = dist.TransformedDistribution(base, [transform])
     assert torch.allclose(plain.log_prob(y), base.log_prob(x) - log_det, atol=1e-7)
 
@@ -363,7 +369,7 @@ def test_is_a_conditional_transform(name, rng):
     bijection = (CONDITIONAL | BIJECTIONS)[name]
     transform = trained(bijection, rng)
     assert isinstance(transform, dist.ConditionalTransform)
-    base = dist.Normal(torch.zeros(bijection.x_shape), 1.0).to_event(1)
+    base = normal(bijection.x_shape)
     context = to("torch", context_for(bijection, rng, (4,))).requires_grad_()
     given = dist.ConditionalTransformedDistribution(base, [transform]).condition(context)
     ours = fpp.FlowDistribution(base, transform.condition(context))
@@ -372,6 +378,7 @@ def test_is_a_conditional_transform(name, rng):
     assert torch.allclose(given.log_prob(y), ours.log_prob(y), rtol=1e-6, atol=1e-6)
     (gradient,) = torch.autograd.grad(given.log_prob(y).sum(), context)
     assert gradient.abs().max() > 0
+    base = normal(bijection.y_shape)
     turned = dist.ConditionalTransformedDistribution(base, [transform.inv]).condition(context)
     x = turned.sample((2,))
     z, log_det = transform.condition(context).forward_and_log_det(x)

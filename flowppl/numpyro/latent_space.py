@@ -135,8 +135,8 @@ def attribute_direction(flow: Flow, x: Any, label: Any, *, context: Any = None) 
         >>> import jax, jax.numpy as jnp, flowppl as fp
         >>> from flowppl.numpyro import Flow, attribute_direction
         >>> flow = Flow.init(jax.random.key(0), fp.ElementwiseAffine(1))
-        >>> attribute_direction(flow, jnp.array([[3.0], [0.0], [1.0]]), [True, False, False])
-        Array([2.5], dtype=float32)
+        >>> attribute_direction(flow, jnp.array([[3.0], [0.0], [1.0]]), [True, False, False]).tolist()
+        [2.5]
     """
     transform, (x,) = _prepared("attribute_direction", flow, (x,), context)
     _check_within("attribute_direction", flow, x)
@@ -164,8 +164,8 @@ def edit(flow: Flow, x: Any, direction: Any, amount: float = 1.0, *, context: An
         >>> import jax, jax.numpy as jnp, flowppl as fp
         >>> from flowppl.numpyro import Flow, edit
         >>> flow = Flow.init(jax.random.key(0), fp.ElementwiseAffine(1))
-        >>> edit(flow, jnp.array([[3.0], [0.0], [1.0]]), jnp.array([2.5]), amount=2.0)[0]
-        Array([8.], dtype=float32)
+        >>> edit(flow, jnp.array([[3.0], [0.0], [1.0]]), jnp.array([2.5]), amount=2.0)[0].tolist()
+        [8.0]
     """
     transform, (x, direction) = _prepared("edit", flow, (x, direction), context)
     _check_within("edit", flow, x)

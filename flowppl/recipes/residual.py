@@ -171,7 +171,7 @@ def householder(
     Example:
         >>> import flowppl as fp
         >>> fp.householder(4, num_flows=2)
-        Householder(dim=4, num_reflections=2)
+        Householder(dim=4, num_reflections=2, start='identity')
     """
     return _amortised(Householder(dim, num_flows), context_dim, hidden_dims)
 
