@@ -1,0 +1,90 @@
+"""How Sphinx builds the site: `make docs`, from the files of this folder, the docstrings and the stored outputs of the notebooks."""
+
+import os
+import pathlib
+import re
+import shutil
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import flowppl
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent
+REPOSITORY = "https://github.com/flowppl/flowppl"
+
+project = "flowppl"
+author = "The flowppl authors"
+copyright = author
+release = version = flowppl.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build", "_templates", "howto/_model.md"]
+nitpicky = False
+
+# Notebooks are shown as they are stored; tests run them.
+nb_execution_mode = "off"
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "substitution"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header", "misc.highlighting_failure"]
+
+autosummary_generate = True
+autosummary_imported_members = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the signature has them
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_preprocess_types = False
+add_module_names = False
+python_maximum_signature_line_length = 88
+intersphinx_mapping: dict = {}  # the site is built without the internet
+
+html_theme = "furo"
+html_title = "flowppl"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "source_repository": REPOSITORY,
+    "source_branch": "main",
+    "source_directory": "docs/",
+    "top_of_page_buttons": ["view"],
+    "footer_icons": [],
+}
+html_show_sphinx = False
+copybutton_prompt_text = ">>> |\\$ "
+copybutton_prompt_is_regexp = True
+
+
+def bring_in(app):
+    """Copy what stands elsewhere in the repository: notebooks, and the pages for readers of the source."""
+    there = HERE / "tutorials"
+    there.mkdir(exist_ok=True)
+    for notebook in sorted((ROOT / "tutorials").glob("[0-9]*.ipynb")):
+        _copy(notebook, there / notebook.name)
+    pages = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "benchmarks/README.md": "benchmarks.md"}
+    for source, page in pages.items():
+        text = (ROOT / source).read_text()
+        folder = pathlib.PurePosixPath(source).parent
+        # What a link in the source reaches is a file of the repository.
+        text = re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda m: f"]({REPOSITORY}/blob/main/{folder / m[1]})", text)
+        (HERE / page).write_text(text)
+
+
+def _copy(source, target):
+    if not target.exists() or target.read_bytes() != source.read_bytes():
+        shutil.copyfile(source, target)
+
+
+def setup(app):
+    app.connect("builder-inited", bring_in, priority=1)

@@ -1,0 +1,80 @@
+"""Draw what each flow does to a grid and to a standard normal: python docs/gallery/draw.py
+
+The weights are drawn at random, large enough that the bend can be seen. The same seed gives the same pictures.
+"""
+
+import io
+import pathlib
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+import flowppl as fp
+from flowppl._arrays import tree
+
+HERE = pathlib.Path(__file__).parent
+FLOWS = {
+    "planar": (fp.planar(2, num_flows=4), 1.5, 3),
+    "radial": (fp.radial(2, num_flows=6), 2.0, 4),
+    "orthogonal_sylvester": (fp.orthogonal_sylvester(2, num_flows=4), 1.6, 3),
+    "householder_sylvester": (fp.householder_sylvester(2, num_flows=4), 1.6, 5),
+    "triangular_sylvester": (fp.triangular_sylvester(2, num_flows=4), 1.6, 2),
+    "householder": (fp.householder(2, num_flows=3), 1.0, 1),
+    "nice": (fp.nice(2, num_flows=4), 0.8, 2),
+    "realnvp": (fp.realnvp(2, num_flows=4), 0.75, 4),
+    "glow": (fp.glow(2, num_flows=4), 0.6, 4),
+    "nsf": (fp.nsf(2, num_flows=4), 0.55, 3),
+    "flowpp": (fp.flowpp(2, num_flows=2), 0.6, 1),
+    "iaf": (fp.iaf(2, num_flows=3), 1.0, 1),
+    "maf": (fp.maf(2, num_flows=3), 1.0, 1),
+    "nsf_autoregressive": (fp.nsf_autoregressive(2, num_flows=3), 0.5, 3),
+}
+BLUE, GREY = "#1f6f8b", "#8a8f98"
+
+
+def weights(bijection, scale, seed):
+    """Random weights: those of matrices are divided by the root of their number of inputs."""
+    rng = np.random.default_rng(seed)
+
+    def entry(parameter):
+        fan_in = parameter.shape[-2] if len(parameter.shape) > 1 else 1
+        return scale * rng.normal(size=parameter.shape) / max(fan_in, 1) ** 0.5
+
+    return tree.merge(tree.map_tree(entry, bijection.parameters()), bijection.constants())
+
+
+def draw(name):
+    bijection, scale, seed = FLOWS[name]
+    params = weights(bijection, scale, seed)
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.5), layout="constrained")
+    ticks, fine = np.linspace(-2.4, 2.4, 13), np.linspace(-2.4, 2.4, 200)
+    lines = [np.stack([np.full_like(fine, t), fine], -1) for t in ticks]
+    lines += [line[:, ::-1] for line in lines]
+    noise = np.random.default_rng(0).normal(size=(4000, 2))
+    everything = bijection.forward(params, noise)[0]
+    for line in lines:
+        mapped = bijection.forward(params, line)[0]
+        axes[0].plot(*mapped.T, color=BLUE, linewidth=0.9)
+    axes[1].scatter(*everything.T, s=2, color=BLUE, alpha=0.35, linewidths=0)
+    low, high = np.quantile(everything, [0.002, 0.998], axis=0)
+    pad = 0.1 * (high - low)
+    for axis, title in zip(axes, ["a grid", "draws of a standard normal"], strict=True):
+        axis.set_title(title, fontsize=10, color="#30343a")
+        axis.set_xlim(low[0] - pad[0], high[0] + pad[0])
+        axis.set_ylim(low[1] - pad[1], high[1] + pad[1])
+        axis.tick_params(colors=GREY, labelsize=8)
+        for spine in axis.spines.values():
+            spine.set_color("#d0d3d8")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=140, facecolor="white")
+    Image.open(drawn).convert("RGB").quantize(48).save(HERE / f"{name}.png", optimize=True)  # a third of the size
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    for name in FLOWS:
+        draw(name)

@@ -1,0 +1,71 @@
+"""The pages of the site: their examples run and print what the pages say, and their links lead somewhere."""
+
+import contextlib
+import io
+import math
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {
+    str(page.relative_to(DOCS).with_suffix("")): page
+    for page in sorted(DOCS.rglob("*.md"))
+    if not page.name.startswith("_") and "_build" not in page.parts and "generated" not in page.parts
+}
+NUMBER = re.compile(r"-?\d[\d.]*(?:e-?\d+)?")
+
+
+def blocks(page, language):
+    """The code of a page in one language, each block with what it is said to print."""
+    text = re.sub(r"```\{include\} (\S+)\n```", lambda m: (page.parent / m[1]).read_text(), page.read_text())
+    tab, found = None, []
+    for match in re.finditer(r"^:::\{tab-item\} (\w+)|^(:::)$|^```(python|text)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        name, closing, kind, body = match.groups()
+        if name or closing:
+            tab = name
+        elif tab in (None, language) and kind == "python":
+            found.append([body, None])
+        elif tab in (None, language) and found:
+            found[-1][1] = body
+    return found
+
+
+def same(found, expected):
+    """Whether two texts have the same words, and numbers that are near each other: fits differ from machine to machine."""
+    pairs = zip(NUMBER.findall(found), NUMBER.findall(expected), strict=False)
+    near = all(math.isclose(float(a.rstrip(".")), float(b.rstrip(".")), rel_tol=0.25, abs_tol=0.1) for a, b in pairs)
+    return NUMBER.sub("#", found).split() == NUMBER.sub("#", expected).split() and near
+
+
+EXAMPLES = [
+    (name, language)
+    for name, page in PAGES.items()
+    for language in ("Pyro", "NumPyro")
+    if "```python" in page.read_text() and blocks(page, language)
+]
+
+
+@pytest.mark.parametrize(("name", "language"), EXAMPLES, ids=[f"{name}-{language}" for name, language in EXAMPLES])
+@pytest.mark.filterwarnings("ignore")
+def test_examples_print_what_the_page_says(name, language, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": name}
+    for code, expected in blocks(PAGES[name], language):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, f"{name}.md", "exec"), names)
+        if expected is not None:
+            assert same(printed.getvalue(), expected), printed.getvalue()
+
+
+def test_every_page_is_reached_and_every_link_leads_somewhere():
+    """Links between pages, without building the site; notebooks and copies of files of the repository are there."""
+    made = {"changelog", "contributing", "benchmarks"}
+    made |= {f"tutorials/{notebook.stem}" for notebook in (ROOT / "tutorials").glob("*.ipynb")}
+    for name, page in PAGES.items():
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            path = (page.parent / target).resolve().relative_to(DOCS)
+            assert str(path.with_suffix("")) in set(PAGES) | made or (DOCS / path).exists(), f"{name}: {target}"
