@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `make docs`, from the files of this folder, the docstrings and the stored outputs of the notebooks."""
+"""How Sphinx builds the site: from the files of this folder, the docstrings and the stored outputs of the notebooks."""
 
 import os
 import pathlib
@@ -66,19 +66,26 @@ copybutton_prompt_text = ">>> |\\$ "
 copybutton_prompt_is_regexp = True
 
 
+PAGES = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "benchmarks/README.md": "benchmarks.md",
+}
+
+
 def bring_in(app):
     """Copy what stands elsewhere in the repository: notebooks, and the pages for readers of the source."""
     there = HERE / "tutorials"
     there.mkdir(exist_ok=True)
     for notebook in sorted((ROOT / "tutorials").glob("[0-9]*.ipynb")):
         _copy(notebook, there / notebook.name)
-    pages = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "benchmarks/README.md": "benchmarks.md"}
-    for source, page in pages.items():
-        text = (ROOT / source).read_text()
-        folder = pathlib.PurePosixPath(source).parent
-        # What a link in the source reaches is a file of the repository.
-        text = re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda m: f"]({REPOSITORY}/blob/main/{folder / m[1]})", text)
-        (HERE / page).write_text(text)
+    for source, page in PAGES.items():
+        (HERE / page).write_text(_with_links((ROOT / source).read_text(), pathlib.PurePosixPath(source).parent))
+
+
+def _with_links(text, folder):
+    """What a link reaches from a folder of the repository, which is no page here, on the repository's own pages."""
+    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda match: f"]({REPOSITORY}/blob/main/{folder / match[1]})", text)
 
 
 def _copy(source, target):

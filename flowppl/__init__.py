@@ -7,6 +7,7 @@ bijections transforms, distributions and guides of the two languages.
 import importlib
 from typing import Any
 
+from flowppl._arrays.namespace import namespace
 from flowppl.autoencoders.posterior import amortized_posterior
 from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.combine import Chain, Invert
@@ -125,6 +126,7 @@ __all__ = [
     "load",
     "maf",
     "make_flow",
+    "namespace",
     "nice",
     "nice_image",
     "nsf",

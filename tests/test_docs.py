@@ -1,12 +1,16 @@
 """The pages of the site: their examples run and print what the pages say, and their links lead somewhere."""
 
 import contextlib
+import importlib
 import io
 import math
 import pathlib
 import re
 
 import pytest
+
+import flowppl.numpyro as fnp
+import flowppl.pyro as fpp
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -15,6 +19,8 @@ PAGES = {
     for page in sorted(DOCS.rglob("*.md"))
     if not page.name.startswith("_") and "_build" not in page.parts and "generated" not in page.parts
 }
+# The beginning of a tab and its language, the end of one, a block and its text.
+MARKS = re.compile(r"^:::\{tab-item\} (\w+)|^(:::)$|^```(python|text)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"-?\d[\d.]*(?:e-?\d+)?")
 
 
@@ -22,7 +28,7 @@ def blocks(page, language):
     """The code of a page in one language, each block with what it is said to print."""
     text = re.sub(r"```\{include\} (\S+)\n```", lambda m: (page.parent / m[1]).read_text(), page.read_text())
     tab, found = None, []
-    for match in re.finditer(r"^:::\{tab-item\} (\w+)|^(:::)$|^```(python|text)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+    for match in MARKS.finditer(text):
         name, closing, kind, body = match.groups()
         if name or closing:
             tab = name
@@ -34,7 +40,7 @@ def blocks(page, language):
 
 
 def same(found, expected):
-    """Whether two texts have the same words, and numbers that are near each other: fits differ from machine to machine."""
+    """Whether two texts have the same words, and numbers near each other: fits differ from machine to machine."""
     pairs = zip(NUMBER.findall(found), NUMBER.findall(expected), strict=False)
     near = all(math.isclose(float(a.rstrip(".")), float(b.rstrip(".")), rel_tol=0.25, abs_tol=0.1) for a, b in pairs)
     return NUMBER.sub("#", found).split() == NUMBER.sub("#", expected).split() and near
@@ -59,6 +65,17 @@ def test_examples_print_what_the_page_says(name, language, tmp_path, monkeypatch
             exec(compile(code, f"{name}.md", "exec"), names)
         if expected is not None:
             assert same(printed.getvalue(), expected), printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "page"), [("flowppl", "core"), *((f"flowppl.{name}", name) for name in ("pyro", "numpyro", "diagnostics"))]
+)
+def test_every_public_name_has_its_page(name, page):
+    """In NumPyro's list are not the results that both languages share: they are in Pyro's."""
+    public = set(importlib.import_module(name).__all__)
+    listed = set(re.findall(r"^   (\w+)$", (DOCS / "api" / f"{page}.md").read_text(), re.MULTILINE))
+    shared = {each for each in public if getattr(fpp, each, None) is getattr(fnp, each, False)}
+    assert listed == (public - shared if page == "numpyro" else public)
 
 
 def test_every_page_is_reached_and_every_link_leads_somewhere():
