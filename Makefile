@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs clean
+.PHONY: demo test stress docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tutorials/demo.py
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What takes minutes, such as all examples of the site; before a release.
+stress: $(VENV)/.installed
+	$(BIN)/python -m pytest -m stress -n 2 --dist worksteal
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

@@ -54,6 +54,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(("name", "language"), EXAMPLES, ids=[f"{name}-{language}" for name, language in EXAMPLES])
 @pytest.mark.filterwarnings("ignore")
 def test_examples_print_what_the_page_says(name, language, tmp_path, monkeypatch):
