@@ -482,8 +482,8 @@ def test_a_guide_of_one_mode_is_not_called_good(language):
     with pytest.warns(RuntimeWarning, match="not to be trusted: Another mode"):
         result.resample(10, num_proposals=100)
     assert result.diagnose(200, search=False).search is None
-    chains = result.mcmc(500, num_chains=2, num_warmup=10, nuts=False, progress=False)
-    assert chains.r_hat < 1.1  # the chains agree, as all of them stay in the mode
+    chains = result.mcmc(5000, num_chains=2, num_warmup=10, nuts=False, progress=False)
+    assert chains.r_hat < 1.01  # the chains agree, as all of them stay in the mode
     assert chains.verdict == "do not trust"
     assert "is not in the guide" in chains.advice
 
