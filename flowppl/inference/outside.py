@@ -35,8 +35,8 @@ from flowppl.inference.gaussians import widened
 from flowppl.inference.modes import ABSENT, NUM_DRAWS, Modes, Target, drawn
 
 NUM_WIDE = 16_384  # draws of the wider guide
-SEARCH_SECONDS = 30.0  # of a search outside of a fit: for a start, and a fifth of what it leaves for modes
 WIDE_SECONDS = 3.0  # after which there are no more of them
+SEARCH_SECONDS = 30.0  # of a search outside of a fit: for a start, and a fifth of what it leaves for modes
 
 
 @dataclasses.dataclass(frozen=True)

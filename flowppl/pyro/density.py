@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -176,10 +177,7 @@ def fit_density(
     zeros: Any = fitted._zeros  # has the dtype and the device of the flow
     of_x = fitted._of_x
 
-    def convert(values: Any) -> torch.Tensor:
-        tensor = values.detach() if isinstance(values, torch.Tensor) else torch.tensor(np.asarray(values))
-        return tensor.to(zeros).clone() if tensor.is_inference() else tensor.to(zeros)
-
+    convert = partial(tensor_like, zeros)
     if isinstance(fitted, Flow):
         base = fitted.base() if isinstance(fitted.base, torch.nn.Module) else fitted.base
         if base is not None:
@@ -234,6 +232,12 @@ def fit_density(
     if isinstance(fitted, Flow):
         warn_of_rounding(fitted, *first)
     return DensityFit(flow=fitted, **record)
+
+
+def tensor_like(zeros: torch.Tensor, values: Any) -> torch.Tensor:
+    """Anything that NumPy reads as a tensor of the dtype and device of ``zeros``, without a gradient."""
+    tensor = values.detach() if isinstance(values, torch.Tensor) else torch.tensor(np.asarray(values))
+    return tensor.to(zeros).clone() if tensor.is_inference() else tensor.to(zeros)
 
 
 class _Trainer(ModuleTrainer):

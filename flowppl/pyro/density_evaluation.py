@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from flowppl.checks import check_sizes
 from flowppl.inference.density import checked_rows
 from flowppl.inference.density_evaluation import DensityEvaluation, check_evaluated, evaluate
+from flowppl.pyro.density import tensor_like
 from flowppl.pyro.discrete import Dequantized
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.pixelcnn import PixelCNN
@@ -63,10 +65,7 @@ def evaluate_density(
     check_sizes("evaluate_density", at_least=2, num_samples=num_samples)
     zeros: Any = flow._zeros
 
-    def convert(values: Any) -> torch.Tensor:
-        tensor = values.detach() if isinstance(values, torch.Tensor) else torch.tensor(np.asarray(values))
-        return tensor.to(zeros)
-
+    convert = partial(tensor_like, zeros)
     rows, contexts = checked_rows(flow._of_x, x, context, convert, owner="evaluate_density")
     is_estimate = isinstance(flow, Dequantized)
 
