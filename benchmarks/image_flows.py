@@ -1,13 +1,16 @@
-"""Flows of images: bits per dimension of digits and of a part of MNIST, and a step of Glow beside normflows.
+"""Flows of images: bits per dimension of digits, a part of MNIST and faces; a step of Glow beside normflows.
 
     python benchmarks/image_flows.py digits [--backend numpyro] [--models nice realnvp] [--seeds 0 1 2] --json FILE
     python benchmarks/image_flows.py mnist --data mnist.npz [--backend numpyro] [--models realnvp glow] --json FILE
+    python benchmarks/image_flows.py frey --data freyfaces.npz [--minutes 10] [--save FOLDER] --json FILE
     taskset -c 0 python benchmarks/image_flows.py speed
 
 `digits` takes 8 x 8 pixels of 17 levels: 1,297 images to train, 200 to stop by, 300 to measure on, split by one fixed
 seed. Adam, batches of 50, averaged weights; the training ends when the images to stop by have not become likelier for
 a while, and takes the best weights. `mnist` takes 10,000 images of 28 x 28 pixels with 256 levels: 8,000, 1,000
-and 1,000. A seed determines the first weights, the batches and the noise.
+and 1,000; `frey` 1,965 faces of 28 x 20 pixels with 256 levels: 1,565, 200 and 200, at random, though they are the
+frames of one film. A seed determines the first weights, the batches and the noise. `--minutes` ends each training
+early; `--save` writes its weights, in the order of the leaves, beside the results.
 
 Of a flow of dequantised integers `bound` is what it was trained for, and `bits` has the probability itself, from 50
 draws of noise for each image; a factorised categorical and a PixelCNN have no noise, and a Gaussian of dequantised
@@ -42,9 +45,8 @@ NUM_SAMPLES = 50  # of the noise, for each image
 
 def data(experiment, path):
     """Images to train, to stop by, to measure on, of shape (n, 1, H, W), and the number of levels."""
-    images, levels, cuts = load_images(path), 256, [8000, 9000]
-    if experiment == "digits":
-        levels, cuts = 17, [1297, 1497]
+    images = load_images(path)
+    levels, *cuts = {"digits": (17, 1297, 1497), "mnist": (256, 8000, 9000), "frey": (256, 1565, 1765)}[experiment]
     order = np.random.default_rng(0).permutation(len(images))[: cuts[-1] + 1000]
     return np.split(images[order][:, None].astype(np.int64), cuts), levels
 
@@ -117,13 +119,61 @@ DIGITS = {
     "pixelcnn mixture": {"num_components": 5, "hidden_channels": 24, "num_blocks": 4},
     "pixelcnn categories": {"num_components": 0, "hidden_channels": 24, "num_blocks": 4},
 }
+
+
+def gated_couplings(shape, num, mask, hidden_channels):
+    """Affine couplings with gated networks, not flipped and flipped in turn."""
+
+    def layer(flip):
+        seen, mapped = (shape[0],) * 2 if mask == "checkerboard" else (shape[0] // 2,) * 2
+        network = fp.ConvNet(seen, 2 * mapped, hidden_channels, num_blocks=3)
+        return fp.ImageCoupling(shape, fp.Affine(3.0), mask, flip, network)
+
+    return fp.Repeat(fp.Chain([layer(False), layer(True)]), num // 2)
+
+
+def with_logit(shape, flow, margin=1e-5):
+    return fp.Chain([flow, fp.Elementwise(shape, fp.Bounded(-margin, 1 + margin))])
+
+
+def checkerboards(shape):
+    """Eight couplings at full size."""
+    return with_logit(shape, gated_couplings(shape, 8, "checkerboard", 32))
+
+
+def multi_scale(shape):
+    """Two couplings at full size, two at half, of which half leaves, and four at a quarter."""
+    half = (4, shape[1] // 2, shape[2] // 2)
+    quarter = (8, half[1] // 2, half[2] // 2)
+    small = (2, *half[1:])
+    inner = fp.Chain([fp.Squeeze(small), gated_couplings(quarter, 4, "channel", 64), fp.Invert(fp.Squeeze(small))])
+    scales = [fp.Squeeze(shape), fp.FactorOut(half, inner), gated_couplings(half, 2, "channel", 48)]
+    flow = fp.Chain([*scales, fp.Invert(fp.Squeeze(shape)), gated_couplings(shape, 2, "checkerboard", 32)])
+    return with_logit(shape, flow)
+
+
 MNIST = {
     "realnvp": lambda shape: fp.realnvp_image(shape, 2, hidden_channels=24, num_blocks=1),
     "glow": lambda shape: fp.glow_image(shape, 6, hidden_channels=32),
+    "checkerboards": checkerboards,
+    "checkerboards variational": checkerboards,
+    "multi-scale variational": multi_scale,
+    "pixelcnn mixture": {"num_components": 5, "hidden_channels": 32, "num_blocks": 4},
 }
+MODELS = {"digits": DIGITS, "mnist": MNIST, "frey": MNIST}
 CLOSED = {"factorised": factorised, "gaussian": gaussian}
 OPTIONS = {"learning_rate": 2e-3, "batch_size": 50, "ema_decay": 0.99, "num_epochs": 40, "patience": 15}
 OWN_OPTIONS = {"nice": {"num_epochs": 100}, "maf": {"num_epochs": 100}}
+
+
+class Deadline:
+    """A callback that ends a training after so many minutes."""
+
+    def __init__(self, minutes):
+        self.end = time.perf_counter() + 60 * minutes
+
+    def __call__(self, epoch, loss):
+        return time.perf_counter() > self.end
 
 
 def train(backend, seed, model, spec, shape, levels, parts, options):
@@ -146,8 +196,7 @@ def train(backend, seed, model, spec, shape, levels, parts, options):
             x = torch.tensor(x)
             return (fit.flow.log_prob(x)[None] if is_network else fit.flow.log_weights(x, num_samples)).double().numpy()
 
-        size = sum(each.numel() for each in fit.flow.parameters())
-        return fit, log_weights, size
+        return fit, log_weights, [each.detach().numpy() for each in fit.flow.parameters()]
     import jax
 
     from flowppl.numpyro import Dequantized, PixelCNN, fit_density
@@ -161,11 +210,11 @@ def train(backend, seed, model, spec, shape, levels, parts, options):
         start = Dequantized.init(key, spec(shape), levels, noise)
         fit = fit_density(key, start, parts[0], **options)
         of_x = jax.jit(lambda flow, x, num_samples: flow.log_weights(key, x, num_samples), static_argnums=2)
-    size = sum(leaf.size for leaf in jax.tree.leaves(fit.flow))
-    return fit, lambda x, num_samples: np.asarray(of_x(fit.flow, x, num_samples), dtype=float), size
+    weights = [np.asarray(leaf) for leaf in jax.tree.leaves(fit.flow)]
+    return fit, lambda x, num_samples: np.asarray(of_x(fit.flow, x, num_samples), dtype=float), weights
 
 
-def measure(backend, seed, model, spec, levels, parts, options):
+def measure(backend, seed, model, spec, levels, parts, options, minutes, save):
     """Bits per dimension of each held-out image, by the bound and by the probability."""
     shape = parts[0].shape[1:]
     unit = math.prod(shape) * math.log(2)
@@ -174,13 +223,17 @@ def measure(backend, seed, model, spec, levels, parts, options):
         bits = (-test / unit).round(5).tolist()
         return {"validation": float(-held_out.mean() / unit), "bound": bits, "bits": bits}
     begin = time.perf_counter(), time.process_time()
-    fit, log_weights, size = train(backend, seed, model, spec, shape, levels, parts, options)
+    options = options | {"callback": Deadline(minutes)}
+    fit, log_weights, weights = train(backend, seed, model, spec, shape, levels, parts, options)
     seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
+
+    if save:
+        np.savez(save / f"{model.replace(' ', '-')}-{backend}-{seed}.npz", *weights)
 
     def evaluate(images, num_samples):
         chunks = [log_weights(images[i : i + 50], num_samples) for i in range(0, len(images), 50)]
-        weights = np.concatenate(chunks, 1)
-        return weights.mean(0), np.logaddexp.reduce(weights, 0) - math.log(len(weights))
+        values = np.concatenate(chunks, 1)
+        return values.mean(0), np.logaddexp.reduce(values, 0) - math.log(len(values))
 
     bound, log_prob = evaluate(parts[2], NUM_SAMPLES)
     return {
@@ -191,7 +244,7 @@ def measure(backend, seed, model, spec, levels, parts, options):
         "best_epoch": fit.best_epoch,
         "stopped": fit.stopped,
         "skipped": fit.num_skipped,
-        "weights": int(size),
+        "weights": sum(each.size for each in weights),
         "seconds": seconds[0],
         "process_seconds": seconds[1],
     }
@@ -305,12 +358,15 @@ def tables(records, backend):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["digits", "mnist", "speed"])
-    parser.add_argument("--data", type=Path, help="the images of MNIST, .npz or IDX")
+    parser.add_argument("experiment", choices=[*MODELS, "speed"])
+    parser.add_argument("--data", type=Path, help="the images of MNIST or the faces, .npz or IDX")
     parser.add_argument("--backend", choices=["pyro", "numpyro"], default="numpyro")
     parser.add_argument("--models", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="the most epochs")
+    parser.add_argument("--batch-size", type=int, help="of a training")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="the longest training")
+    parser.add_argument("--save", type=Path, help="a folder for the weights")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=100, help="of speed")
     args = parser.parse_args()
@@ -318,10 +374,10 @@ def main():
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # must come before torch is imported
         speed(args.rounds)
         return
-    if args.experiment == "mnist" and args.data is None:
-        parser.error("--data is needed: no images of MNIST come with this package")
+    if args.experiment != "digits" and args.data is None:
+        parser.error("--data is needed: no such images come with this package")
     parts, levels = data(args.experiment, args.data)
-    specs = DIGITS if args.experiment == "digits" else MNIST
+    specs = MODELS[args.experiment]
     results = Results(args.json)
     models = [*CLOSED, *specs] if args.models is None else args.models
     for model in models:
@@ -331,7 +387,9 @@ def main():
             labels |= {"backend": "both" if closed else args.backend, "seed": -1 if closed else seed}
             options = OPTIONS | OWN_OPTIONS.get(model, {})
             options |= {"num_epochs": args.epochs} if args.epochs else {}
-            results.get(labels, measure, args.backend, seed, model, specs.get(model), levels, parts, options)
+            options |= {"batch_size": args.batch_size} if args.batch_size else {}
+            case = args.backend, seed, model, specs.get(model), levels, parts, options, args.minutes, args.save
+            results.get(labels, measure, *case)
     for backend in ("numpyro", "pyro"):
         tables([record for record in results.records if record["experiment"] == args.experiment], backend)
 
