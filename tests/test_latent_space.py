@@ -210,12 +210,15 @@ def test_data_where_a_flow_has_none_are_refused_and_odd(language):
 def test_a_temperature_is_one_number_of_at_least_0(language):
     flow = flow_of(language, fp.Elementwise(2, fp.Sigmoid()), weights={})
     keys = (jax.random.key(1),) if language == "numpyro" else ()
-    for wrong in (-1, np.float32(-1), np.nan, np.inf):
+    array = jnp.asarray if language == "numpyro" else torch.tensor
+    for wrong in (-1, np.float32(-1), array(-1.0), array(np.nan), np.nan, np.inf):
         with pytest.raises(ValueError, match="at least 0 and finite"):
             flow.sample(*keys, (4,), temperature=wrong)
     for wrong in ("0.7", None, np.array([0.5, 0.2])):
         with pytest.raises(TypeError, match="must be a number"):
             flow.sample(*keys, (4,), temperature=wrong)
+    if language == "numpyro":
+        jax.vmap(lambda temperature: flow.sample(keys[0], (4,), temperature))(jnp.array([0.5, 1.0]))
 
 
 @LANGUAGES

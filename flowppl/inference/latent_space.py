@@ -65,7 +65,11 @@ def tempered(noise: Array, centre: Array, temperature: Any) -> Array:
     """
     if not isinstance(temperature, numbers.Real) and getattr(temperature, "shape", None) != ():
         raise TypeError(f"sample: temperature must be a number of at least 0, such as 0.7, got {temperature!r:.80}")
-    if isinstance(temperature, numbers.Real) and not 0 <= float(temperature) < math.inf:
+    try:
+        value = float(temperature)
+    except TypeError:  # not known yet: it is being compiled
+        value = 1.0
+    if not 0 <= value < math.inf:
         raise ValueError(f"sample: temperature must be at least 0 and finite, got {temperature!r}")
     return centre + temperature * (noise - centre)
 

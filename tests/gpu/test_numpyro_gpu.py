@@ -52,6 +52,7 @@ def test_every_layer_has_the_numbers_of_the_cpu(name, jax_device, rng):
 
     def total(inputs, direction):
         weights, event, context = inputs
+        event = event.reshape(4, *(bijection.y_shape if direction.startswith("inverse") else bijection.x_shape))
         mapped, log_det = getattr(fnp.FlowTransform(bijection, weights, context), direction)(event)
         return (mapped * jnp.arange(1.0, 1 + mapped.shape[-1])).sum() + log_det.sum(), (mapped, log_det)
 
@@ -75,6 +76,9 @@ def test_a_guide_trains_in_svi(jax_device):
     assert np.isfinite(result.losses).all()
     predictive = Predictive(model, guide=guide, params=result.params, num_samples=20)
     draws = predictive(key(jax_device, 1), data(jax_device)[0])
+    assert is_on(jax_device, draws)
+    assert draws["y"].shape == (20, len(X))
+    draws = guide.sample_posterior(key(jax_device, 2), result.params, sample_shape=(20,))
     assert is_on(jax_device, draws)
     assert draws["slope"].mean() == pytest.approx(2.0, abs=0.3)
 

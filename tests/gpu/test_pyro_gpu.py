@@ -43,8 +43,12 @@ def both_directions(transform, event, context):
     if context is not None:
         transform = transform.condition(context)
     results = []
-    for direction in (transform.forward_and_log_det, transform.inverse_and_log_det):
-        mapped, log_det = direction(event)
+    bijection = transform.bijection
+    for shape, direction in (
+        (bijection.x_shape, transform.forward_and_log_det),
+        (bijection.y_shape, transform.inverse_and_log_det),
+    ):
+        mapped, log_det = direction(event.reshape(-1, *shape))
         inputs = [event, *([] if context is None else [context]), *transform.parameters()]
         total = (mapped * torch.arange(1.0, 1 + mapped.shape[-1], device=mapped.device)).sum() + log_det.sum()
         results += [mapped, log_det, *torch.autograd.grad(total, inputs, materialize_grads=True)]
