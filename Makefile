@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test stress docs clean
+.PHONY: demo test stress docs bench bench-quick clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tutorials/demo.py
@@ -19,6 +19,16 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+# flowppl beside its peers, into benchmarks/README.md: half an hour on two quiet cores, bench-quick five minutes.
+# OPTIONS="--clock cpu" counts the seconds of the process, for a machine that others use too.
+bench bench-quick: $(VENV)/.bench
+	$(if $(shell command -v taskset),taskset -c 0) $(BIN)/python benchmarks/bench.py $(if $(filter %-quick,$@),--quick) \
+		--write benchmarks/README.md $(OPTIONS)
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	touch $@
 
 # torch comes first and pinned: without the pin pip takes the newest, which brings several GB of CUDA.
 $(VENV)/.installed: pyproject.toml constraints.txt

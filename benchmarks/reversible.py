@@ -11,7 +11,6 @@ import argparse
 import os
 import statistics
 import time
-import weakref
 
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jax
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from suite.torch_steps import Peak
 
 import flowppl as fp
 import flowppl.numpyro as fnp
@@ -42,31 +41,6 @@ def glow_image(num_flows):
 
 
 WORKLOADS = {"glow_image": glow_image, "glow": glow}
-
-
-class Peak(TorchDispatchMode):
-    """The largest number of bytes in tensors that were made inside, at one time."""
-
-    def __init__(self, *before):
-        super().__init__()
-        self.seen, self.now, self.most = weakref.WeakSet(leaf.untyped_storage() for leaf in before), 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for leaf in torch.utils._pytree.tree_leaves(found):
-            if isinstance(leaf, torch.Tensor):
-                self._count(leaf.untyped_storage())
-        return found
-
-    def _count(self, storage):
-        if storage not in self.seen:
-            self.seen.add(storage)
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._drop, storage.nbytes())
-
-    def _drop(self, size):
-        self.now -= size
 
 
 def in_torch(bijection, direction, x):

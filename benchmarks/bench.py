@@ -1,0 +1,125 @@
+"""flowppl beside other libraries: seconds, memory, compilation, and how they grow.
+
+    python benchmarks/bench.py [--quick] [--only compare growth memory first_steps draws compiled]
+                               [--workload MAF] [--language torch]
+                               [--clock cpu] [--device cuda] [--write benchmarks/README.md]
+
+Prints the tables as Markdown; ``--write`` puts them between the two markers of that file, and the figure beside it. All
+libraries of a workload take turns within one process, on one thread; ``--clock cpu`` counts the seconds of the process,
+for a machine that others use too. A library that is not installed leaves its cells empty; ``make bench`` installs them
+all. ``--workload`` and ``--language`` measure a part of the first table, as when one flow is to become faster.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import warnings
+
+ROOT = pathlib.Path(__file__).parents[1]
+BEGIN, END = "<!-- bench: written by benchmarks/bench.py -->", "<!-- bench: end -->"
+PARTS = ("compare", "growth", "memory", "first_steps", "draws", "compiled")
+PACKAGES = ("torch", "pyro-ppl", "zuko", "nflows", "normflows", "jax", "numpyro", "flowjax", "distrax")
+
+
+def arguments(given):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer workloads, sizes and rounds")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--workload", default="", help="only those with this in their titles")
+    parser.add_argument("--language", choices=["torch", "jax"], nargs="+", default=["torch", "jax"])
+    parser.add_argument("--rounds", type=int, help="9, or 5 with --quick")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--write", type=pathlib.Path)
+    return parser.parse_args(given)
+
+
+def one_thread(device):
+    """Must come before torch and jax are imported."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["JAX_PLATFORMS"] = device
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    if device == "cpu":
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+def machine(options, plan, load):
+    """Where, when and how."""
+    names = []
+    if pathlib.Path("/proc/cpuinfo").exists():
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    where = f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    if options.device == "cuda":
+        import torch
+
+        where = f"{torch.cuda.get_device_name()}, {where}"
+    versions = [f"{name} {version(name)}" for name in PACKAGES if version(name)]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    clock = {"wall": "wall time", "cpu": "seconds of the process"}[plan.clock]
+    command = " ".join(["python benchmarks/bench.py", *sys.argv[1:]])
+    yield f"{datetime.date.today()}, commit {commit.stdout.strip() or 'unknown'}: `{command}`."
+    yield f"{where}; load {load[0]:.1f} at the start and {os.getloadavg()[0]:.1f} at the end."
+    yield f"float32, one thread, {clock}, {plan.rounds} rounds."
+    yield f"Python {platform.python_version()}, {', '.join(versions)}."
+
+
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def sections(options, plan, problems):
+    """The lines of each part."""
+    from suite import costs, growth, tables
+
+    for part in options.only:
+        if part == "growth":
+            curves = growth.measure(plan, problems)
+            if options.write:
+                growth.figure(curves, options.write.parent / "figures" / "growth.png")
+            yield list(growth.tables(curves))
+        else:
+            function = tables.compare if part == "compare" else getattr(costs, part)
+            yield list(function(plan, problems))
+
+
+def write(path, text):
+    """Put the text between the markers of a file."""
+    before, rest = path.read_text().split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+
+
+def main(given=None):
+    options = arguments(given)
+    one_thread(options.device)
+    warnings.filterwarnings("ignore")  # of the peers, about their own future
+    from suite.turns import Plan
+
+    rounds, slot = (5, 0.05) if options.quick else (9, 0.15)
+    plan = Plan(
+        options.rounds or rounds,
+        slot,
+        options.clock,
+        options.device,
+        options.quick,
+        options.workload,
+        tuple(options.language),
+    )
+    load, problems = os.getloadavg(), set()
+    parts = ["\n".join(lines) for lines in sections(options, plan, problems)]
+    text = "\n\n".join(["\n".join(machine(options, plan, load)), *sorted(problems), *parts])
+    print(text)
+    if options.write:
+        write(options.write, text)
+
+
+if __name__ == "__main__":
+    main()

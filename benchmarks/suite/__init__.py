@@ -1,0 +1,1 @@
+"""What ``bench.py`` measures: the peers, how they take turns, and the tables."""
