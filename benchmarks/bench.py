@@ -4,7 +4,7 @@
                                [--workload MAF] [--language torch]
                                [--clock cpu] [--device cuda] [--write benchmarks/README.md]
 
-Prints the tables as Markdown; ``--write`` puts them between the two markers of that file, and the figure beside it. All
+Prints the tables as Markdown; ``--write`` puts each between its two markers in that file, and the figure beside it. All
 libraries of a workload take turns within one process, on one thread; ``--clock cpu`` counts the seconds of the process,
 for a machine that others use too. A library that is not installed leaves its cells empty; ``make bench`` installs them
 all. ``--workload`` and ``--language`` measure a part of the first table, as when one flow is to become faster.
@@ -21,7 +21,6 @@ import sys
 import warnings
 
 ROOT = pathlib.Path(__file__).parents[1]
-BEGIN, END = "<!-- bench: written by benchmarks/bench.py -->", "<!-- bench: end -->"
 PARTS = ("compare", "growth", "memory", "first_steps", "draws", "compiled")
 PACKAGES = ("torch", "pyro-ppl", "zuko", "nflows", "normflows", "jax", "numpyro", "flowjax", "distrax")
 
@@ -76,25 +75,23 @@ def version(name):
         return None
 
 
-def sections(options, plan, problems):
-    """The lines of each part."""
+def lines_of(part, plan, problems, folder):
+    """The section of a part; the figure goes into the folder, if there is one."""
     from suite import costs, growth, tables
 
-    for part in options.only:
-        if part == "growth":
-            curves = growth.measure(plan, problems)
-            if options.write:
-                growth.figure(curves, options.write.parent / "figures" / "growth.png")
-            yield list(growth.tables(curves))
-        else:
-            function = tables.compare if part == "compare" else getattr(costs, part)
-            yield list(function(plan, problems))
+    if part == "growth":
+        curves = growth.measure(plan, problems)
+        if folder:
+            growth.figure(curves, folder / "figures" / "growth.png")
+        return growth.tables(curves)
+    return (tables.compare if part == "compare" else getattr(costs, part))(plan, problems)
 
 
-def write(path, text):
-    """Put the text between the markers of a file."""
-    before, rest = path.read_text().split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+def write(path, part, text):
+    """Put the text between the markers of a part in a file."""
+    begin, end = (f"<!-- bench {part}: {word} -->" for word in ("begin", "end"))
+    before, rest = path.read_text().split(begin)
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
 
 
 def main(given=None):
@@ -113,12 +110,14 @@ def main(given=None):
         options.workload,
         tuple(options.language),
     )
-    load, problems = os.getloadavg(), set()
-    parts = ["\n".join(lines) for lines in sections(options, plan, problems)]
-    text = "\n\n".join(["\n".join(machine(options, plan, load)), *sorted(problems), *parts])
-    print(text)
-    if options.write:
-        write(options.write, text)
+    for part in options.only:
+        load, problems = os.getloadavg(), set()
+        lines = list(lines_of(part, plan, problems, options.write and options.write.parent))
+        told = [f"Empty cells: {'; '.join(sorted(problems))}.", ""] if problems else []
+        text = "\n".join([*lines, "", *told, *machine(options, plan, load)])
+        print(f"{text}\n", flush=True)
+        if options.write:
+            write(options.write, part, text)
 
 
 if __name__ == "__main__":

@@ -31,18 +31,16 @@ def test_a_row_of_ratios_for_each_language(suite, function):
         assert re.fullmatch(r"[\d.e-]+ ms", cells.pop("flowppl"))
         assert all(not cell or re.fullmatch(r"[\d.]+", cell) for cell in cells.values())
     assert rows[0][2 + COLUMNS.index("Pyro, NumPyro")]
-    assert all(problem.startswith("Not installed: ") for problem in problems), problems
+    assert all(problem.endswith(" is not installed") for problem in problems), problems
     assert [line.count("|") for line in tables.markdown(["", "", *COLUMNS], rows)] == [len(COLUMNS) + 3] * 4
 
 
 def test_a_score_is_a_number_for_each_event(suite):
-    """Those of flowppl and of the host are the same but for the weights: log density of a near standard normal."""
     from suite.workloads import LANGUAGES, TRAININGS, offered
 
     workload = dataclasses.replace(TRAININGS[0], sizes=SIZES["coupling"], batch=5)
     x = LANGUAGES[0].steps.array(workload.data())
-    functions = offered(LANGUAGES[0], "coupling", set())
-    for function in functions.values():
+    for function in offered(LANGUAGES[0], "coupling", set()).values():
         weights, score = function(**workload.sizes)
         assert score(x).shape == (5,)
         assert all(weight.requires_grad for weight in weights)
@@ -52,12 +50,13 @@ def test_what_is_measured_stands_between_two_markers(suite, tmp_path):
     import bench
 
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{bench.BEGIN}\nold\n{bench.END}\nafter\n")
+    begin, end = "<!-- bench draws: begin -->", "<!-- bench draws: end -->"
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     for text in ("one", "two"):
-        bench.write(page, text)
-    assert page.read_text() == f"before\n{bench.BEGIN}\n\ntwo\n\n{bench.END}\nafter\n"
-    text = (FOLDER / "README.md").read_text()
-    assert text.count(bench.BEGIN) == text.count(bench.END) == 1
+        bench.write(page, "draws", text)
+    assert page.read_text() == f"before\n{begin}\n\ntwo\n\n{end}\nafter\n"
+    markers = re.findall("<!-- bench (.*) -->", (FOLDER / "README.md").read_text())
+    assert markers == [f"{part}: {word}" for part in bench.PARTS for word in ("begin", "end")]
 
 
 def test_a_ratio_leaves_the_ends_out(suite):

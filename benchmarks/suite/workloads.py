@@ -138,7 +138,7 @@ def offered(language, function, problems):
             problems.add(f"{name} cannot be imported: {brief(error)}")
             continue
         if found is None:
-            problems.add(f"Not installed: {name}.")
+            problems.add(f"{name} is not installed")
         elif hasattr(found, function):
             functions[column] = getattr(found, function)
     return functions
