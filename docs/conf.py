@@ -85,7 +85,12 @@ def bring_in(app):
 
 def _with_links(text, folder):
     """What a link reaches from a folder of the repository, which is no page here, on the repository's own pages."""
-    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", lambda match: f"]({REPOSITORY}/blob/main/{folder / match[1]})", text)
+
+    def linked(match):
+        kind = "raw" if match[1] else "blob"  # a picture is shown as it is
+        return f"{match[1]}]({REPOSITORY}/{kind}/main/{folder / match[2]})"
+
+    return re.sub(r"(!\[[^]]*|)\]\((?!https?:|#)([^)]+)\)", linked, text)
 
 
 def _copy(source, target):

@@ -3,9 +3,9 @@
 import statistics
 
 from suite import child
-from suite.tables import built, markdown
+from suite.tables import markdown
 from suite.turns import take_turns
-from suite.workloads import COLUMNS, LANGUAGES, MEMORY, TRAININGS, brief, languages, offered, say
+from suite.workloads import COLUMNS, MEMORY, TRAININGS, brief, languages, offered, say
 
 
 def memory(plan, problems):
@@ -81,28 +81,19 @@ def compiled(plan, problems):
     import torch
 
     from suite import torch_steps
+    from suite.peers import flowppl_pyro
 
     rows = []
     for workload in [each for each in TRAININGS if each.quick]:
-        functions = {"flowppl": offered(LANGUAGES[0], workload.function, problems).get("flowppl")}
-        if functions["flowppl"] is None:
-            continue
         say(f"compiled: {workload.title}")
-        weights, score = functions["flowppl"](**workload.sizes)
+        weights, score = getattr(flowppl_pyro, workload.function)(**workload.sizes)
         x = torch_steps.array(workload.data())
         cells = [workload.title, str(breaks(lambda: score(x)))]  # noqa: B023
         if not plan.quick:
-            first = {}
-
-            def make(compiles, weights=weights, score=score, x=x, first=first):
-                step = torch_steps.training(weights, torch.compile(score) if compiles else score, x)
-                first[compiles] = plan.seconds(step)
-                return step
-
-            steps = built({"eager": False, "compiled": True}, make, problems, f"compiled: {workload.title}")
-            times = {name: statistics.median(each) for name, each in take_turns(steps, plan).items()}
-            cells += [f"{1e3 * times[name]:.3g}" if name in times else "" for name in ("eager", "compiled")]
-            cells.append(f"{first[True]:.0f}" if "compiled" in times else "")
+            steps = [torch_steps.training(weights, each, x) for each in (score, torch.compile(score))]
+            first = [plan.seconds(step) for step in steps]
+            times = take_turns(dict(enumerate(steps)), plan).values()
+            cells += [*(f"{1e3 * statistics.median(each):.3g}" for each in times), f"{first[1]:.0f}"]
         rows.append(cells)
     for label, function in guide_functions().items():
         say(f"compiled: {label}")

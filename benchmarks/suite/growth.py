@@ -28,13 +28,12 @@ def measure(plan, problems):
                     functions.pop(slow, None)
 
                 def make(function, workload=workload, steps=language.steps, first=first):
-                    with steps.building(plan.device):
-                        step = steps.training(*function(**workload.sizes), steps.array(workload.data()))
+                    step = steps.training(*function(**workload.sizes), steps.array(workload.data()))
                     first[id(function)] = plan.seconds(step)
                     return step
 
                 label = f"{name} {size(workload):,}"
-                steps = built(functions, make, problems, f"coupling, {label}, {language.name}")
+                steps = built(functions, make, problems, label, language)
                 for column, times in measured(label, language, steps, plan).items():
                     seconds = statistics.median(times)
                     point = size(workload), seconds, first[id(functions[column])] - seconds

@@ -11,7 +11,7 @@ def markdown(head, rows):
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def built(functions, make, problems, label):
+def built(functions, make, problems, label, language):
     """What ``make`` makes of each function, after one run of it; without those that fail, which are told."""
     steps = {}
     for column, function in functions.items():
@@ -20,7 +20,7 @@ def built(functions, make, problems, label):
             steps[column]()
         except Exception as error:
             steps.pop(column, None)
-            problems.add(f"{label}, {column}: {brief(error)}")
+            problems.add(f"{label}: {language.columns[column]}: {brief(error)}")
     return steps
 
 
@@ -47,10 +47,9 @@ def trainings(workloads, plan, problems):
             functions = offered(language, workload.function, problems)
 
             def make(function, workload=workload, steps=language.steps):
-                with steps.building(plan.device):
-                    return steps.training(*function(**workload.sizes), steps.array(workload.data()))
+                return steps.training(*function(**workload.sizes), steps.array(workload.data()))
 
-            steps = built(functions, make, problems, f"{workload.title}, {language.name}")
+            steps = built(functions, make, problems, workload.title, language)
             yield row(workload.title, language, measured(workload.title, language, steps, plan))
 
 
@@ -62,11 +61,10 @@ def samplings(workloads, plan, problems, passes):
             for direction in (0, 1):
 
                 def make(function, direction=direction, workload=workload, steps=language.steps):
-                    with steps.building(plan.device):
-                        weights, *maps = function(**workload.sizes)
-                        return steps.mapping(weights, maps[direction], steps.array(workload.data()))
+                    weights, *maps = function(**workload.sizes)
+                    return steps.mapping(weights, maps[direction], steps.array(workload.data()))
 
-                made = built(functions, make, problems, f"{workload.title}, {language.name}")
+                made = built(functions, make, problems, workload.title, language)
                 steps |= {(column, direction): step for column, step in made.items()}
             times = measured(workload.title, language, {str(key): step for key, step in steps.items()}, plan)
             times = dict(zip(steps, times.values(), strict=True))
@@ -80,10 +78,8 @@ def guides(workloads, plan, problems):
     """Rows of a step of variational inference, the host's own AutoIAFNormal beside it, for each way to take steps."""
     for workload in workloads:
         for language in languages(plan):
-            found = {}
-            for column, function in offered(language, workload.function, problems).items():
-                with language.steps.building(plan.device):
-                    found[column] = function(**workload.sizes)
+            functions = offered(language, workload.function, problems)
+            found = {column: function(**workload.sizes) for column, function in functions.items()}
             for way in found.get("flowppl", {}):
                 label, nums = f"{workload.title}: {way}", {}
 
@@ -92,7 +88,7 @@ def guides(workloads, plan, problems):
                     nums[id(ways)] = num
                     return steps.finished(step)
 
-                steps = built(found, make, problems, f"{label}, {language.name}")
+                steps = built(found, make, problems, label, language)
                 times = measured(label, language, steps, plan)
                 times = {c: [each / nums[id(found[c])] for each in seconds] for c, seconds in times.items()}
                 yield row(label, language, times)
@@ -114,5 +110,6 @@ def compare(plan, problems):
 COMPARISON = """\
 A step is the gradient of the mean score of a batch, a batch sampled, or a step of variational inference. In the first
 column the time of flowppl, in the others how many times as long they take: the median over the rounds, and the range of
-the rounds without the two ends. Above 1 flowppl is faster."""
-PASSES = "Of its own passes in the other direction, so many times as long takes the sequential direction of a MAF:"
+the rounds (of five or more without the two ends). Above 1 flowppl is faster."""
+PASSES = """\
+How many times as long as the one pass of the other direction the sequential one of a MAF takes, in each library:"""

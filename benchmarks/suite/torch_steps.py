@@ -8,13 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 torch.set_num_threads(1)
 
 
-def building(device):
-    """Where modules and arrays are made."""
-    return torch.device(device)
-
-
 def array(x):
-    return torch.as_tensor(x, dtype=torch.get_default_dtype(), device=torch.get_default_device())
+    return torch.as_tensor(x, dtype=torch.get_default_dtype())
 
 
 def finished(step):

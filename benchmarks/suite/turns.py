@@ -11,12 +11,11 @@ SLOW = 2.0  # a step of so many seconds is taken once, whatever the number of ro
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How often all take a turn, the seconds of each, the clock (``cpu``: of the process), and what is measured."""
+    """How often all take a turn, the seconds of each, the clock (``cpu``: of the process), what is measured."""
 
     rounds: int = 9
     slot: float = 0.15
     clock: str = "wall"
-    device: str = "cpu"
     quick: bool = False
     title: str = ""
     languages: tuple[str, ...] = ("torch", "jax")

@@ -145,7 +145,8 @@ def offered(language, function, problems):
 
 
 def brief(error):
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:100] if str(error).strip() else ''}"
+    """Its kind, and its first line."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:120]
 
 
 def say(text):

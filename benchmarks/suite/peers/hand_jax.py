@@ -12,14 +12,11 @@ def planar(dim, layers):
         w, u, b = weights
         inner = (w * u).sum(-1)
         slope = jax.nn.softplus(inner) - 1
-        u = u + ((slope - inner) / (w * w).sum(-1))[:, None] * w
-
-        def layer(x, each):
-            w, u, b = each
-            hidden = jnp.tanh(x @ w + b)
-            return x + hidden[:, None] * u, hidden
-
-        x, hidden = jax.lax.scan(layer, x, (w, u, b))
-        return jnp.log(jnp.abs(1 + (1 - hidden * hidden) * slope[:, None])).sum(0) - 0.5 * (x * x).sum(-1)
+        u, hidden = u + ((slope - inner) / (w * w).sum(-1))[:, None] * w, []
+        for k in range(layers):
+            hidden.append(jnp.tanh(x @ w[k] + b[k]))
+            x = x + hidden[k][:, None] * u[k]
+        factors = 1 + (1 - jnp.stack(hidden) ** 2) * slope[:, None]
+        return jnp.log(jnp.abs(factors)).sum(0) - 0.5 * (x * x).sum(-1)
 
     return (w, u, jnp.zeros(layers)), score

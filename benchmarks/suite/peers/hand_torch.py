@@ -15,7 +15,7 @@ def planar(dim, layers):
         u, hidden = u + ((slope - inner) / w.square().sum(-1))[:, None] * w, []
         for k in range(layers):
             hidden.append(torch.tanh(torch.addmv(b[k], x, w[k])))
-            x = torch.addr(x, hidden[-1], u[k])
+            x = torch.addr(x, hidden[k], u[k])
         factors = 1 + (1 - torch.stack(hidden).square()) * slope[:, None]
         return factors.abs().log().sum(0) - 0.5 * x.square().sum(-1)
 
