@@ -20,6 +20,7 @@ import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._arrays.tree import map_tree
 from flowppl.discrete.levels import are_levels, check_levels
+from flowppl.serialization import read_file
 
 ADAPTERS = {"pyro": fpp, "numpyro": fnp}
 both = pytest.mark.parametrize("language", ADAPTERS)
@@ -553,16 +554,23 @@ def test_an_evaluation_has_the_truth_within_its_errors(language, rng):
 
 
 @both
-def test_the_flows_are_saved_and_others_are_told(language, tmp_path):
-    dequantized = square_flow(language, fp.realnvp(2, num_flows=1, hidden_dims=4, context_dim=2))
-    for name in ("flow", "noise"):
-        fp.save(tmp_path / name, getattr(dequantized, name))
-    flow, noise = (fp.load(tmp_path / name, backend=language) for name in ("flow", "noise"))
-    again = ADAPTERS[language].Dequantized(flow, 3, noise)
-    found, expected = (log_weights(language, each, PAIRS, 1) for each in (again, dequantized))
-    np.testing.assert_array_equal(found, expected)
-    with pytest.raises(TypeError, match="got Dequantized; save its flow and its noise"):
-        fp.save(tmp_path / "whole", dequantized)
+def test_saved_in_one_language_it_is_the_same_in_the_other(language, tmp_path):
+    other = {"pyro": "numpyro", "numpyro": "pyro"}[language]
+    for noise in (None, fp.realnvp(2, num_flows=1, hidden_dims=4, context_dim=2)):
+        dequantized = square_flow(language, noise)
+        fp.save(tmp_path / "file", dequantized)
+        same, there = (fp.load(tmp_path / "file", backend=each) for each in (language, other))
+        assert there.levels == 3
+        assert there._of_x == dequantized._of_x
+        expected = log_weights(language, dequantized, PAIRS, 1)
+        np.testing.assert_array_equal(log_weights(language, same, PAIRS, 1), expected)
+        fp.save(tmp_path / "back", there)
+        for one, again in zip(read_file(tmp_path / "file"), read_file(tmp_path / "back"), strict=True):
+            assert one.keys() == again.keys()
+            assert one.get("bijection") == again.get("bijection")
+        np.testing.assert_array_equal(
+            log_weights(language, fp.load(tmp_path / "back", backend=language), PAIRS, 1), expected
+        )
 
 
 @both

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._arrays.tree import leaves, map_tree
 from flowppl.discrete.pixelcnn import PixelCNN
+from flowppl.serialization import read_file, write_file
 
 ADAPTERS = {"pyro": fpp, "numpyro": fnp}
 both = pytest.mark.parametrize("language", ADAPTERS)
@@ -111,3 +113,51 @@ def test_weights_are_those_of_the_network():
     flat, structure = jax.tree.flatten(make("numpyro", (1, 2, 2), 2))
     assert len(flat) == len(named)
     assert jax.tree.unflatten(structure, flat).levels == 2
+
+
+@both
+def test_saved_in_one_language_it_is_the_same_in_the_other(language, tmp_path):
+    other = {"pyro": "numpyro", "numpyro": "pyro"}[language]
+    x = np.array([[[[0, 2], [1, 1]]], [[[2, 2], [0, 1]]]])
+    images = make(language, (1, 2, 2), 3, num_components=2, context_dim=2)
+    fp.save(tmp_path / "file", images)
+    for backend in (language, other):
+        found = fp.load(tmp_path / "file", backend=backend)
+        assert (type(found), found.levels) == (ADAPTERS[backend].PixelCNN, 3)
+        np.testing.assert_allclose(
+            log_prob(backend, found, x, np.eye(2)), log_prob(language, images, x, np.eye(2)), rtol=1e-10
+        )
+    fp.save(tmp_path / "back", found)
+    (first, weights), (again, back) = (read_file(tmp_path / name) for name in ("file", "back"))
+    assert first | {"backend": other} == again
+    assert weights.keys() == back.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, back[name], strict=True)
+
+
+def test_damaged_descriptions_are_refused(tmp_path):
+    path = tmp_path / "file"
+    fp.save(path, make("pyro", (1, 2, 2), 3))
+    config, arrays = read_file(path)
+    for change, message in (
+        ({"levels": 4}, "must have the shape"),
+        ({"levels": 10**12}, "must have the shape"),
+        ({"levels": "3"}, "levels must be an integer"),
+        ({"shape": [1, 10**9, 10**9]}, "are too large for arrays of"),
+        ({"hidden_channels": 10**9}, "must have the shape"),
+        ({"num_blocks": 10**7}, "has more units or blocks than"),
+        ({"_network": 3}, "has no field '_network'"),
+        ({"type": "Dequantized"}, "unknown class 'Dequantized'"),
+        ({"type": "Planar"}, "Planar has no field"),
+    ):
+        write_file(path, config | {"bijection": config["bijection"] | change}, arrays)
+        with pytest.raises(ValueError, match=message):
+            fp.load(path)
+    for change, message in (
+        ({"bijection": {"type": "Planar", "dim": 2, "num_flows": 1}}, "describes a Planar, but is of a pixelcnn"),
+        ({"kind": "flow"}, "unknown class 'PixelCNN'"),
+        ({"base": {}}, "has entries for base, but is of a pixelcnn"),
+    ):
+        write_file(path, config | change, arrays)
+        with pytest.raises(ValueError, match=message):
+            fp.load(path)

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.tree import Tree
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection, check_bijection
 from flowppl.bijections.elementwise import Elementwise, Sigmoid
@@ -61,6 +62,15 @@ class Dequantized:
     @property
     def context_dim(self) -> int:
         return self.bijection.context_dim
+
+    def parameters(self) -> Tree:
+        return {name: bijection.parameters() for name, bijection in self._bijections().items()}
+
+    def constants(self) -> Tree:
+        return {name: bijection.constants() for name, bijection in self._bijections().items()}
+
+    def _bijections(self) -> dict[str, Bijection]:
+        return {"flow": self.bijection} | ({} if self.noise is None else {"noise": self.noise})
 
     @property
     def log_cells(self) -> float:

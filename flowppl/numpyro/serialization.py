@@ -13,12 +13,15 @@ import numpyro.distributions as dist
 from flowppl._arrays.tree import Tree, map_tree, merge
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
+from flowppl.discrete import pixelcnn as discrete
 from flowppl.inference.fitting import History
 from flowppl.inference.mixture import is_mixture, stacked_part
 from flowppl.numpyro._host import CondIndepStackFrame
+from flowppl.numpyro.discrete import Dequantized as Dequantized
 from flowppl.numpyro.fit import Fit
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.guides import AutoFlow
+from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.transforms import FlowTransform
 from flowppl.serialization import BASES, BFLOAT16, SUPPORTS, absent_model, check_base, check_support
 
@@ -44,6 +47,16 @@ def make_transform(bijection: Bijection, params: Tree) -> FlowTransform:
 def make_flow(bijection: Bijection, params: Tree, base) -> Flow:
     """A flow with these weights."""
     return Flow(bijection, map_tree(_to_jax, params), base)
+
+
+def read_pixelcnn(pixelcnn: PixelCNN) -> Tree:
+    """The weights and constants as NumPy arrays."""
+    return map_tree(np.asarray, merge(pixelcnn.params, pixelcnn._of_x.constants()))
+
+
+def make_pixelcnn(core: discrete.PixelCNN, params: Tree) -> PixelCNN:
+    """A network with these weights."""
+    return PixelCNN.tree_unflatten(core, (map_tree(_to_jax, params),))
 
 
 def read_base(base) -> Tree:

@@ -14,13 +14,16 @@ from torch.distributions import biject_to
 from flowppl._arrays.tree import Tree, leaves, map_tree, merge
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
+from flowppl.discrete import pixelcnn as discrete
 from flowppl.inference.fitting import History
 from flowppl.inference.mixture import is_mixture
 from flowppl.pyro._host import CondIndepStackFrame
+from flowppl.pyro.discrete import Dequantized as Dequantized
 from flowppl.pyro.fit import Fit
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.mixture import MixtureOfFlows
+from flowppl.pyro.pixelcnn import PixelCNN
 from flowppl.pyro.transforms import FlowTransform, Weights
 from flowppl.serialization import BASES, BFLOAT16, SUPPORTS, check_base, check_support
 
@@ -55,6 +58,19 @@ def make_flow(bijection: Bijection, params: Tree, base) -> Flow:
     for parameter in flow.transform.parameters():
         flow._zeros = flow._zeros.to(parameter.dtype)
     return flow
+
+
+def read_pixelcnn(pixelcnn: PixelCNN) -> Tree:
+    """The weights and constants as NumPy arrays."""
+    return map_tree(_to_numpy, pixelcnn.weights.tree())
+
+
+def make_pixelcnn(core: discrete.PixelCNN, params: Tree) -> PixelCNN:
+    """A network with these weights."""
+    new = PixelCNN.__new__(PixelCNN)
+    torch.nn.Module.__init__(new)
+    new._of_x, new.weights = core, Weights(map_tree(_to_torch, params), core.constants())
+    return new
 
 
 def read_base(base) -> Tree:

@@ -133,6 +133,9 @@ SUPPORT_CLASSES = {"_" + name.title().replace("_", ""): name for name in SUPPORT
 }
 
 
+FEW_BLOCKS = 100  # in files of any size
+
+
 def check_base(distribution: Any, kind: str, hosts: tuple[str, ...]) -> None:
     """Raise TypeError unless the distribution is a host's own and of a kind that both languages have."""
     if kind not in BASES or type(distribution).__module__.partition(".")[0] not in hosts:
@@ -212,8 +215,12 @@ def _check_sizes(kind, fields, num_numbers):
         sizes = [fields.get("dim"), *(hidden if isinstance(hidden, tuple) else (hidden,))]
     elif kind is Coupling and type(fields.get("network")) in (type(None), *CLASSES.values()):
         sizes = [fields.get("dim")]
+    elif isinstance(fields.get("num_blocks"), int):  # each has a name, if not a table
+        sizes = [fields["num_blocks"] // FEW_BLOCKS]
     if any(isinstance(size, int) and size > num_numbers for size in sizes):
-        raise ValueError(f"{kind.__name__} of sizes {sizes} is too large for arrays of {num_numbers} numbers in all")
+        raise ValueError(
+            f"{kind.__name__} has more units or blocks than arrays of {num_numbers} numbers in all can have"
+        )
 
 
 def check_described(what: str, tree: Any, known: dict[str, tuple[str, ...]]) -> None:

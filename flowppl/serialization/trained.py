@@ -14,13 +14,23 @@ import numpy as np
 
 from flowppl._arrays.tree import Tree, leaves, map_tree, merge, select
 from flowppl.bijections.contract import check_bijection
+from flowppl.discrete.dequantization import Dequantized
+from flowppl.discrete.pixelcnn import PixelCNN
 from flowppl.inference.diagnostics import Diagnosis, Search
 from flowppl.serialization.file import BFLOAT16, Entries, check_entries, read_file, write_file
 from flowppl.serialization.names import BASES, SUPPORTS, check_described, decode, encode
 from flowppl.version import __version__
 
 BACKENDS = ("pyro", "numpyro")
-KINDS = {"fit": "Fit", "guide": "AutoFlow", "flow": "Flow", "transform": "FlowTransform"}
+KINDS = {
+    "fit": "Fit",
+    "guide": "AutoFlow",
+    "flow": "Flow",
+    "transform": "FlowTransform",
+    "dequantized": "Dequantized",
+    "pixelcnn": "PixelCNN",
+}
+DISCRETE: dict[str, type] = {"dequantized": Dequantized, "pixelcnn": PixelCNN}  # what stands there for the bijection
 PARTS = ("base", "guide", "fit")
 
 # The entries of the metadata, and the types of their values.
@@ -60,18 +70,20 @@ KEY: Entries = {"rng_key": (type(None),), "rng_impl": (str,)}
 # What a host or a constructor may raise when it is given what no flow has.
 FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
 MOST_COORDINATES = 1 << 20  # of a flow whose file has fewer weights, such as one of a Sigmoid alone
+MOST_NAMES = 20  # in a message
 
 
 def save(path: str | os.PathLike[str], trained: Any, params: Tree | None = None) -> None:
-    """Write a flow, a guide or a fit to one file, from which :func:`load` makes it again in either language.
+    """Write a flow, a guide, a fit or a distribution of integers to one file, from which :func:`load` makes it again.
 
-    Neither the model nor its data are in the file. It appears whole or not at all: if writing fails, one that was
-    there before is as it was. Weights may be float64, float32, float16 or bfloat16.
+    It loads in either language. Neither the model nor its data are in the file. It appears whole or not at all: if
+    writing fails, one that was there before is as it was. Weights may be float64, float32, float16 or bfloat16.
 
     Args:
         path: the file, by custom with the ending ``.safetensors``. One that exists is replaced, and keeps its mode; a
             symbolic link is followed.
-        trained: a ``Flow``, ``FlowTransform``, ``AutoFlow`` or ``Fit`` of either language.
+        trained: a ``Flow``, ``FlowTransform``, ``AutoFlow``, ``Fit``, ``Dequantized`` or ``PixelCNN`` of either
+            language.
         params: for an ``AutoFlow`` of NumPyro its parameters, as ``svi.get_params`` gives them.
 
     Raises:
@@ -109,6 +121,13 @@ def save(path: str | os.PathLike[str], trained: Any, params: Tree | None = None)
     if kind in ("fit", "guide"):
         chain, weights, parts["guide"] = adapter.read_guide(trained, params)
         bijection = chain.bijections[0]
+    elif kind == "pixelcnn":
+        weights, bijection = adapter.read_pixelcnn(trained), trained._of_x
+    elif kind == "dequantized":
+        flows = {name: flow for name in ("flow", "noise") if (flow := getattr(trained, name)) is not None}
+        weights = {name: adapter.read_weights(flow.transform) for name, flow in flows.items()}
+        parts["base"] = {name: adapter.read_base(flow.base) for name, flow in flows.items() if flow.base is not None}
+        bijection = trained._of_x
     else:
         transform = trained.transform if kind == "flow" else trained
         if transform.context is not None:
@@ -154,8 +173,9 @@ def load(
         classes: your own dataclasses that the flow is made of, if it is not made of flowppl's alone.
 
     Returns:
-        A ``Flow``, a ``FlowTransform`` (for the named subclasses too), an ``AutoFlow`` or a ``Fit``. Parameters of the
-        model itself are in the fit's ``params``; Pyro's own store of them is left as it is.
+        A ``Flow``, a ``FlowTransform`` (for the named subclasses too), an ``AutoFlow``, a ``Fit``, a ``Dequantized`` or
+        a ``PixelCNN``. Parameters of the model itself are in the fit's ``params``; Pyro's own store of them is left as
+        it is.
 
     Raises:
         ValueError: if the file is damaged, not one of :func:`save` or of a newer format, if its arrays are not those
@@ -198,16 +218,26 @@ def load(
 def _make(config, arrays, adapter, classes, model, arguments):
     """The object that a file describes."""
     kind = config["kind"]
-    has = {part for part in PARTS if config[part] is not None} - ({"base"} if kind == "flow" else set())
+    has = {part for part in PARTS if config[part] is not None}
+    has -= {"base"} if kind in ("flow", "dequantized") else set()
     if has != {"guide": {"guide"}, "fit": {"guide", "fit"}}.get(kind, set()):
         raise ValueError(f"its metadata has entries for {', '.join(sorted(has)) or 'a flow alone'}, but is of a {kind}")
     num_numbers = sum(array.size for array in arrays.values())
-    bijection = decode(config["bijection"], {own.__name__: own for own in classes}, num_numbers)
-    check_bijection(bijection)
-    if math.prod(bijection.x_shape) > max(MOST_COORDINATES, num_numbers):
-        raise ValueError(f"events of shape {bijection.x_shape} are too large for arrays of {num_numbers} numbers")
+    known = {own.__name__: own for own in classes}
+    if kind in DISCRETE:
+        known |= {DISCRETE[kind].__name__: DISCRETE[kind]}
+    bijection = decode(config["bijection"], known, num_numbers)
+    if kind not in DISCRETE:
+        check_bijection(bijection)
+    elif not isinstance(bijection, DISCRETE[kind]):
+        raise ValueError(f"its metadata describes a {type(bijection).__name__}, but is of a {kind}")
+    shape = bijection.y_shape if kind in DISCRETE else bijection.x_shape
+    if math.prod(shape) > max(MOST_COORDINATES, num_numbers):
+        raise ValueError(f"events of shape {shape} are too large for arrays of {num_numbers} numbers")
     if config["base"] is not None:
-        check_described("the base distribution", config["base"], BASES)
+        bases = config["base"] if kind == "dequantized" else {"base": config["base"]}
+        for base in bases.values():
+            check_described("the base distribution", base, BASES)
     if config["guide"] is not None:
         from flowppl.inference.guides import guide_bijection  # needs what only the adapters need
 
@@ -223,6 +253,15 @@ def _make(config, arrays, adapter, classes, model, arguments):
         return adapter.make_transform(bijection, params)
     if kind == "flow":
         return adapter.make_flow(bijection, params, adapter.make_base(tree["base"]) if tree["base"] else None)
+    if kind == "pixelcnn":
+        return adapter.make_pixelcnn(bijection, params)
+    if kind == "dequantized":
+        bases = {name: adapter.make_base(base) for name, base in tree["base"].items()}
+        flow, noise = (
+            adapter.make_flow(getattr(bijection, field), params[name], bases.get(name)) if name in params else None
+            for name, field in (("flow", "bijection"), ("noise", "noise"))
+        )
+        return adapter.Dequantized(flow, bijection.levels, noise)
     if "log_weights" in tree["guide"]:
         params = _as_mixture(params, tree["guide"]["log_weights"])
     guide = adapter.make_guide(bijection, params, tree["guide"], absent_model if model is None else model)
@@ -299,14 +338,9 @@ def _kind_of(trained):
         for kind, name in KINDS.items():
             if adapter is not None and isinstance(trained, getattr(adapter, name)):
                 return backend, kind
-    advice = {
-        "Dequantized": "save its flow and its noise, both a Flow, and make Dequantized(flow, levels, noise) of them",
-        "PixelCNN": "save the state_dict or params, or pickle it",
-    }
     raise TypeError(
-        "expected a Flow or FlowTransform, an AutoFlow or a Fit of flowppl.pyro or flowppl.numpyro, got "
-        f"{type(trained).__name__}; "
-        + advice.get(type(trained).__name__, "of a guide, save the state_dict or params, or pickle it")
+        "expected a Flow or FlowTransform, an AutoFlow or a Fit, a Dequantized or a PixelCNN of flowppl.pyro or "
+        f"flowppl.numpyro, got {type(trained).__name__}; of a guide, save the state_dict or params, or pickle it"
     )
 
 
@@ -357,4 +391,10 @@ def _check_arrays(bijection, outline, arrays):
 def _check_names(expected, arrays, allowed):
     missing, extra = sorted(expected - arrays.keys()), sorted(arrays.keys() - expected - set(allowed))
     if missing or extra:
-        raise ValueError(f"it does not hold the arrays of its flow: missing {missing}, unexpected {extra}")
+        counts = (
+            f"({len(missing)} missing, {len(extra)} unexpected)" if max(len(missing), len(extra)) > MOST_NAMES else ""
+        )
+        raise ValueError(
+            f"it does not hold the arrays of its flow: missing {missing[:MOST_NAMES]}, unexpected {extra[:MOST_NAMES]}"
+            + f" {counts}".rstrip()
+        )
