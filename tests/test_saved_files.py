@@ -1,14 +1,18 @@
 """Files on the disk: whole or not there, and refused in words when they are damaged, or of another kind."""
 
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import pathlib
+import resource
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 
@@ -79,18 +83,41 @@ def test_damage_anywhere_is_told(path):
             load(path)
 
 
-@pytest.mark.parametrize("digest", [True, False])
-@each_language
-@hypothesis.settings(
-    max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
-)
-@hypothesis.given(data=strategies.data())
-def test_a_damaged_file_never_gives_other_numbers(language, digest, data, path):
-    content = saved(path, language) if digest else (OLD / f"{language}_fit.safetensors").read_bytes()
-    first = data.draw(strategies.integers(0, len(content)))
-    last = data.draw(strategies.integers(first, min(first + 200, len(content))))
-    damaged = content[:first] + data.draw(strategies.binary(max_size=200)) + content[last:]
+@strategies.composite
+def damaged_bytes(draw, content):
+    """A file that is cut, goes on, has bits turned, zeros, blocks moved or doubled, or other bytes."""
+    first = draw(strategies.integers(0, len(content)))
+    last = draw(strategies.integers(first, min(first + 200, len(content))))
+    some = content[first:last]
+    elsewhere = draw(strategies.integers(0, len(content)))
+    bit = 1 << draw(strategies.integers(0, 7))
+    return draw(
+        strategies.sampled_from(
+            [
+                content[:first],
+                content + some + b"\0",
+                content[:first] + bytes([byte ^ bit for byte in some[:1]]) + content[first + 1 :],
+                content[:first] + bytes(len(some)) + content[last:],
+                content[:first] + some + content[first:],
+                content[:elsewhere] + some + content[elsewhere + len(some) :],
+                content[:first] + draw(strategies.binary(max_size=200)) + content[last:],
+                draw(strategies.integers(0, 2**64 - 1)).to_bytes(8, "little") + content[8:],  # the length of the header
+            ]
+        )
+    )
+
+
+@functools.cache
+def some_file(language):
+    with tempfile.TemporaryDirectory() as folder:
+        return saved(pathlib.Path(folder) / "flow", language)
+
+
+def tell_damage(language, digest, data, path):
+    content = some_file(language) if digest else (OLD / f"{language}_fit.safetensors").read_bytes()
+    damaged = data.draw(damaged_bytes(content))
     path.write_bytes(damaged)
+    start = time.process_time()
     if damaged == content:
         load(path)
     elif digest:
@@ -99,6 +126,72 @@ def test_a_damaged_file_never_gives_other_numbers(language, digest, data, path):
     else:
         with contextlib.suppress(ValueError):  # nobody knows; but what cannot be read raises no other error
             load(path)
+    assert not digest or time.process_time() - start < 1
+
+
+files = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.function_scoped_fixture]}
+each_kind = pytest.mark.parametrize("digest", [True, False])
+
+
+@each_kind
+@each_language
+@hypothesis.settings(max_examples=60, **files)
+@hypothesis.given(data=strategies.data())
+def test_a_damaged_file_never_gives_other_numbers(language, digest, data, path):
+    tell_damage(language, digest, data, path)
+
+
+@pytest.mark.stress
+@each_kind
+@each_language
+@hypothesis.settings(max_examples=5000, **files)
+@hypothesis.given(data=strategies.data())
+def test_thousands_of_damaged_files_never_give_other_numbers(language, digest, data, path):
+    tell_damage(language, digest, data, path)
+
+
+SOME = strategies.one_of(
+    strategies.none(),
+    strategies.booleans(),
+    strategies.integers(-2, 4),
+    strategies.sampled_from([10**9, 10**18, -(10**12), 10**400, 1e308, float("nan"), float("inf"), "", "a", [], {}]),
+    strategies.sampled_from(["Planar", "MLP", "Chain", "Normal", "flow", "pixelcnn", [[]], {"type": "Planar"}]),
+)
+
+
+def tell_description(language, data, path):
+    """Another value, or none, in any place of the description, under a digest that is right."""
+    config, arrays = read_file(OLD / f"{language}_{data.draw(strategies.sampled_from(['flow', 'fit']))}.safetensors")
+    place = config
+    while True:
+        key = data.draw(strategies.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(strategies.integers(0, 3)) == 0:
+            break
+        place = place[key]
+    if data.draw(strategies.booleans()):
+        place[key] = data.draw(SOME)
+    else:
+        del place[key]
+    write_file(path, config, arrays)
+    start = time.process_time()
+    with contextlib.suppress(ValueError):
+        load(path)  # a value that is a right one too, such as another number of an array, is no damage
+    assert time.process_time() - start < 1
+
+
+@each_language
+@hypothesis.settings(max_examples=60, **files)
+@hypothesis.given(data=strategies.data())
+def test_any_description_is_loaded_or_refused_in_words(language, data, path):
+    tell_description(language, data, path)
+
+
+@pytest.mark.stress
+@each_language
+@hypothesis.settings(max_examples=5000, **files)
+@hypothesis.given(data=strategies.data())
+def test_thousands_of_descriptions_are_loaded_or_refused_in_words(language, data, path):
+    tell_description(language, data, path)
 
 
 def nested(depth):
@@ -189,6 +282,11 @@ LARGE = [
     {"type": "TriangularSylvester", "dim": 10**6},
     {"type": "Subspace", "dim": 10**12, "bijection": {"type": "TriangularAffine", "dim": 10**6}},
     {"type": "Conditional", "bijection": {"type": "TriangularAffine", "dim": 10**6}, "context_dim": 10**6},
+    {"type": "ImageCoupling", "shape": [2, 4, 4], "num_blocks": 10**9},
+    {"type": "ImageAutoregressive", "shape": [1, 4], "num_blocks": 10**9},
+    {"type": "ImageCoupling", "shape": [2, 4, 4], "network": {"type": "ConvNet", "num_blocks": 10**9}},
+    {"type": "Squeeze", "shape": [1, 10**9, 10**9]},
+    {"type": "QR", "dim": 10**6, "start": "rotation"},
 ]
 
 
@@ -309,6 +407,69 @@ def test_a_failure_leaves_the_old_file_and_says_why(broken, code, path, monkeypa
     assert path.read_bytes() == before
     save(path, flow)
     assert load(path).bijection == fp.Planar(2)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_full_disk_leaves_the_old_file(path):
+    """In the midst of writing: here the system lets no file grow beyond a limit."""
+    before = saved(path)
+    flow = fpp.Flow(fp.TriangularAffine(40))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, old[1]))
+    try:
+        with pytest.raises(OSError, match=f"cannot save to {path}: .* is as it was"):
+            save(path, flow)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert os.listdir(path.parent) == [path.name]
+    assert path.read_bytes() == before
+
+
+def test_of_two_writers_each_writes_all(path):
+    """A reader meets the file of one or of the other, never parts of both, and nothing is left beside it."""
+    contents = [{"a": np.full(20_000, float(i)), "b": np.full(3, float(i))} for i in range(2)]
+    write_file(path, {"kind": "0"}, contents[0])
+
+    def write(i):
+        for _ in range(20):
+            write_file(path, {"kind": str(i)}, contents[i])
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write, i) for i in range(2)]
+        while not all(writer.done() for writer in writers):
+            config, arrays = read_file(path)
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(array, contents[int(config["kind"])][name])
+    for writer in writers:
+        writer.result()
+    assert os.listdir(path.parent) == [path.name]
+
+
+WRITER = """
+import sys, numpy as np
+from flowppl.serialization import write_file
+i = 0
+while True:
+    i += 1
+    write_file(sys.argv[1], {"kind": str(i)}, {"a": np.full(200_000, float(i)), "b": np.full(3, float(i))})
+    print(i, flush=True)
+"""
+
+
+@pytest.mark.stress
+def test_a_killed_writer_leaves_the_old_file_or_the_new_one(path, rng):
+    last = 0
+    for _ in range(30):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True)
+        writer.stdout.readline()
+        time.sleep(rng.uniform(0, 0.05))
+        writer.kill()
+        last = int(([1, *writer.communicate()[0].split()])[-1])
+        config, arrays = read_file(path)
+        assert int(config["kind"]) in (last, last + 1)
+        for array in arrays.values():
+            np.testing.assert_array_equal(array, float(config["kind"]))
+    write_file(path, config, arrays)
     assert os.listdir(path.parent) == [path.name]
 
 
