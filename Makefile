@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test stress docs bench bench-quick clean
+.PHONY: demo test stress versions locks docs bench bench-quick clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tutorials/demo.py
@@ -14,6 +14,19 @@ test: $(VENV)/.installed
 # What takes minutes, such as all examples of the site; before a release.
 stress: $(VENV)/.installed
 	$(BIN)/python -m pytest -m stress -n 2 --dist worksteal
+
+# The suite on the oldest and the newest versions that pyproject.toml admits, each in an environment of its lock file;
+# `make locks` writes these anew. LEGS="oldest-3.11 newest-3.12" takes some of them.
+versions: .versions/.installed
+	.versions/tools/bin/python scripts/versions.py test $(LEGS) $(if $(OPTIONS),-- $(OPTIONS))
+
+locks: .versions/.installed
+	.versions/tools/bin/python scripts/versions.py lock $(LEGS)
+
+.versions/.installed: constraints.txt
+	$(PYTHON) -m venv .versions/tools
+	.versions/tools/bin/python -m pip install --quiet --constraint constraints.txt uv
+	touch $@
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
@@ -39,4 +52,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build docs/api/generated
+	rm -rf $(VENV) .versions .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build docs/api/generated
