@@ -24,8 +24,8 @@ def measure(plan, problems):
         for workload in workloads[:: 2 if plan.quick else 1]:
             for language in languages(plan):
                 functions, first = offered(language, workload.function, problems), {}
-                for slow in ("nflows", "normflows"):
-                    functions.pop(slow, None)
+                for left_out in ("nflows", "normflows", *(("zuko", "flowjax") if plan.quick else ())):
+                    functions.pop(left_out, None)
 
                 def make(function, workload=workload, steps=language.steps, first=first):
                     step = steps.training(*function(**workload.sizes), steps.array(workload.data()))
@@ -62,8 +62,9 @@ def tables(curves):
         for (library, language), points in curves["depth"].items()
         if language == "jax"
     ]
-    sizes = [f"{size} layers" for size, *_ in next(iter(curves["depth"].values()))]
-    yield from [COMPILES, "", *markdown(["", *sizes], rows)]
+    if rows:
+        sizes = [f"layers: {size}" for size, *_ in next(iter(curves["depth"].values()))]
+        yield from [COMPILES, "", *markdown(["", *sizes], rows)]
 
 
 def figure(curves, path):
