@@ -446,6 +446,14 @@ def test_what_cannot_be_recorded_stays_as_it_is():
         assert record(function, (torch.tensor(1.0),)) is function
 
 
+@pytest.mark.parametrize("name", ["_create_graph_by_tracing", "_create_function_from_graph"])
+def test_a_torch_that_records_no_more_is_told(name, monkeypatch):
+    monkeypatch.setattr(f"flowppl.pyro.steps.{name}", None)  # as of a torch that has it no more
+    with pytest.warns(RuntimeWarning, match="does not record steps as flowppl asks it to .* take longer"):
+        program = record(lambda x: (x.sin() + 1,), (torch.tensor([1.0, 2.0]),))
+    np.testing.assert_allclose(program(torch.tensor([3.0, 4.0]))[0], np.sin([3.0, 4.0]) + 1)
+
+
 def test_a_fit_in_numpyro_compiles_few_programs():
     compiled = []
 

@@ -33,13 +33,17 @@ from pyro.poutine.enum_messenger import EnumMessenger as EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame as CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan as warn_if_nan
-from torch._C import _create_function_from_graph as _create_function_from_graph
-from torch._C import _create_graph_by_tracing as _create_graph_by_tracing
 from torch.distributions.transforms import _InverseTransform as _InverseTransform
 from torch.fx.experimental.proxy_tensor import make_fx as make_fx
 from torch.overrides import TorchFunctionMode as TorchFunctionMode
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
+
+try:
+    from torch._C import _create_function_from_graph as _create_function_from_graph
+    from torch._C import _create_graph_by_tracing as _create_graph_by_tracing
+except ImportError:  # a torch that has them no more; steps.py tells
+    _create_function_from_graph = _create_graph_by_tracing = None  # type: ignore[assignment]
 
 # Functions and classes.
 NAMES = {

@@ -181,17 +181,24 @@ def record(function, inputs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the age of the recorder
         try:
-            program = _compiled(make_fx(function)(*inputs), inputs)
+            program, fault = _compiled(make_fx(function)(*inputs), inputs)
             others = [0.5 * tensor for tensor in inputs]
             same = zip(function(*others), program(*others), strict=True)
             is_same = all(torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True) for one, other in same)
         except Exception:  # whatever an operation of the model does that cannot be recorded
             return function
+    if fault:
+        warnings.warn(
+            f"torch {torch.__version__} does not record steps as flowppl asks it to ({fault}): fits in Pyro are right, "
+            "but take longer; install another torch of those that flowppl is tested with",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return program if is_same else function
 
 
 def _compiled(module, inputs):
-    """The program of an ``fx`` module, without Python between its operations.
+    """The program of an ``fx`` module, without Python between its operations; or the module, and why it is no program.
 
     As ``torch.jit.trace`` makes it, which registers each program for as long as the process lives, though: fit after
     fit, the memory would fill with them.
@@ -202,5 +209,8 @@ def _compiled(module, inputs):
             delattr(module, node.target)
             setattr(module, node.target, value)
     names = [f"input_{i}" for i in range(len(inputs))]
-    graph = _create_graph_by_tracing(module.forward, inputs, lambda _: "", True, False, None, names)[0]
-    return _create_function_from_graph("step", graph)
+    try:
+        graph = _create_graph_by_tracing(module.forward, inputs, lambda _: "", True, False, None, names)[0]
+        return _create_function_from_graph("step", graph), None
+    except (AttributeError, TypeError) as error:  # of another torch, in which they are gone or take other arguments
+        return module, error

@@ -206,7 +206,7 @@ class PathTrainer(_Trainer):
             places = dict(zip(map(id, own), leaves, strict=True))
             loss, minus_elbo = self._loss(affine, lambda leaf: places.get(id(leaf), leaf), *inputs[len(own) :])
             gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
-        return minus_elbo.detach(), *gradients
+        return minus_elbo.detach(), *(gradient.detach() for gradient in gradients)  # torch 2.5's zeros ask for one
 
     def _loss(self, affine, place, *inputs):
         noise, directions, power, stretch = inputs
