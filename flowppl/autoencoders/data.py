@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from flowppl.inference.batches import INIT_ROWS, Batches, Mapped, is_batches
+
 
 def as_data(values: Any, native: type) -> Any:
     """Data as an array with one row for each datum.
@@ -39,6 +41,28 @@ def as_data(values: Any, native: type) -> Any:
     if not x.shape or not any(kind in name for kind in ("float", "int", "bool")):
         raise TypeError(f"the data must be rows of real numbers, got an array of {name} of shape {tuple(x.shape)}")
     return x
+
+
+def data_source(x: Any, read: Callable[[Any], Any]) -> Any:
+    """Data that are read as they are needed, where ``x`` is such; else ``None``.
+
+    Args:
+        x: a memory-mapped array, an iterable of batches that starts anew in each epoch, or a function that gives one.
+            Data sets and iterators are none of these: they are gathered.
+        read: makes checked rows of some of the data.
+    """
+    if isinstance(x, np.memmap):
+        return Mapped(x, np.arange(len(x)), read)
+    if any(hasattr(x, name) for name in ("__getitem__", "__next__")) or not is_batches("fit_vae", x):
+        return None
+    return Batches("fit_vae", x, lambda batch: (read(_first(batch)), None))
+
+
+def first_rows(source: Any) -> Any:
+    """Some rows of such data, or all that there are of others."""
+    if isinstance(source, Batches):
+        return source.first()[0]
+    return source[: min(INIT_ROWS, len(source))] if isinstance(source, Mapped) else source
 
 
 def _gathered(values) -> np.ndarray:

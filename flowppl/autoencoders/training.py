@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from flowppl.autoencoders.data import is_share
+from flowppl.inference.batches import Batches, Mapped, Workers
 from flowppl.inference.epochs import Epochs, hold_out, scheduled_rate
 from flowppl.training import loop
 
@@ -55,28 +56,41 @@ def train(
     learning_rate: float | Callable[[int], float] | None,
     warm_up: int,
     fixed: dict[str, Any],
+    workers: Workers,
     **options: Any,
 ) -> tuple[SomeTrainer, dict[str, Any]]:
     """Train from the start or from the checkpoint.
 
     Args:
-        make_trainer: makes a trainer of the data, the held-out data or ``None``, and a seed.
+        make_trainer: makes a trainer of the data or :class:`Batches`, the held-out data or ``None``, and a seed.
         seed: determines the held-out rows, the orders and the noise, unless a checkpoint does.
         learning_rate: as for ``fit_vae``; ``None`` for an optimiser that has its own.
         warm_up: as for ``fit_vae``.
         fixed: what must be the same when a training goes on, in plain values.
+        workers: the processes that train together.
         options: the others of :func:`flowppl.training.loop.train`.
 
     Returns:
         The trainer, with the best weights, and the arguments of :class:`Epochs`.
     """
+    batches = x if isinstance(x, Batches) else None
+    if batches is not None and options["checkpoint"] is not None:
+        raise ValueError("fit_vae: a checkpoint cannot tell where an iterable of batches is; give x as an array")
 
     def make(seed):
+        if batches is not None:
+            held_out = None if is_share(validation) else validation
+            return make_trainer(batches, held_out, seed), 0, {"validation": held_out}
         data, held_out = x, validation
         if is_share(validation):
             rows, held_rows = hold_out("fit_vae", validation, len(x), np.random.default_rng(seed))
-            data, held_out = (x[rows], x[held_rows]) if len(held_rows) else (x, None)
-        return make_trainer(data, held_out, seed), len(data), {"data": data, "validation": held_out}
+            held_out = x[held_rows] if len(held_rows) else None
+            if isinstance(x, Mapped):
+                data = x.take(rows)
+            elif len(held_rows):
+                data = x[rows]
+        told = data.array if isinstance(data, Mapped) else data
+        return make_trainer(data, held_out, seed), len(data), {"data": told, "validation": held_out}
 
     def run(trainer, epoch, order):
         rate = scheduled_rate("fit_vae", learning_rate, epoch) if callable(learning_rate) else learning_rate
@@ -89,6 +103,8 @@ def train(
         seed,
         judged_from=max(warm_up - 1, 0),  # in that epoch the weight of the KL term is 1
         fixed=fixed | {"warm_up": warm_up},
+        row_counts=None if batches is None else lambda: batches.counts,
+        workers=workers,
         advice="use a smaller learning_rate, a clip_norm, or a longer warm_up",
         **options,
     )

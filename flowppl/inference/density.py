@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,15 +17,13 @@ from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
 from flowppl.bijections.linear import Permute
 from flowppl.bijections.reversible import is_reversible
 from flowppl.discrete.levels import check_levels
+from flowppl.inference.batches import INIT_ROWS, Batches, Mapped, Rows, concat, is_batches
 from flowppl.inference.epochs import Epochs, hold_out, scheduled_rate
 
-INIT_ROWS = 4096  # of the training data, for layers that start from data
 LEARNING_RATE = 3e-3  # unless one is given
 # A MAF of a curved density in 2-D, fitted in 100 epochs, ends 0.4 nat worse 10 standard deviations away, 1.5 at 40, and
 # 0.2 worse from a spread of 1/30.
 FAR, FAR_SPREAD = 10.0, 20.0
-
-Rows = tuple[Array, Array | None]  # x and its context
 
 FlowType = TypeVar("FlowType")
 
@@ -98,67 +96,26 @@ def _keeps(bijection: Bijection, low: np.ndarray, high: np.ndarray) -> bool:
     return isinstance(bijection, Permute) or (bound is not None and _same((-bound, bound), low, high))
 
 
-def is_batches(x: Any) -> bool:
-    """Whether ``x`` is an iterable of batches, such as a ``DataLoader``, rather than data.
-
-    Raises:
-        TypeError: for an iterator, which can be read once only.
-    """
-    if isinstance(x, list | tuple | dict | str) or not hasattr(x, "__iter__"):
-        return False
-    if any(hasattr(x, name) for name in ("shape", "__array__", "__dataframe__")):
-        return False
-    if hasattr(x, "__next__"):
-        raise TypeError(
-            f"fit_density: x is a {type(x).__name__}, which can be read once, but each epoch reads all batches; give "
-            "an array, or an object that starts anew each time, such as a DataLoader"
-        )
-    return True
-
-
-class Batches:
-    """Rows to train on from an iterable of batches, each ``x`` or ``(x, context)``, checked as they come.
+def batches_of(bijection: Bijection, source: Any, convert: Callable[[Any], Array]) -> Batches:
+    """Rows to train on from an iterable of batches, each ``x`` or ``(x, context)``.
 
     Args:
         bijection: the bijection of the flow.
-        source: the iterable, which starts anew in each epoch.
+        source: the iterable, or a function that gives one.
         convert: makes anything an array of the flow's library, dtype and device.
     """
 
-    def __init__(self, bijection: Bijection, source: Iterable[Any], convert: Callable[[Any], Array]):
-        self.bijection, self.source, self.convert = bijection, source, convert
-        self.counts: list[int] = []  # the rows of each batch so far, in the last pass
+    def read(batch):
+        x, context = batch, None
+        if isinstance(batch, list | tuple) and 1 <= len(batch) <= 2:
+            x, context = batch if len(batch) == 2 else (batch[0], None)
+        elif isinstance(batch, list | tuple | dict):
+            raise TypeError(
+                f"fit_density: each batch must be x or (x, context), got a {type(batch).__name__} of {len(batch)}"
+            )
+        return checked_rows(bijection, x, context, convert)
 
-    def __iter__(self) -> Iterator[Rows]:
-        self.counts = []
-        for batch in self.source:
-            x, context = batch, None
-            if isinstance(batch, list | tuple) and 1 <= len(batch) <= 2:
-                x, context = batch if len(batch) == 2 else (batch[0], None)
-            elif isinstance(batch, list | tuple | dict):
-                raise TypeError(
-                    f"fit_density: each batch must be x or (x, context), got a {type(batch).__name__} of {len(batch)}"
-                )
-            rows = checked_rows(self.bijection, x, context, self.convert, at_least=1)
-            self.counts.append(len(rows[0]))
-            yield rows
-        if not self.counts:
-            raise ValueError("fit_density: x gave no batch; each epoch needs all of them anew")
-
-    def first(self) -> Rows:
-        """The first rows, about ``INIT_ROWS`` if there are so many."""
-        rows = []
-        for batch in self:
-            rows.append(batch)
-            if sum(self.counts) >= INIT_ROWS:
-                break
-        return _concat(rows)
-
-
-def _concat(rows: list[Rows]) -> Rows:
-    xp = namespace(rows[0][0])
-    contexts = [context for _, context in rows if context is not None]
-    return xp.concat([x for x, _ in rows], axis=0), xp.concat(contexts, axis=0) if contexts else None
+    return Batches("fit_density", source, read)
 
 
 def warn_of_few_values(x: Array, names: Sequence[Any]) -> None:
@@ -261,7 +218,7 @@ def is_of_levels(data: Any) -> bool:
     return hasattr(data, "levels")
 
 
-def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tuple[Rows, Rows | None]:
+def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tuple[Rows | MappedRows, Rows | None]:
     """Check the data and part them into the rows to train on, shuffled, and those to validate on.
 
     Args:
@@ -276,6 +233,8 @@ def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tu
         ValueError: if shapes do not fit, values are not finite, or ``validation`` is none of what it may be.
     """
 
+    if isinstance(x, np.memmap):
+        return _split_mapped(bijection, x, context, validation, convert, rng)
     names = column_names(x, bijection.y_shape)
     x, context = checked_rows(bijection, x, context, convert, at_least=2)
     if not is_of_levels(bijection):
@@ -290,12 +249,49 @@ def split_rows(bijection: Bijection, x, context, validation, convert, rng) -> tu
     return take(rng.permutation(len(x))), held_out_rows(bijection, validation, convert)
 
 
+def _split_mapped(bijection, x, context, validation, convert, rng) -> tuple[MappedRows, Rows | None]:
+    """The same of a memory-mapped array; the rows are checked when they are read, the held-out ones now."""
+    if len(x) < 2:
+        raise ValueError(f"fit_density: x must have at least 2 rows, got {len(x)}")
+    context = None if context is None else _numbers("fit_density", "context", context)
+    if context is not None and len(context) != len(x):
+        raise ValueError(f"fit_density: context must have one row for each of the {len(x)} of x, got {len(context)}")
+    is_share = validation is None or isinstance(validation, numbers.Real)
+    share = validation if is_share else None
+    kept, held_out = (
+        MappedRows(bijection, Mapped(x, order), None if context is None else Mapped(context, order), convert)
+        for order in hold_out("fit_density", share, len(x), rng)
+    )
+    if not is_of_levels(bijection):
+        warn_of_few_values(kept[:INIT_ROWS][0], column_names(x, bijection.y_shape))
+    if not is_share:
+        return kept, held_out_rows(bijection, validation, convert)
+    return kept, held_out[:] if len(held_out) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class MappedRows:
+    """Rows of a memory-mapped array and their contexts, read and checked when they are asked for."""
+
+    bijection: Bijection
+    x: Mapped
+    context: Mapped | None
+    convert: Callable[[Any], Array]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: Any) -> Rows:
+        context = None if self.context is None else self.context[rows]
+        return checked_rows(self.bijection, self.x[rows], context, self.convert)
+
+
 def held_out_rows(bijection: Bijection, validation: Any, convert: Callable[[Any], Array]) -> Rows | None:
     """The rows of held-out data; none for ``None`` or a fraction, which only arrays have."""
     if validation is None or isinstance(validation, numbers.Real):
         return None
-    if is_batches(validation):
-        return _concat(list(Batches(bijection, validation, convert)))
+    if is_batches("fit_density", validation):
+        return concat(list(batches_of(bijection, validation, convert)))
     if isinstance(validation, tuple) and len(validation) != 2:
         raise ValueError(
             f"fit_density: validation must be x_val or (x_val, context_val), got a tuple of {len(validation)}"

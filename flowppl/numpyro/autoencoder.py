@@ -282,17 +282,24 @@ class Autoencoder:
 
     def _check(self, params, x):
         """Raise ValueError unless networks, likelihood and data fit together."""
+        self._checker(params, x[:1])(x)
+
+    def _checker(self, params, first):
+        """The same for networks and one datum; and the function that checks other data."""
         found = []
 
         def look(params, x):
             with handlers.substitute(data=params):
                 found.append(self._likelihood(self._encode(x, jnp.zeros((1, self.dim))), x))
 
-        first = self._rows(x[:1])
-        jax.eval_shape(look, params, first)
+        jax.eval_shape(look, params, self._rows(first))
         num_categories = _base(found[0]).logits.shape[-1] if self.likelihood == "categorical" else None
-        supported = not callable(self.likelihood) or _supports(_base(found[0]), self._rows(x))
-        check_data(self.likelihood, np.asarray(x), num_categories, supported)
+
+        def check(x):
+            supported = not callable(self.likelihood) or _supports(_base(found[0]), self._rows(x))
+            check_data(self.likelihood, np.asarray(x), num_categories, supported)
+
+        return check
 
     def _learns_scale(self, params, x) -> bool:
         """Whether the scale of the likelihood ``"gaussian"`` has weights of its own."""

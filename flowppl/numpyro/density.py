@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -13,17 +14,17 @@ import numpy as np
 from numpyro.distributions.transforms import Transform
 
 from flowppl.bijections.contract import Bijection
+from flowppl.inference.batches import INIT_ROWS, Batches, is_batches, steps
 from flowppl.inference.density import (
-    INIT_ROWS,
     LEARNING_RATE,
-    Batches,
     DensityFit,
+    MappedRows,
     advice_for,
+    batches_of,
     check_base,
     check_flow,
     column_names,
     held_out_rows,
-    is_batches,
     is_of_levels,
     rate_of,
     split_rows,
@@ -33,6 +34,7 @@ from flowppl.inference.density import (
 )
 from flowppl.inference.epochs import Callback
 from flowppl.numpyro.discrete import Dequantized
+from flowppl.numpyro.distributed import Workers
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
@@ -69,6 +71,7 @@ def fit_density(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
+    distributed: bool = False,
 ) -> DensityFit[FlowType]:
     r"""Fit a flow, or a distribution of integers, to data by maximum likelihood.
 
@@ -99,8 +102,10 @@ def fit_density(
             :class:`FlowTransform` of which a flow is made. Its
             base distribution stays as it is.
         x: the data, of shape ``(n, *event_shape)``, one row for each datum: an array, a list, or a data frame, whose
-            columns are the coordinates; it takes the dtype and device of the flow. Or an iterable of batches that
-            starts anew in each epoch, such as a torch ``DataLoader``: each batch is x or ``(x, context)``, one step.
+            columns are the coordinates; it takes the dtype and device of the flow. Of a memory-mapped array only the
+            rows of a step are read at a time, and those held out. Or an iterable of batches that starts anew in each
+            epoch, such as a torch ``DataLoader``, or a function without arguments that gives one, such as a generator
+            function: each batch is x or ``(x, context)``, one step.
         context: for a conditional flow, the contexts of the rows, of shape ``(n, context_dim)``.
         learning_rate: the learning rate of the first epoch, ``None`` is 0.003; or a function from the epoch, counted
             from 0, to its learning rate, in the place of the cosine.
@@ -124,6 +129,12 @@ def fit_density(
         callback: called after each epoch as ``callback(epoch, loss)``, with its number from 0 and its mean loss; if it
             returns True, training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
+        distributed: whether all devices of JAX train together, those of all hosts after ``jax.distributed.initialize``,
+            each of which makes this call. They share the rows of each batch; the weights are on all of them, and end
+            as those of one device would, up to rounding. Arrays of data are the same on all hosts, and whole on each
+            device; of an iterable of batches each host has its own, of which a device holds its share, and a step
+            takes one batch of each. The first host writes the checkpoint, which all must be able to read, and its
+            ``callback`` counts.
 
     Returns:
         A :class:`DensityFit`: the trained ``flow``, its ``losses`` and ``validation_losses``, and why it stopped.
@@ -168,7 +179,8 @@ def fit_density(
         batch_size=batch_size,
         num_epochs=num_epochs,
     )
-    if checkpoint is not None and is_batches(x):
+    workers, is_stream = Workers(distributed), is_batches("fit_density", x)
+    if checkpoint is not None and is_stream:
         raise ValueError("fit_density: a checkpoint cannot tell where an iterable of batches is; give x as an array")
     if isinstance(flow, Bijection):
         flow = Flow.init(jax.random.fold_in(rng_key, 0), flow)  # type: ignore[assignment]
@@ -185,25 +197,29 @@ def fit_density(
 
     def make_trainer(seed: int) -> tuple[_Trainer, int, dict[str, Any]]:
         nonlocal batches, first
-        start, rows = fitted, None
-        if is_batches(x):
+        rows: Any
+        told: Any
+        start, told = fitted, ()
+        if is_stream:
             if context is not None:
                 raise ValueError("fit_density: beside batches no context is given; let each batch be (x, context)")
-            batches, held_out = Batches(of_x, x, convert), held_out_rows(of_x, validation, convert)
-            first = batches.first()
+            rows = batches = batches_of(of_x, x, convert)
+            first, held_out = batches.first(), held_out_rows(of_x, validation, convert)
             if not is_of_levels(of_x):
                 warn_of_few_values(first[0], column_names(x, of_x.y_shape))
         else:
             rows, held_out = split_rows(of_x, x, context, validation, convert, np.random.default_rng(seed))
-            first = jax.tree.map(lambda leaf: leaf[:INIT_ROWS], rows)
-        parts = zip(("data", "context", "validation", "context_val"), (*(rows or ()), *(held_out or ())), strict=False)
+            is_mapped, here = isinstance(rows, MappedRows), slice(0, INIT_ROWS)
+            first = rows[here] if is_mapped else jax.tree.map(lambda leaf: leaf[here], rows)
+            told = (x, context) if is_mapped else rows
+        parts = zip(("data", "context", "validation", "context_val"), (*told, *(held_out or ())), strict=False)
         if init:
             start = _init_from(start, jax.random.fold_in(rng_key, 1), *first)
         if init and isinstance(start, Flow) and start.base is None:
             warn_of_far_data(first[0], *_noise_of(start, *jax.tree.map(lambda leaf: leaf[:256], first)))
-        shared = (jax.tree.map(jnp.asarray, rows) if batches is None else batches, jax.tree.map(jnp.asarray, held_out))
-        trainer = _Trainer(start, *shared, seed, batch_size, augment, optimizer, clip_norm, ema_decay)
-        return trainer, 0 if rows is None else len(rows[0]), dict(parts)
+        settings = batch_size, augment, optimizer, clip_norm, ema_decay, workers
+        trainer = _Trainer(start, rows, held_out, seed, *settings)
+        return trainer, trainer.num_rows, dict(parts)
 
     def row_counts() -> list[int]:
         return batches.counts if batches else []
@@ -222,10 +238,11 @@ def fit_density(
         checkpoint=checkpoint,
         fixed={"backend": "numpyro", "flow": in_words(of_x), "base": base_in_words(base, jax.tree.leaves(base))}
         | options,
-        row_counts=row_counts if is_batches(x) else None,
+        row_counts=row_counts if is_stream else None,
         callback=callback,
         progress=progress,
         advice=advice_for(learning_rate or (None if has_rate(optimizer) else LEARNING_RATE)),
+        workers=workers,
     )
     fitted = trainer.flow._with_params(trainer.params)
     if isinstance(fitted, Flow):
@@ -236,26 +253,36 @@ def fit_density(
 class _Trainer(TreeTrainer):
     """The steps of :func:`fit_density`: see :class:`flowppl.training.loop.Trainer`."""
 
-    def __init__(self, flow, rows, held_out, seed, batch_size, augment, optimizer, clip_norm, ema_decay):
-        super().__init__(flow._params, seed, optimizer, clip_norm, ema_decay)
-        self.flow, self.rows, self.batch_size, self.num_steps = flow, rows, batch_size, 0
-        self.static = (augment, optimizer)
+    def __init__(self, flow, rows, held_out, seed, batch_size, augment, optimizer, clip_norm, ema_decay, workers):
+        super().__init__(flow._params, seed, optimizer, clip_norm, ema_decay, workers)
+        self.flow, self.batch_size, self.num_steps = flow, batch_size, 0
+        self.static = (augment, optimizer, workers)
+        self.is_read = isinstance(rows, Batches | MappedRows)
+        self.rows = rows if self.is_read else workers.replicated(rows)
+        self.num_rows = 0 if isinstance(rows, Batches) else len(rows if self.is_read else rows[0])
         of_held_out = None if held_out is None else split_batches(np.arange(len(held_out[0])), batch_size)
-        self.held_out = (held_out, of_held_out)
+        self.held_out = workers.replicated((held_out, of_held_out))
 
     def run_epoch(self, epoch, order, rate):
         if not isinstance(self.rows, Batches):
+            self.num_steps = epoch * math.ceil(len(order) / self.batch_size)
+        if not self.is_read:
             batches = split_batches(order, self.batch_size)
-            self.num_steps = epoch * len(batches[0])
             losses, validation_loss = self._run(epoch, rate, self.rows, batches, self.held_out)
             return np.asarray(losses), validation_loss
         losses = []
-        for batch in self.rows:
-            only = split_batches(np.arange(len(batch[0])), len(batch[0]))
-            losses.append(self._run(epoch, rate, batch, only, (None, None))[0][0])
+        for rows, counts in self._steps(order):
+            rows, weights = self.workers.joined(rows, counts)
+            losses.append(self._run(epoch, rate, rows, (None, weights[None]), (None, None))[0][0])
         if self.held_out[0] is None:
             return losses, None
-        return losses, _mean_loss(self.flow, self.kept(), *self.held_out, jax.random.fold_in(self.key, 0))
+        key = jax.random.fold_in(self.key, 0)
+        return losses, _mean_loss(self.flow, self.kept(), *self.held_out, key, self.workers)
+
+    def _steps(self, order):
+        if isinstance(self.rows, Batches):
+            return self.rows.steps(self.workers)
+        return steps(lambda here: self.rows[order[here]], len(order), self.batch_size, self.workers)
 
     def _run(self, epoch, rate, rows, batches, held_out):
         carry = (self.params, self.memory, self.average)
@@ -278,15 +305,15 @@ def _noise_of(flow, x, context):
 
 
 # Compiled once for all fits of one flow to data of one shape.
-@partial(jax.jit, static_argnames=("augment", "optimizer"))
-def _run_epoch(flow, carry, numbers, rows, batches, held_out, augment, optimizer):
+@partial(jax.jit, static_argnames=("augment", "optimizer", "workers"))
+def _run_epoch(flow, carry, numbers, rows, batches, held_out, augment, optimizer, workers):
     rate, clip_norm, ema_decay, key, epoch, num_steps = numbers
     epoch_key = jax.random.fold_in(key, epoch + 1)
 
     def step(carry, item):
         i, batch = item
         params, memory, average = carry
-        known = (rows, batch, jax.random.fold_in(epoch_key, num_steps + i), augment)
+        known = (rows, batch, jax.random.fold_in(epoch_key, num_steps + i), augment, workers)
 
         def mean_loss(params):
             losses, weights = _losses(flow._with_params(params), *known)
@@ -296,29 +323,29 @@ def _run_epoch(flow, carry, numbers, rows, batches, held_out, augment, optimizer
         (params, memory), loss = take_step(make_optimizer(optimizer, clip_norm), (params, memory), gradient, loss, rate)
         if average is not None:
             average = averaged(average, params, average_share(ema_decay, num_steps + i + 1))
-        return (params, memory, average), loss
+        return workers.everywhere(((params, memory, average), loss))
 
-    carry, losses = jax.lax.scan(step, carry, (jnp.arange(len(batches[0])), batches))
+    carry, losses = jax.lax.scan(step, carry, (jnp.arange(len(batches[1])), batches))
     if held_out[0] is None:
         return carry, losses, None
-    return carry, losses, _mean_loss(flow, kept(carry[2], carry[0]), *held_out, jax.random.fold_in(key, 0))
+    return carry, losses, _mean_loss(flow, kept(carry[2], carry[0]), *held_out, jax.random.fold_in(key, 0), workers)
 
 
-@jax.jit
-def _mean_loss(flow, params, held_out, held_batches, key):
+@partial(jax.jit, static_argnames="workers")
+def _mean_loss(flow, params, held_out, held_batches, key, workers):
     trained = flow._with_params(params)
 
     def total(item):
         i, batch = item
-        return jnp.dot(*_losses(trained, held_out, batch, jax.random.fold_in(key, i), None))
+        return jnp.dot(*_losses(trained, held_out, batch, jax.random.fold_in(key, i), None, workers))
 
     sums = jax.lax.map(total, (jnp.arange(len(held_batches[0])), held_batches))
-    return sums.sum() / len(held_out[0])
+    return workers.everywhere(sums.sum() / len(held_out[0]))
 
 
-def _losses(flow, rows, batch, key, augment):
-    index, weights = batch
-    x, context = jax.tree.map(lambda leaf: leaf[index], rows)
+def _losses(flow, rows, batch, key, augment, workers):
+    index, weights = batch  # without an index the rows are those of the batch
+    x, context = workers.shared(rows if index is None else jax.tree.map(lambda leaf: leaf[index], rows))
     augment_key, key = jax.random.split(key)
     x = x if augment is None else augment(augment_key, x)
     distribution = flow(context, key=key) if isinstance(flow, Dequantized) else flow(context)

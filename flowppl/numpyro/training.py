@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowppl.numpyro.distributed import Workers
 from flowppl.numpyro.steps import Optimizer, make_optimizer
 from flowppl.serialization import BFLOAT16
 
@@ -23,15 +24,27 @@ class TreeTrainer:
         optimizer: as for :func:`flowppl.numpyro.steps.make_optimizer`.
         clip_norm: the largest norm of a gradient, or ``None``.
         ema_decay: the decay of the averages; 0 for none.
+        workers: the devices that train together.
     """
 
-    def __init__(self, params: Any, seed: int, optimizer: Optimizer, clip_norm: float | None, ema_decay: float) -> None:
-        self.key, self.ema_decay = jax.random.key(seed), ema_decay
+    def __init__(
+        self,
+        params: Any,
+        seed: int,
+        optimizer: Optimizer,
+        clip_norm: float | None,
+        ema_decay: float,
+        workers: Workers,
+    ) -> None:
+        self.workers, self.ema_decay = workers, ema_decay
+        params = workers.equalised(params)
+        self.key = workers.replicated(jax.random.key(seed))
         self.clip_norm = math.inf if clip_norm is None else float(clip_norm)
-        self.params = jax.tree.map(jnp.array, params)  # copies: a step may give its arguments up
+        # Copies: a step may give its arguments up.
+        self.params = workers.replicated(jax.tree.map(jnp.array, params))
         # In half precision an average would not move.
-        self.average = jax.tree.map(_at_least_float32, params) if ema_decay else None
-        self.memory = make_optimizer(optimizer, self.clip_norm).init(params)
+        self.average = workers.replicated(jax.tree.map(_at_least_float32, params)) if ema_decay else None
+        self.memory = workers.replicated(make_optimizer(optimizer, self.clip_norm).init(params))
 
     def kept(self) -> Any:
         """The averages, if there are any, and else the weights."""
@@ -48,8 +61,9 @@ class TreeTrainer:
 
     def restore(self, weights: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray] | None) -> None:
         self.params = _from_arrays(self.params, weights)
-        if state is not None:
-            self.memory, self.average = _from_arrays((self.memory, self.average), state)
+        if state is not None:  # else the training is over, and the weights stay where the user's arrays are
+            own = (self.params, *_from_arrays((self.memory, self.average), state))
+            self.params, self.memory, self.average = self.workers.replicated(own)
 
 
 def kept(average: Any, params: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowppl.autoencoders.data import as_data, is_share, warn_of_constants
+from flowppl.autoencoders.data import as_data, data_source, first_rows, is_share, warn_of_constants
 from flowppl.autoencoders.model import check_vae
 from flowppl.autoencoders.training import VAEFit, check_options, train
+from flowppl.inference.batches import Batches, Mapped, steps
 from flowppl.inference.epochs import Callback
 from flowppl.numpyro.autoencoder import Autoencoder
+from flowppl.numpyro.distributed import Workers
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
 from flowppl.numpyro.training import TreeTrainer, averaged
@@ -44,6 +47,7 @@ def fit_vae(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
+    distributed: bool = False,
 ) -> VAEFit[VAE, dict[str, Any]]:
     r"""Train a :class:`FlowVAE` on data.
 
@@ -72,13 +76,17 @@ def fit_vae(
     Args:
         rng_key: determines the flows' first weights, the batches and the noise.
         vae: the autoencoder.
-        x: n data of shape ``(n, *shape)``: an array, a list of rows, a table of pandas, a data set of torch, or an
-            iterable of batches such as a ``DataLoader``, which is read once and held in memory. Of items that are
-            tuples, such as an image and its label, the first parts are the data.
+        x: n data of shape ``(n, *shape)``: an array, a list of rows, a table of pandas, or a data set of torch. Of a
+            memory-mapped array only the rows of a step are read at a time, and those held out. Or an iterable of
+            batches that starts anew in each epoch, such as a ``DataLoader``, or a function without arguments that gives
+            one, such as a generator function: each batch is one step. An iterator is read once and held in memory. Of
+            items that are tuples, such as an image and its label, the first parts are the data.
         params: the weights to start from; ``None`` means ``vae.init``.
         validation: the fraction of rows to hold out at random, or held-out data; ``None`` for no validation. Its loss
-            is minus the ELBO, with one draw for each datum, the same in all epochs.
-        batch_size: the number of rows in one step; the last batch of an epoch may be smaller.
+            is minus the ELBO, with one draw for each datum, the same in all epochs. Of an iterable of batches no
+            fraction is held out.
+        batch_size: the number of rows in one step; the last batch of an epoch may be smaller. Unused if x is an
+            iterable of batches.
         num_epochs: the number of passes over the data, unless ``patience`` ends them.
         learning_rate: the learning rate, or a function from the epoch, counted from 0, to it; ``None`` is 0.001, or the
             optimiser's own.
@@ -92,9 +100,16 @@ def fit_vae(
         ema_decay: the decay of the exponential moving average of the weights, such as 0.999, which averages about
             1,000 steps: few of all that there are. 0 takes the weights as they are.
         checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
-            the result that it would have had without an interruption. For the optimisers with names only.
+            the result that it would have had without an interruption. For the optimisers with names, and data that are
+            no iterable of batches.
         callback: called as ``callback(epoch, loss)`` after each epoch; if it returns True, the training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
+        distributed: whether all devices of JAX train together, those of all hosts after ``jax.distributed.initialize``,
+            each of which makes this call. They share the rows of each batch; the weights are on all of them, and end
+            as those of one device would, up to rounding. Arrays of data are the same on all hosts, and whole on each
+            device; of an iterable of batches each host has its own, of which a device holds its share, and a step
+            takes one batch of each. The first host writes the checkpoint, which all must be able to read, and its
+            ``callback`` counts.
 
     Returns:
         A :class:`VAEFit`; its ``params`` are a dict by name, as of ``vae.init``.
@@ -141,15 +156,28 @@ def fit_vae(
     }
     check_options(**rest, **options, **sizes)
     init_key, seed_key = jax.random.split(rng_key)
-    x, validation = as_data(x, jax.Array), validation if is_share(validation) else as_data(validation, jax.Array)
-    start = vae.init(init_key, x) if params is None else _checked_params(init_key, vae, params, x)
-    for data in (x,) if is_share(validation) else (x, validation):
-        vae._check(start, data)
+    workers = Workers(distributed)
+    checks: list[Callable[[Any], None]] = []
+
+    def read(rows):
+        rows = np.asarray(as_data(rows, jax.Array))
+        for check in checks:
+            check(rows)
+        return rows
+
+    source, validation = data_source(x, read), validation if is_share(validation) else as_data(validation, jax.Array)
+    x = as_data(x, jax.Array) if source is None else source
+    first = first_rows(x)
+    start = vae.init(init_key, first) if params is None else _checked_params(init_key, vae, params, first)
+    checks.append(vae._checker(start, first[:1]))
+    checks[0](first)
+    if not is_share(validation):
+        vae._check(start, validation)
     if vae.likelihood == "gaussian":
-        warn_of_constants(np.asarray(x), lambda: vae._learns_scale(start, x))
+        warn_of_constants(np.asarray(first), lambda: vae._learns_scale(start, first))
 
     def make_trainer(data, held_out, seed):
-        return _Trainer(vae, start, data, held_out, seed, batch_size, **options)
+        return _Trainer(vae, start, data, held_out, seed, batch_size, workers, **options)
 
     # One program, and only where there is a file that tells it.
     prior = getattr(vae, "prior", None)
@@ -158,7 +186,7 @@ def fit_vae(
         held = jax.jit(prior().log_prob)
     trainer, record = train(
         make_trainer,
-        np.asarray(x),
+        np.asarray(x) if source is None else source,
         validation,
         int(jax.random.randint(seed_key, (), 0, 2**31 - 1)),
         batch_size=batch_size,
@@ -170,6 +198,7 @@ def fit_vae(
         callback=callback,
         fixed={"backend": "numpyro"} | options | vae._description(held),
         progress=progress,
+        workers=workers,
     )
     return VAEFit(vae=vae, params=trainer.params, **record)
 
@@ -193,35 +222,58 @@ def _checked_params(key, vae, params, x):
 class _Trainer(TreeTrainer):
     """The steps of :func:`fit_vae`: see :class:`flowppl.autoencoders.training.Trainer`."""
 
-    def __init__(self, vae, params, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm, ema_decay):
-        super().__init__(params, seed, optimizer, clip_norm, ema_decay)
-        self.vae, self.batch_size = vae, batch_size
-        self.data, self.held_out = (None if rows is None else jnp.asarray(rows) for rows in (data, held_out))
-        self.num_held_out = 0 if held_out is None else len(held_out)
-        self.options = (optimizer, free_bits, self.clip_norm)
+    def __init__(
+        self, vae, params, data, held_out, seed, batch_size, workers, optimizer, free_bits, clip_norm, ema_decay
+    ):
+        super().__init__(params, seed, optimizer, clip_norm, ema_decay, workers)
+        self.vae, self.batch_size, self.num_steps = vae, batch_size, 0
+        self.data: Any = data if isinstance(data, Batches | Mapped) else workers.replicated(data)
+        self.held_out: Any = None if held_out is None else workers.replicated(held_out)
+        self.options = (optimizer, free_bits, self.clip_norm, workers)
 
     def run_epoch(self, epoch, order, rate, beta):
         losses = []
         key = jax.random.fold_in(self.key, epoch + 1)
-        batches = list(zip(*split_batches(order, self.batch_size), strict=True))
-        for i, batch in enumerate(batches):
-            known = ((self.params, self.memory), self.data, *batch, jax.random.fold_in(key, i), rate, beta)
+        if not isinstance(self.data, Batches):
+            self.num_steps = epoch * math.ceil(len(order) / self.batch_size)
+        for i, batch in enumerate(self._batches(order)):
+            known = ((self.params, self.memory), *batch, jax.random.fold_in(key, i), rate, beta)
             (self.params, self.memory), loss = _take_step(self.vae, self.options, *known)
             losses.append(loss)
+            self.num_steps += 1
             if self.ema_decay:
-                share = average_share(self.ema_decay, epoch * len(batches) + i + 1)
+                share = average_share(self.ema_decay, self.num_steps)
                 self.average = _average(self.average, self.params, share)
-        return [float(loss) for loss in losses], self._validation_loss() if self.num_held_out else None
+        return [float(loss) for loss in losses], None if self.held_out is None else self._validation_loss()
+
+    def _batches(self, order):
+        """The data of each step, the indices of its rows if they are some of these, and their weights."""
+        if not isinstance(self.data, Batches | Mapped):
+            for index, weights in zip(*split_batches(order, self.batch_size), strict=True):
+                yield self.data, index, weights
+            return
+        if isinstance(self.data, Batches):
+            batches = self.data.steps(self.workers)
+        else:
+            batches = steps(lambda here: (self.data[order[here]], None), len(order), self.batch_size, self.workers)
+        for (rows, _), counts in batches:
+            rows, weights = self.workers.joined(rows, counts)
+            yield rows, None, weights
 
     def _validation_loss(self):
-        batches = split_batches(np.arange(self.num_held_out), self.batch_size)
+        batches = split_batches(np.arange(len(self.held_out)), self.batch_size)
         key, params, total = jax.random.fold_in(self.key, 0), self.kept(), 0.0
         for i, batch in enumerate(zip(*batches, strict=True)):
-            total += float(_sum_loss(self.vae, params, self.held_out, *batch, jax.random.fold_in(key, i)))
-        return total / self.num_held_out
+            known = params, self.held_out, *batch, jax.random.fold_in(key, i)
+            total += float(_sum_loss(self.vae, self.workers, *known))
+        return total / len(self.held_out)
 
 
 # One program for all calls with arrays of the same shapes; an autoencoder is hashed by its identity.
+
+
+def _take(vae, data, index):
+    return vae._rows(data if index is None else data[index])
 
 
 def _noise(vae, key, weights):
@@ -232,8 +284,8 @@ def _noise(vae, key, weights):
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _take_step(vae, options, carry, data, index, weights, key, rate, beta):
-    optimizer, free_bits, clip_norm = options
-    x, noise = vae._rows(data[index]), _noise(vae, key, weights)
+    optimizer, free_bits, clip_norm, workers = options
+    x, noise = workers.shared((_take(vae, data, index), _noise(vae, key, weights)))
 
     def mean_loss(params):
         log_likelihood, kl, _ = vae.terms(params, x, noise)
@@ -242,7 +294,7 @@ def _take_step(vae, options, carry, data, index, weights, key, rate, beta):
         return beta * mean_kl - jnp.average(log_likelihood, weights=weights)
 
     loss, gradient = jax.value_and_grad(mean_loss)(carry[0])
-    return take_step(make_optimizer(optimizer, clip_norm), carry, gradient, loss, rate)
+    return workers.everywhere(take_step(make_optimizer(optimizer, clip_norm), carry, gradient, loss, rate))
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -250,7 +302,8 @@ def _average(average, params, share):
     return averaged(average, params, share)
 
 
-@partial(jax.jit, static_argnums=0)
-def _sum_loss(vae, params, data, index, weights, key):
-    log_likelihood, kl, _ = vae.terms(params, vae._rows(data[index]), _noise(vae, key, weights))
-    return jnp.dot(kl - log_likelihood, weights)
+@partial(jax.jit, static_argnums=(0, 1))
+def _sum_loss(vae, workers, params, data, index, weights, key):
+    x, noise = workers.shared((_take(vae, data, index), _noise(vae, key, weights)))
+    log_likelihood, kl, _ = vae.terms(params, x, noise)
+    return workers.everywhere(jnp.dot(kl - log_likelihood, weights))

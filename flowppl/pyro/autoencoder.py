@@ -204,8 +204,9 @@ class Autoencoder(torch.nn.Module):
             noise = zeros if num_samples is None else self._noise(num_samples, len(x))
             return self._encode(x, noise)
 
-    def _noise(self, *batch):
-        return torch.randn(*batch, self.dim, dtype=self._zeros.dtype, device=self._zeros.device)
+    def _noise(self, *batch, generator=None):
+        zeros = self._zeros
+        return torch.randn(*batch, self.dim, dtype=zeros.dtype, device=zeros.device, generator=generator)
 
     def _decode(self, z, mean=True):
         with self._evaluating():
@@ -241,12 +242,20 @@ class Autoencoder(torch.nn.Module):
 
     def _check(self, x):
         """Raise ValueError unless networks, likelihood and data fit together."""
-        first = self._rows(x[:1])
+        self._checker(x[:1])(x)
+
+    def _checker(self, first):
+        """The same for networks and one datum; and the function that checks other data."""
+        first = self._rows(first)
         with self._evaluating():
             likelihood = self._likelihood(self._encode(first, self._noise(1)), first)
         num_categories = _base(likelihood).logits.shape[-1] if self.likelihood == "categorical" else None
-        supported = not callable(self.likelihood) or _supports(_base(likelihood), self._rows(x))
-        check_data(self.likelihood, to_numpy(x), num_categories, supported)
+
+        def check(x):
+            supported = not callable(self.likelihood) or _supports(_base(likelihood), self._rows(x))
+            check_data(self.likelihood, to_numpy(x), num_categories, supported)
+
+        return check
 
     def _learns_scale(self, x) -> bool:
         """Whether the scale of the likelihood ``"gaussian"`` has weights of its own that are trained."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -13,17 +14,17 @@ import torch
 from torch.distributions import Distribution, Transform
 
 from flowppl.bijections.contract import Bijection
+from flowppl.inference.batches import INIT_ROWS, Batches, is_batches, steps
 from flowppl.inference.density import (
-    INIT_ROWS,
     LEARNING_RATE,
-    Batches,
     DensityFit,
+    MappedRows,
     advice_for,
+    batches_of,
     check_base,
     check_flow,
     column_names,
     held_out_rows,
-    is_batches,
     is_of_levels,
     rate_of,
     split_rows,
@@ -33,9 +34,10 @@ from flowppl.inference.density import (
 )
 from flowppl.inference.epochs import Callback
 from flowppl.pyro.discrete import Dequantized
+from flowppl.pyro.distributed import Workers
 from flowppl.pyro.flow import Flow, tensors_of
 from flowppl.pyro.pixelcnn import PixelCNN
-from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, take_step
+from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate
 from flowppl.pyro.training import ModuleTrainer
 from flowppl.pyro.transforms import FlowTransform
 from flowppl.training.checkpoints import base_in_words, in_words
@@ -68,6 +70,7 @@ def fit_density(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
+    distributed: bool = False,
 ) -> DensityFit[FlowType]:
     r"""Fit a flow, or a distribution of integers, to data by maximum likelihood.
 
@@ -98,8 +101,10 @@ def fit_density(
             :class:`FlowTransform` of which a flow is made. What
             requires no gradient stays as it is, and so does the base distribution unless it is a module.
         x: the data, of shape ``(n, *event_shape)``, one row for each datum: an array, a list, or a data frame, whose
-            columns are the coordinates; it takes the dtype and device of the flow. Or an iterable of batches that
-            starts anew in each epoch, such as a torch ``DataLoader``: each batch is x or ``(x, context)``, one step.
+            columns are the coordinates; it takes the dtype and device of the flow. Of a memory-mapped array only the
+            rows of a step are read at a time, and those held out. Or an iterable of batches that starts anew in each
+            epoch, such as a torch ``DataLoader``, or a function without arguments that gives one, such as a generator
+            function: each batch is x or ``(x, context)``, one step.
         context: for a conditional flow, the contexts of the rows, of shape ``(n, context_dim)``.
         learning_rate: the learning rate of the first epoch, ``None`` is 0.003; or a function from the epoch, counted
             from 0, to its learning rate, in the place of the cosine.
@@ -124,6 +129,11 @@ def fit_density(
         callback: called after each epoch as ``callback(epoch, loss)``, with its number from 0 and its mean loss; if it
             returns True, training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
+        distributed: whether all processes of ``torch.distributed`` train together, each of which makes this call. They
+            share the rows of each batch, and end with the same weights, those of one process up to rounding; noise
+            that the flow or ``augment`` draws is each process's own. Of an iterable of batches each process has its
+            own, and a step takes one batch of each. The first process writes the checkpoint, which all must be able to
+            read, and its ``callback`` counts.
 
     Returns:
         A :class:`DensityFit`: the trained ``flow``, its ``losses`` and ``validation_losses``, and why it stopped.
@@ -133,8 +143,8 @@ def fit_density(
         ValueError: if the data do not fit the flow, do not vary, are not finite or no levels of a distribution of
             integers, an option is out of range, a checkpoint is not whole or of another training (it is then as it
             was), or the base distribution lies in an interval that the flow does not map onto the space of the data.
-        RuntimeError: if no step of the first epoch, or no validation loss, is finite, or torch keeps no
-            gradients here.
+        RuntimeError: if no step of the first epoch, or no validation loss, is finite, torch keeps no gradients here,
+            or ``distributed`` before ``torch.distributed.init_process_group``.
 
     References:
         Kingma, Ba: Adam: A Method for Stochastic Optimization, 2014, arXiv 1412.6980. Loshchilov, Hutter: SGDR:
@@ -166,7 +176,8 @@ def fit_density(
         batch_size=batch_size,
         num_epochs=num_epochs,
     )
-    if checkpoint is not None and is_batches(x):
+    workers, is_stream = Workers("fit_density", distributed), is_batches("fit_density", x)
+    if checkpoint is not None and is_stream:
         raise ValueError("fit_density: a checkpoint cannot tell where an iterable of batches is; give x as an array")
     fitted: Any = flow if isinstance(flow, _KINDS) else Flow(flow)  # type: ignore[arg-type]
     trained = {name: parameter for name, parameter in fitted.named_parameters() if parameter.requires_grad}
@@ -188,10 +199,10 @@ def fit_density(
     def make_trainer(seed: int) -> tuple[_Trainer, int, dict[str, Any]]:
         nonlocal batches, first
         data: Any = None
-        if is_batches(x):
+        if is_stream:
             if context is not None:
                 raise ValueError("fit_density: beside batches no context is given; let each batch be (x, context)")
-            batches, held_out = Batches(of_x, x, convert), held_out_rows(of_x, validation, convert)
+            batches, held_out = batches_of(of_x, x, convert), held_out_rows(of_x, validation, convert)
             first = batches.first()
             if not is_of_levels(of_x):
                 warn_of_few_values(first[0], column_names(x, of_x.y_shape))
@@ -202,10 +213,12 @@ def fit_density(
             fitted.init_from(*first)
         if init and isinstance(fitted, Flow) and fitted.base is None:
             _warn_of_far_data(fitted, *_part(first, slice(0, 256)))
-        rows = data or batches
-        trainer = _Trainer(fitted, trained, rows, held_out, seed, batch_size, augment, optimizer, clip_norm, ema_decay)
-        parts = zip(("data", "context", "validation", "context_val"), (*(data or ()), *(held_out or ())), strict=False)
-        return trainer, 0 if data is None else len(data[0]), dict(parts)
+        rows = data if batches is None else batches
+        settings: Any = (batch_size, augment, optimizer, clip_norm, ema_decay, workers)
+        trainer = _Trainer(fitted, trained, rows, held_out, seed, *settings)
+        told = (x, context) if isinstance(data, MappedRows) else data or ()
+        parts = zip(("data", "context", "validation", "context_val"), (*told, *(held_out or ())), strict=False)
+        return trainer, trainer.num_rows, dict(parts)
 
     def row_counts() -> list[int]:
         return batches.counts if batches else []
@@ -224,10 +237,11 @@ def fit_density(
         patience=patience,
         checkpoint=checkpoint,
         fixed={"backend": "pyro", "flow": in_words(of_x), "trained parameters": list(trained)} | words | options,
-        row_counts=row_counts if is_batches(x) else None,
+        row_counts=row_counts if is_stream else None,
         callback=callback,
         progress=progress,
         advice=advice_for(learning_rate or (None if has_rate(optimizer) else LEARNING_RATE)),
+        workers=workers,
     )
     if isinstance(fitted, Flow):
         warn_of_rounding(fitted, *first)
@@ -243,39 +257,44 @@ def tensor_like(zeros: torch.Tensor, values: Any) -> torch.Tensor:
 class _Trainer(ModuleTrainer):
     """The steps of :func:`fit_density`: see :class:`flowppl.training.loop.Trainer`."""
 
-    def __init__(self, flow, trained, rows, held_out, seed, batch_size, augment, optimizer, clip_norm, ema_decay):
+    def __init__(self, flow, trained, rows, held_out, seed, batch_size, augment, optimizer, *settings):
         self.flow, self.rows, self.held_out = flow, rows, held_out
         self.batch_size, self.augment, self.num_steps = batch_size, augment, 0
+        self.num_rows = 0 if isinstance(rows, Batches) else len(rows if isinstance(rows, MappedRows) else rows[0])
         fused: Any = {"fused": True} if optimizer == "adam" else {}
-        super().__init__(flow, trained, seed, optimizer, clip_norm, ema_decay, **fused)
+        super().__init__(flow, trained, seed, optimizer, *settings, **fused)
 
     def run_epoch(self, epoch, order, rate):
-        parts = self.rows
-        if not isinstance(parts, Batches):
-            index = torch.as_tensor(order, device=self.rows[0].device).split(self.batch_size)
-            self.num_steps = epoch * len(index)
-            parts = (_part(self.rows, rows) for rows in index)
+        if not isinstance(self.rows, Batches):
+            self.num_steps = epoch * math.ceil(len(order) / self.batch_size)
         # The rows were checked; to check them again a GPU would be waited for.
         with self.noise_of(epoch + 1), pyro.validation_enabled(False):
-            losses = [self._step(rows, rate) for rows in parts]
+            losses = [self._step(rows, counts, rate) for rows, counts in self._steps(order)]
         return torch.stack(losses).tolist(), None if self.held_out is None else self._validation_loss()
 
-    def _step(self, rows, rate):
+    def _steps(self, order):
+        if isinstance(self.rows, Batches):
+            return self.rows.steps(self.workers)
+        index = order if isinstance(self.rows, MappedRows) else torch.as_tensor(order, device=self.rows[0].device)
+        return steps(lambda here: _part(self.rows, index[here]), len(order), self.batch_size, self.workers)
+
+    def _step(self, rows, counts, rate):
         x, context = rows
         x = x if self.augment is None else self.augment(x)
         loss = -self.flow(context).log_prob(x).mean()
-        loss.backward()
         self.num_steps += 1
-        found = take_step(self.optimizer, self.trained.values(), loss, self.clip_norm, rate)
+        found = self.take_step(loss, counts, rate)
         self.average_step(self.num_steps)
         return found
 
     def _validation_loss(self):
         with self.with_averages(), self.noise_of(0), pyro.validation_enabled(False):
-            return _mean_loss(self.flow, self.held_out, self.batch_size)
+            return _mean_loss(self.flow, self.held_out, self.batch_size, self.workers)
 
 
 def _part(data: Any, rows: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if isinstance(data, MappedRows):
+        return data[rows]
     x, context = data
     return x[rows], None if context is None else context[rows]
 
@@ -287,7 +306,9 @@ def _warn_of_far_data(flow: Flow, x: torch.Tensor, context: torch.Tensor | None)
 
 
 @torch.no_grad()
-def _mean_loss(flow: Any, data: Any, batch_size: int) -> Any:
-    num_rows = len(data[0])
-    parts = (_part(data, slice(start, start + batch_size)) for start in range(0, num_rows, batch_size))
-    return -sum(flow(context).log_prob(x).sum() for x, context in parts) / num_rows
+def _mean_loss(flow: Any, data: Any, batch_size: int, workers: Workers) -> torch.Tensor:
+    num_rows, total = len(data[0]), flow._zeros.new_zeros(())
+    for (x, context), counts in steps(partial(_part, data), num_rows, batch_size, workers):
+        if counts[workers.rank]:
+            total -= flow(context).log_prob(x).sum()
+    return workers.total(total) / num_rows

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from flowppl.pyro.steps import Optimizer, make_optimizer
+from flowppl.pyro.distributed import Workers
+from flowppl.pyro.steps import Optimizer, make_optimizer, take_step
 from flowppl.training.loop import average_share
 
 
@@ -23,6 +24,7 @@ class ModuleTrainer:
         optimizer: as for :func:`flowppl.pyro.steps.make_optimizer`.
         clip_norm: the largest norm of a gradient, or ``None``.
         ema_decay: the decay of the averages; 0 for none.
+        workers: the processes that train together.
         buffers: tensors that steps change too, such as the statistics of batch normalisation.
         options: those of a named optimiser.
     """
@@ -35,10 +37,13 @@ class ModuleTrainer:
         optimizer: Optimizer,
         clip_norm: float | None,
         ema_decay: float,
+        workers: Workers,
         buffers: Sequence[torch.Tensor] = (),
         **options: bool,
     ) -> None:
         self.module, self.trained, self.seed, self.ema_decay = module, trained, seed, ema_decay
+        self.workers = workers
+        workers.equalise([*module.parameters(), *module.buffers()])
         self.clip_norm = math.inf if clip_norm is None else clip_norm
         self.optimizer = make_optimizer(optimizer, trained, **options)
         self.optimizer.zero_grad()
@@ -46,6 +51,18 @@ class ModuleTrainer:
         floating = [buffer for buffer in buffers if buffer.is_floating_point()]
         self.averaged = [*trained.values(), *floating] if ema_decay else []
         self.average = [_at_least_float32(tensor.detach().clone()) for tensor in self.averaged]
+
+    def take_step(self, loss: torch.Tensor, counts: np.ndarray, rate: float | None) -> torch.Tensor:
+        """Step down the mean loss of the rows of all processes; see :func:`flowppl.pyro.steps.take_step`.
+
+        Args:
+            loss: the mean loss of this process's rows.
+            counts: how many rows each process has.
+            rate: the learning rate.
+        """
+        loss.backward()
+        loss = self.workers.average(self.trained.values(), loss.detach(), counts)
+        return take_step(self.optimizer, self.trained.values(), loss, self.clip_norm, rate)
 
     def average_step(self, num_steps: int) -> None:
         """Take the weights after the ``num_steps``-th step into the averages."""
@@ -65,12 +82,20 @@ class ModuleTrainer:
             _copy(self.averaged, weights)
 
     @contextlib.contextmanager
-    def noise_of(self, index: int) -> Iterator[None]:
-        """Random numbers, those of dropout too, that depend on the seed and this index only."""
+    def noise_of(self, index: int) -> Iterator[int]:
+        """Random numbers, those of dropout too, that depend on the seed, this index and the process only.
+
+        It gives a seed that is the same in all processes.
+        """
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        rank = self.workers.rank
+        shared, own = (
+            np.random.SeedSequence([self.seed, index, *more]).generate_state(1)[0].item()
+            for more in ([], [rank] if rank else [])
+        )
         with torch.random.fork_rng(devices):  # all of them are seeded below
-            torch.manual_seed(np.random.SeedSequence([self.seed, index]).generate_state(1)[0].item())
-            yield
+            torch.manual_seed(own)
+            yield shared
 
     def weights(self) -> dict[str, np.ndarray]:
         return {name: _to_array(tensor).copy() for name, tensor in self.module.state_dict().items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,12 +11,14 @@ from typing import Any, TypeVar
 import pyro
 import torch
 
-from flowppl.autoencoders.data import is_share, warn_of_constants
+from flowppl.autoencoders.data import data_source, first_rows, is_share, warn_of_constants
 from flowppl.autoencoders.model import check_vae
 from flowppl.autoencoders.training import VAEFit, check_options, train
+from flowppl.inference.batches import Batches, steps
 from flowppl.inference.epochs import Callback
 from flowppl.pyro.autoencoder import Autoencoder, as_rows, modes, to_numpy
-from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate, take_step
+from flowppl.pyro.distributed import Workers
+from flowppl.pyro.steps import Optimizer, check_optimizer, has_rate
 from flowppl.pyro.training import ModuleTrainer
 
 VAE = TypeVar("VAE", bound=Autoencoder)
@@ -37,6 +41,7 @@ def fit_vae(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
+    distributed: bool = False,
 ) -> VAEFit[VAE, dict[str, torch.Tensor]]:
     r"""Train a :class:`FlowVAE` on data.
 
@@ -67,12 +72,16 @@ def fit_vae(
 
     Args:
         vae: the autoencoder.
-        x: n data of shape ``(n, *shape)``: a tensor or an array, a list of rows, a table of pandas, a data set of
-            torch, or an iterable of batches such as a ``DataLoader``, which is read once and held in memory. Of items
-            that are tuples, such as an image and its label, the first parts are the data.
+        x: n data of shape ``(n, *shape)``: a tensor or an array, a list of rows, a table of pandas, or a data set of
+            torch. Of a memory-mapped array only the rows of a step are read at a time, and those held out. Or an
+            iterable of batches that starts anew in each epoch, such as a ``DataLoader``, or a function without
+            arguments that gives one, such as a generator function: each batch is one step. An iterator is read once
+            and held in memory. Of items that are tuples, such as an image and its label, the first parts are the data.
         validation: the fraction of rows to hold out at random, or held-out data; ``None`` for no validation. Its loss
-            is minus the ELBO, with one draw for each datum, the same in all epochs.
-        batch_size: the number of rows in one step; the last batch of an epoch may be smaller.
+            is minus the ELBO, with one draw for each datum, the same in all epochs. Of an iterable of batches no
+            fraction is held out.
+        batch_size: the number of rows in one step; the last batch of an epoch may be smaller. Unused if x is an
+            iterable of batches.
         num_epochs: the number of passes over the data, unless ``patience`` ends them.
         learning_rate: the learning rate, or a function from the epoch, counted from 0, to it; ``None`` is 0.001, or the
             optimiser's own.
@@ -86,9 +95,15 @@ def fit_vae(
         ema_decay: the decay of the exponential moving average of the weights, such as 0.999, which averages about
             1,000 steps: few of all that there are. 0 takes the weights as they are.
         checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
-            the result that it would have had without an interruption. For the optimisers with names only.
+            the result that it would have had without an interruption. For the optimisers with names, and data that are
+            no iterable of batches.
         callback: called as ``callback(epoch, loss)`` after each epoch; if it returns True, the training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
+        distributed: whether all processes of ``torch.distributed`` train together, each of which makes this call. They
+            share the rows of each batch and the noise of the latents, and end with the same weights, those of one
+            process up to rounding; what is random in the networks is each process's own. Of an iterable of batches
+            each process has its own, and a step takes one batch of each. The first process writes the checkpoint,
+            which all must be able to read, and its ``callback`` counts.
 
     Returns:
         A :class:`VAEFit`; its ``params`` are the ``state_dict`` of the autoencoder.
@@ -97,7 +112,8 @@ def fit_vae(
         TypeError: if ``vae`` is no autoencoder, the data are no real numbers, or ``optimizer`` is none.
         ValueError: if the data do not fit the likelihood (the message names the range) or the networks, for an option
             that cannot be meant, or a checkpoint that is not whole or of another training; it is then as it was.
-        RuntimeError: if no step of the first epoch, or no validation loss, is finite, or gradients are switched off.
+        RuntimeError: if no step of the first epoch, or no validation loss, is finite, gradients are switched off, or
+            ``distributed`` before ``torch.distributed.init_process_group``.
 
     References:
         Warm-up: Bowman et al.: Generating Sentences from a Continuous Space, 2015, arXiv 1511.06349; Sonderby et al.:
@@ -132,14 +148,27 @@ def fit_vae(
         "checkpoint": checkpoint,
     }
     check_options(**rest, **options, **sizes)
-    x, validation = as_rows(x), validation if is_share(validation) else as_rows(validation)
-    for data in (x,) if is_share(validation) else (x, validation):
-        vae._check(data)
+    workers = Workers("fit_vae", distributed)
+    checks: list[Callable[[Any], None]] = []
+
+    def read(rows):
+        rows = as_rows(rows)
+        for check in checks:
+            check(rows)
+        return rows
+
+    source, validation = data_source(x, read), validation if is_share(validation) else as_rows(validation)
+    x = as_rows(x) if source is None else source
+    first = first_rows(x)
+    checks.append(vae._checker(first[:1]))
+    checks[0](first)
+    if not is_share(validation):
+        vae._check(validation)
     if vae.likelihood == "gaussian":
-        warn_of_constants(to_numpy(x), lambda: vae._learns_scale(x))
+        warn_of_constants(to_numpy(first), lambda: vae._learns_scale(first))
 
     def make_trainer(data, held_out, seed):
-        return _Trainer(vae, data, held_out, seed, batch_size, **options)
+        return _Trainer(vae, data, held_out, seed, batch_size, workers, **options)
 
     trained = _trained(vae)
     if not trained:
@@ -159,6 +188,7 @@ def fit_vae(
         callback=callback,
         fixed={"backend": "pyro", "trained parameters": list(trained)} | options | vae._description(held),
         progress=progress,
+        workers=workers,
     )
     params = {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
     return VAEFit(vae=vae, params=params, **record)
@@ -179,49 +209,70 @@ def _held(vae) -> Callable | None:
 class _Trainer(ModuleTrainer):
     """The steps of :func:`fit_vae`: see :class:`flowppl.autoencoders.training.Trainer`."""
 
-    def __init__(self, vae, data, held_out, seed, batch_size, optimizer, free_bits, clip_norm, ema_decay):
+    def __init__(self, vae, data, held_out, seed, batch_size, workers, optimizer, free_bits, clip_norm, ema_decay):
         self.vae, self.data, self.held_out = vae, data, held_out
-        self.batch_size, self.free_bits = batch_size, free_bits
+        self.batch_size, self.free_bits, self.num_steps = batch_size, free_bits, 0
         # Such as the statistics of batch normalisation; those of the flows never change.
         networks = [network for network in vae._networks() if isinstance(network, torch.nn.Module)]
         buffers = [buffer for network in networks for buffer in network.buffers()]
-        super().__init__(vae, _trained(vae), seed, optimizer, clip_norm, ema_decay, buffers)
+        super().__init__(vae, _trained(vae), seed, optimizer, clip_norm, ema_decay, workers, buffers)
 
     def run_epoch(self, epoch, order, rate, beta):
-        batches = [order[begin : begin + self.batch_size] for begin in range(0, len(order), self.batch_size)]
-        with modes(self.vae, trains=True), self.noise_of(epoch + 1), pyro.validation_enabled(False):
-            first = epoch * len(batches) + 1
-            losses = [self._step(rows, rate, beta, step) for step, rows in enumerate(batches, first)]
+        if isinstance(self.data, Batches):
+            batches = self.data.steps(self.workers)
+        else:
+            self.num_steps = epoch * math.ceil(len(order) / self.batch_size)
+            batches = steps(lambda here: (self.data[order[here]], None), len(order), self.batch_size, self.workers)
+        with modes(self.vae, trains=True), self._noises(epoch + 1) as noise:
+            losses = [self._step(rows, counts, noise, rate, beta) for (rows, _), counts in batches]
+        self.workers.equalise(self.buffers)
         return torch.stack(losses).tolist(), None if self.held_out is None else self._validation_loss()
 
-    def _step(self, rows, rate, beta, num_steps):
-        x = self.vae._rows(self.data[rows])
+    @contextlib.contextmanager
+    def _noises(self, index):
+        """A function that gives each process its rows of the noise of a batch, which is drawn for all of them."""
+        with self.noise_of(index) as seed, pyro.validation_enabled(False):
+            generator = None
+            if self.workers.size > 1:
+                generator = torch.Generator(self.vae._zeros.device).manual_seed(seed)
+
+            def noise(counts, num_rows):
+                drawn = self.vae._noise(int(counts.sum()), generator=generator)
+                return drawn[self.workers.place(counts, num_rows)]
+
+            yield noise
+
+    def _step(self, rows, counts, noise, rate, beta):
+        x = self.vae._rows(rows)
         before = [buffer.clone() for buffer in self.buffers]
         try:
-            log_likelihood, kl, _ = self.vae.terms(x, self.vae._noise(len(x)))
+            log_likelihood, kl, _ = self.vae.terms(x, noise(counts, len(x)))
         except ValueError as error:
             if len(x) > 1:
                 raise
+            which = "which the iterable gave"
+            if not isinstance(self.data, Batches):
+                which = f"which {len(self.data)} rows in batches of {self.batch_size} leave at the end"
             raise ValueError(
-                f"fit_vae: the networks cannot be trained on a batch of one row, which {len(self.data)} rows in "
-                f"batches of {self.batch_size} leave at the end; choose another batch_size"
+                f"fit_vae: the networks cannot be trained on a batch of one row, {which}; choose another batch_size"
             ) from error
-        mean_kl = kl.mean().clamp(min=self.free_bits) if self.free_bits else kl.mean()
-        loss = beta * mean_kl - log_likelihood.mean()
-        loss.backward()
-        found = take_step(self.optimizer, self.trained.values(), loss, self.clip_norm, rate)
+        mean_kl = kl.mean()
+        if self.free_bits:
+            of_all = self.workers.total(mean_kl.detach() * (counts[self.workers.rank] / counts.sum()))
+            mean_kl = torch.where(of_all < self.free_bits, self.free_bits, mean_kl)
+        self.num_steps += 1
+        found = self.take_step(beta * mean_kl - log_likelihood.mean(), counts, rate)
         for buffer, value in zip(self.buffers, before, strict=True):
             buffer.copy_(torch.where(found.isnan(), value, buffer))
-        self.average_step(num_steps)
+        self.average_step(self.num_steps)
         return found
 
     @torch.no_grad()
     def _validation_loss(self):
-        total = 0.0
-        evaluates = modes(self.vae, trains=False)
-        with self.with_averages(), evaluates, self.noise_of(0), pyro.validation_enabled(False):
-            for begin in range(0, len(self.held_out), self.batch_size):
-                x = self.vae._rows(self.held_out[begin : begin + self.batch_size])
-                log_likelihood, kl, _ = self.vae.terms(x, self.vae._noise(len(x)))
-                total += float((kl - log_likelihood).sum())
-        return total / len(self.held_out)
+        num_rows, total = len(self.held_out), torch.zeros((), dtype=torch.float64, device=self.workers.device)
+        with self.with_averages(), modes(self.vae, trains=False), self._noises(0) as noise:
+            for x, counts in steps(lambda here: self.held_out[here], num_rows, self.batch_size, self.workers):
+                x = self.vae._rows(x)
+                log_likelihood, kl, _ = self.vae.terms(x, noise(counts, len(x)))
+                total += float((kl - log_likelihood).sum()) if counts[self.workers.rank] else 0.0
+        return float(self.workers.total(total)) / num_rows

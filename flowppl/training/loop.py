@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from flowppl.checks import check_positive, check_sizes
+from flowppl.inference.batches import ALONE, Workers
 from flowppl.inference.epochs import Callback, Progress, run_epochs
 from flowppl.serialization import check_entries, check_target, write_file
 from flowppl.training.checkpoints import PROGRESS, check_same, digest, read_checkpoint
@@ -50,6 +51,7 @@ def train(
     callback: Callback | None,
     progress: bool | None,
     advice: str,
+    workers: Workers = ALONE,
 ) -> tuple[SomeTrainer, dict[str, Any]]:
     """Train from the start or from the checkpoint.
 
@@ -59,10 +61,12 @@ def train(
             are told, by name; ``None`` for what is not there.
         run_epoch: trains one epoch on the rows in this order; gives the loss of each step, NaN where skipped, and the
             validation loss.
-        seed: determines the held-out rows, the orders and the noise, unless a checkpoint does.
+        seed: determines the held-out rows, the orders and the noise, unless a checkpoint does; the first
+            process's counts.
         fixed: what must be the same when a training goes on, in plain values.
         batch_size, num_epochs, patience, judged_from, row_counts, callback, progress, advice: as for
             :func:`flowppl.inference.epochs.run_epochs`.
+        workers: the processes that train together.
 
     Returns:
         The trainer, with the best weights, and the arguments of :class:`flowppl.inference.epochs.Epochs`.
@@ -71,7 +75,7 @@ def train(
     if path is not None:
         check_target(path)
     saved = None if path is None or not path.exists() else read_checkpoint(owner, path)
-    seed = seed if saved is None else saved[0]["seed"]
+    seed = int(workers.gather([seed if saved is None else saved[0]["seed"]])[0, 0])
     trainer, num_rows, data = make_trainer(seed)
     first = best = trainer.weights()
     done = Progress()
@@ -89,6 +93,9 @@ def train(
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} does not hold the state of this training ({error}); name another file") from error
 
+    if workers.size > 1:
+        _check_together(owner, workers, len(done.losses), num_rows, data)
+
     def run(epoch):
         return run_epoch(trainer, epoch, np.random.default_rng([seed, epoch]).permutation(num_rows))
 
@@ -97,11 +104,14 @@ def train(
         best = trainer.averages()
 
     def save():
-        if path is not None:
+        if path is not None and workers.rank == 0:
             parts = {"now": trainer.weights(), "best": best, "state": trainer.state()}
             arrays = {f"{part}/{name}": array for part, tree in parts.items() for name, array in tree.items()}
             config = {"kind": "checkpoint", "seed": seed, "fixed": fixed, "progress": dataclasses.asdict(done)}
             write_file(path, config, arrays)
+
+    def stop(epoch, loss):
+        return bool(workers.gather([bool(callback(epoch, loss))])[0, 0])  # type: ignore[misc]
 
     try:
         run_epochs(
@@ -115,14 +125,30 @@ def train(
             patience=patience,
             judged_from=judged_from,
             after_epoch=save,
-            callback=callback,
+            callback=stop if workers.size > 1 and callable(callback) else callback,
             row_counts=row_counts,
-            bar=progress,
+            bar=progress if workers.rank == 0 else False,
             advice=advice,
         )
     finally:
         trainer.restore(best, None)
     return trainer, done.record()
+
+
+def _check_together(owner, workers, done, num_rows, data):
+    """Raise ValueError unless all processes have the same rows and go on from the same epoch."""
+    rows = [digest(array[:64]) >> 1 for array in data.values() if array is not None]  # 31 bits, as all integers have
+    facts = workers.gather([done, num_rows, len(rows), *rows])
+    if (facts[:, 0] != done).any():
+        raise ValueError(
+            f"{owner}: the processes go on from different epochs, {facts[:, 0].tolist()}; the checkpoint must lie "
+            "where all of them can read it"
+        )
+    if (facts != facts[0]).any():
+        raise ValueError(
+            f"{owner}: the processes were given different data. Give all of them the same arrays, of which each takes "
+            "its share, or each one batches of its own, such as a DataLoader with a DistributedSampler"
+        )
 
 
 def average_share(ema_decay: Any, num_steps: Any) -> Any:
