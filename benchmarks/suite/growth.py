@@ -48,7 +48,7 @@ def exponents(points):
 
 
 def tables(curves):
-    yield from ["### Growth", "", GROWS, "", "![Seconds of a step against size](figures/growth.png)", ""]
+    yield from ["### Growth", "", GROWS, "", "![Seconds of a step against size](figures/growth.png)"]
     for name, (title, _) in TITLES.items():
         sizes = [size for size, *_ in next(iter(curves[name].values()))]
         rows = []
@@ -56,7 +56,7 @@ def tables(curves):
             known = {size: f"{1e3 * seconds:.3g}" for size, seconds, _ in points}
             steepest = max(exponents(points), default=math.nan)
             rows.append([f"{library}, {language}", *(known.get(size, "") for size in sizes), f"{steepest:.2f}"])
-        yield from [*markdown([f"{title}, ms", *(f"{size:,}" for size in sizes), "steepest"], rows), ""]
+        yield from ["", *markdown([f"{title}, ms", *(f"{size:,}" for size in sizes), "steepest"], rows)]
     rows = [
         [library, *(f"{compilation:.2g}" for *_, compilation in points)]
         for (library, language), points in curves["depth"].items()
@@ -64,7 +64,7 @@ def tables(curves):
     ]
     if rows:
         sizes = [f"layers: {size}" for size, *_ in next(iter(curves["depth"].values()))]
-        yield from [COMPILES, "", *markdown(["", *sizes], rows)]
+        yield from ["", COMPILES, "", *markdown(["", *sizes], rows)]
 
 
 def figure(curves, path):
