@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test stress versions locks docs bench bench-quick clean
+.PHONY: demo test stress versions locks tutorials docs bench bench-quick clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tutorials/demo.py
@@ -27,6 +27,10 @@ locks: .versions/.installed
 	$(PYTHON) -m venv .versions/tools
 	.versions/tools/bin/python -m pip install --quiet --constraint constraints.txt uv
 	touch $@
+
+# All notebooks in full, one after the other, stored with their outputs: half an hour.
+tutorials: $(VENV)/.installed
+	$(BIN)/python tutorials/execute.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
