@@ -28,7 +28,7 @@ locks: .versions/.installed
 	.versions/tools/bin/python -m pip install --quiet --constraint constraints.txt uv
 	touch $@
 
-# All notebooks in full, one after the other, stored with their outputs: half an hour.
+# All notebooks in full, one after the other, stored with their outputs.
 tutorials: $(VENV)/.installed
 	$(BIN)/python tutorials/execute.py
 
