@@ -1,9 +1,9 @@
 """A picture of what a flow of images can do: samples, interpolations, inpainting, an attribute.
 
     python benchmarks/image_flows.py mnist --data mnist.npz --backend pyro --models glow --save FOLDER --json FILE
-    python benchmarks/image_figures.py mnist --data mnist.npz --weights FOLDER/glow-pyro-0.npz --model glow --out FILE
+    python benchmarks/image_figures.py mnist --data mnist.npz --flow FOLDER/glow-pyro-0.safetensors --out FILE
 
-From top to bottom: samples at three temperatures; interpolations between two test images, along the arc between their
+From top to bottom: samples at three temperatures; interpolations between two test images, along the line between their
 noises; test images of which a part is missing, one kind of part in each column, and what `inpaint` makes of them by the
 highest density and by Langevin's steps; and test images moved along an attribute, which is computed from the training
 images: the digits that lean to the right less those that lean to the left, or the faces whose lower half is bright
@@ -17,21 +17,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import torch
-from image_flows import MODELS, data, noise_flow
+from image_flows import data
 
 import flowppl as fp
-from flowppl.pyro import Dequantized, attribute_direction, edit, inpaint, interpolate
+from flowppl.pyro import attribute_direction, edit, inpaint, interpolate
 
 COLUMNS, TEMPERATURES = 10, (0.5, 0.7, 1.0)
-
-
-def trained(experiment, model, shape, weights):
-    noise = noise_flow(shape) if "variational" in model else None
-    flow = Dequantized(MODELS[experiment][model](shape), 256, noise)
-    with np.load(weights) as arrays, torch.no_grad():
-        for parameter, name in zip(flow.parameters(), arrays.files, strict=True):
-            parameter.copy_(torch.tensor(arrays[name]))
-    return flow.flow
 
 
 def masks(height, width, rng):
@@ -72,7 +63,7 @@ def rows_of(flow, experiment, parts, num_steps, seed):
     rows = {f"T = {temperature}": flow.sample((COLUMNS,), temperature) for temperature in TEMPERATURES}
     train, test = (torch.tensor((part + rng.uniform(size=part.shape)) / 256, dtype=torch.float32) for part in parts)
     for i in range(3):
-        rows[f"interpolate {i + 1}"] = interpolate(flow, test[2 * i], test[2 * i + 1], COLUMNS, spherical=True)
+        rows[f"interpolate {i + 1}"] = interpolate(flow, test[2 * i], test[2 * i + 1], COLUMNS)
     observed = torch.tensor(np.stack(list(masks(*test.shape[-2:], rng).values())))[:, None]
     chosen = test[10 : 10 + COLUMNS]
     rows["missing"] = torch.where(observed, chosen, 0.5)
@@ -89,14 +80,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=["mnist", "frey"])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--flow", type=Path, required=True, help="a `Dequantized` of either language, by `fp.save`")
     parser.add_argument("--num-steps", type=int, default=200, help="of inpainting")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     (train, _, test), _ = data(args.experiment, args.data)
-    flow = trained(args.experiment, args.model, train.shape[1:], args.weights)
+    flow = fp.load(args.flow, backend="pyro").flow
     with torch.no_grad():
         rows, kinds = rows_of(flow, args.experiment, (train, test), args.num_steps, args.seed)
     height, width = train.shape[-2:]

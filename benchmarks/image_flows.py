@@ -10,7 +10,7 @@ seed. Adam, batches of 50, averaged weights; the training ends when the images t
 a while, and takes the best weights. `mnist` takes 10,000 images of 28 x 28 pixels with 256 levels: 8,000, 1,000
 and 1,000; `frey` 1,965 faces of 28 x 20 pixels with 256 levels: 1,565, 200 and 200, at random, though they are the
 frames of one film. A seed determines the first weights, the batches and the noise. `--minutes` ends each training
-early; `--save` writes its weights, in the order of the leaves, beside the results.
+early; `--save` writes the trained distribution of integers, a file that :func:`flowppl.load` takes.
 
 Of a flow of dequantised integers `bound` is what it was trained for, and `bits` has the probability itself, from 50
 draws of noise for each image; a factorised categorical and a PixelCNN have no noise, and a Gaussian of dequantised
@@ -196,7 +196,7 @@ def train(backend, seed, model, spec, shape, levels, parts, options):
             x = torch.tensor(x)
             return (fit.flow.log_prob(x)[None] if is_network else fit.flow.log_weights(x, num_samples)).double().numpy()
 
-        return fit, log_weights, [each.detach().numpy() for each in fit.flow.parameters()]
+        return fit, log_weights, sum(each.numel() for each in fit.flow.parameters())
     import jax
 
     from flowppl.numpyro import Dequantized, PixelCNN, fit_density
@@ -210,8 +210,8 @@ def train(backend, seed, model, spec, shape, levels, parts, options):
         start = Dequantized.init(key, spec(shape), levels, noise)
         fit = fit_density(key, start, parts[0], **options)
         of_x = jax.jit(lambda flow, x, num_samples: flow.log_weights(key, x, num_samples), static_argnums=2)
-    weights = [np.asarray(leaf) for leaf in jax.tree.leaves(fit.flow)]
-    return fit, lambda x, num_samples: np.asarray(of_x(fit.flow, x, num_samples), dtype=float), weights
+    size = sum(leaf.size for leaf in jax.tree.leaves(fit.flow))
+    return fit, lambda x, num_samples: np.asarray(of_x(fit.flow, x, num_samples), dtype=float), size
 
 
 def measure(backend, seed, model, spec, levels, parts, options, minutes, save):
@@ -224,11 +224,11 @@ def measure(backend, seed, model, spec, levels, parts, options, minutes, save):
         return {"validation": float(-held_out.mean() / unit), "bound": bits, "bits": bits}
     begin = time.perf_counter(), time.process_time()
     options = options | {"callback": Deadline(minutes)}
-    fit, log_weights, weights = train(backend, seed, model, spec, shape, levels, parts, options)
+    fit, log_weights, size = train(backend, seed, model, spec, shape, levels, parts, options)
     seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
 
     if save:
-        np.savez(save / f"{model.replace(' ', '-')}-{backend}-{seed}.npz", *weights)
+        fp.save(save / f"{model.replace(' ', '-')}-{backend}-{seed}.safetensors", fit.flow)
 
     def evaluate(images, num_samples):
         chunks = [log_weights(images[i : i + 50], num_samples) for i in range(0, len(images), 50)]
@@ -244,7 +244,7 @@ def measure(backend, seed, model, spec, levels, parts, options, minutes, save):
         "best_epoch": fit.best_epoch,
         "stopped": fit.stopped,
         "skipped": fit.num_skipped,
-        "weights": sum(each.size for each in weights),
+        "weights": int(size),
         "seconds": seconds[0],
         "process_seconds": seconds[1],
     }
@@ -366,7 +366,7 @@ def main():
     parser.add_argument("--epochs", type=int, help="the most epochs")
     parser.add_argument("--batch-size", type=int, help="of a training")
     parser.add_argument("--minutes", type=float, default=math.inf, help="the longest training")
-    parser.add_argument("--save", type=Path, help="a folder for the weights")
+    parser.add_argument("--save", type=Path, help="a folder for what was trained")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=100, help="of speed")
     args = parser.parse_args()
