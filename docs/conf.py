@@ -4,14 +4,23 @@ import os
 import pathlib
 import re
 import shutil
+import tomllib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+from docutils import nodes
+from latex2mathml.converter import convert
 
 import flowppl
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
 REPOSITORY = "https://github.com/flowppl/flowppl"
+
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+    "optional-dependencies"
+]
+HOSTS = {"pyro": ("torch", "pyro-ppl"), "numpyro": ("jax", "numpyro")}
 
 project = "flowppl"
 author = "The flowppl authors"
@@ -23,7 +32,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
@@ -33,7 +41,22 @@ nitpicky = False
 
 # Notebooks are shown as they are stored; tests run them.
 nb_execution_mode = "off"
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "substitution"]
+myst_enable_extensions = [
+    "amsmath",
+    "attrs_inline",
+    "colon_fence",
+    "deflist",
+    "dollarmath",
+    "substitution",
+]
+myst_substitutions = {
+    "versions": "\n".join(
+        f"- `{each}`"
+        for extra, names in HOSTS.items()
+        for each in EXTRAS[extra]
+        if re.match(r"[\w-]+", each)[0] in names
+    )
+}
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
@@ -50,6 +73,8 @@ add_module_names = False
 python_maximum_signature_line_length = 88
 intersphinx_mapping: dict = {}  # the site is built without the internet
 
+html_math_renderer = "mathml"  # browsers know it: no script, no internet
+pygments_dark_style = "github-dark"
 html_theme = "furo"
 html_title = "flowppl"
 html_static_path = ["_static"]
@@ -80,7 +105,11 @@ def bring_in(app):
     for notebook in sorted((ROOT / "tutorials").glob("[0-9]*.ipynb")):
         _copy(notebook, there / notebook.name)
     for source, page in PAGES.items():
-        (HERE / page).write_text(_with_links((ROOT / source).read_text(), pathlib.PurePosixPath(source).parent))
+        (HERE / page).write_text(
+            _with_links(
+                (ROOT / source).read_text(), pathlib.PurePosixPath(source).parent
+            )
+        )
 
 
 def _with_links(text, folder):
@@ -98,5 +127,23 @@ def _copy(source, target):
         shutil.copyfile(source, target)
 
 
+def show_math(self, node):
+    self.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def show_equation(self, node):
+    """Equations with a blank line between them stand below each other, lines of one too."""
+    for tex in re.split(r"\n\s*\n", node.astext().strip()):
+        lines = (
+            tex
+            if r"\begin" in tex or r"\\" not in tex
+            else rf"\begin{{aligned}}{tex}\end{{aligned}}"
+        )
+        self.body.append(f'<div class="math">{convert(lines, display="block")}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app):
+    app.add_html_math_renderer("mathml", (show_math, None), (show_equation, None))
     app.connect("builder-inited", bring_in, priority=1)

@@ -33,6 +33,13 @@ FLOWS = {
     "maf": (fp.maf(2, num_flows=3), 1.0, 1),
     "nsf_autoregressive": (fp.nsf_autoregressive(2, num_flows=3), 0.5, 3),
 }
+IMAGE = (1, 32, 32)
+IMAGE_FLOWS = {
+    "nice_image": (fp.nice_image(IMAGE), (0.3, 0.6)),
+    "realnvp_image": (fp.realnvp_image(IMAGE, hidden_channels=8), (0.1, 0.15)),
+    "glow_image": (fp.glow_image(IMAGE, hidden_channels=8), (0.03, 0.15)),
+    "flowpp_image": (fp.flowpp_image(IMAGE, hidden_channels=8), (0.03, 0.1)),
+}
 BLUE, GREY = "#1f6f8b", "#8a8f98"
 
 
@@ -44,7 +51,9 @@ def weights(bijection, scale, seed):
         fan_in = parameter.shape[-2] if len(parameter.shape) > 1 else 1
         return scale * rng.normal(size=parameter.shape) / max(fan_in, 1) ** 0.5
 
-    return tree.merge(tree.map_tree(entry, bijection.parameters()), bijection.constants())
+    return tree.merge(
+        tree.map_tree(entry, bijection.parameters()), bijection.constants()
+    )
 
 
 def draw(name):
@@ -69,12 +78,40 @@ def draw(name):
         axis.tick_params(colors=GREY, labelsize=8)
         for spine in axis.spines.values():
             spine.set_color("#d0d3d8")
+    save(figure, name)
+
+
+def draw_image(name):
+    bijection, scales = IMAGE_FLOWS[name]
+    grid = np.full(IMAGE, -0.8)
+    grid[:, 3::7] = grid[:, :, 3::7] = 1.0
+    mapped = [
+        bijection.forward(weights(bijection, scale, 1), grid)[0] for scale in scales
+    ]
+    figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.7), layout="constrained")
+    titles = [
+        "a grid, in the place of noise",
+        "its image, weights small",
+        "larger weights",
+    ]
+    for axis, title, image in zip(axes, titles, [grid, *mapped], strict=True):
+        axis.set_title(title, fontsize=10, color="#30343a")
+        axis.imshow(image[0], cmap="gray")
+        axis.axis("off")
+    save(figure, name)
+
+
+def save(figure, name):
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=140, facecolor="white")
-    Image.open(drawn).convert("RGB").quantize(48).save(HERE / f"{name}.png", optimize=True)  # a third of the size
+    Image.open(drawn).convert("RGB").quantize(48).save(
+        HERE / f"{name}.png", optimize=True
+    )  # a third of the size
     plt.close(figure)
 
 
 if __name__ == "__main__":
     for name in FLOWS:
         draw(name)
+    for name in IMAGE_FLOWS:
+        draw_image(name)
