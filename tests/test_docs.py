@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 
@@ -87,3 +88,21 @@ def test_every_page_is_reached_and_every_link_leads_somewhere():
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             path = (page.parent / target).resolve().relative_to(DOCS)
             assert str(path.with_suffix("")) in set(PAGES) | made or (DOCS / path).exists(), f"{name}: {target}"
+
+
+def test_every_flow_has_its_page_and_its_picture():
+    names = set(fp.available_flows()) - {"sylvester"}  # another name of the orthogonal one
+    index = PAGES["gallery/index"].read_text()
+    for name in names:
+        page = PAGES[f"gallery/{name}"].read_text()
+        assert (DOCS / "gallery" / f"{name}.png").exists(), name
+        for text in (f"{name}.png", "**When to use it.**", "**When not.**", "arXiv"):
+            assert text in page, (name, text)
+        for text in (f":link: {name}\n", f"[`{name}`]({name}.md)"):
+            assert text in index, (name, text)
+
+
+def test_what_readme_links_is_there():
+    """Relative links, which the build of the package completes for the package's own page."""
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target

@@ -42,7 +42,7 @@ def label_rows(axis, rows):
 
 def panel(name, title, height=2.9):
     figure, axis = plt.subplots(figsize=(2.7, height), layout="constrained")
-    axis.set_title(title, fontsize=9, color=INK, loc="left", x=0.0)
+    axis.set_title(title, fontsize=9, color=INK, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color("#d0d3d8")
     axis.set_axisbelow(True)
@@ -57,7 +57,7 @@ def legend(figure, columns):
         labelcolor=INK,
         loc="outside lower center",
         ncols=columns,
-        columnspacing=0.8,
+        columnspacing=0.5,
         handletextpad=0.1,
     )
 
@@ -81,7 +81,7 @@ def distances():
         "AutoIAFNormal": (5, ORANGE, "^"),
         "fit": (1, BLUE, "o"),
     }
-    figure, axis, path = panel("distances", "Distance from the posterior, nats")
+    figure, axis, path = panel("distances", "Nats from the posterior")
     for label, (column, colour, marker) in kinds.items():
         values = np.maximum([nats(row[column]) for row in rows], KNOWN)
         axis.plot(
@@ -124,7 +124,7 @@ def times():
 def autoencoders():
     """log p(x) of test images by four autoencoders, three seeds in each language."""
     rows = table("log p(x) of the 1,000 test images in nats")
-    figure, axis, path = panel("autoencoders", "log p(x) of new images of MNIST, nats")
+    figure, axis, path = panel("autoencoders", "log p(x) of new images, nats")
     names = ["plain", "flow\nposterior", "flow\nprior", "both"]
     for row, (colour, marker, shift) in zip(
         rows, [(ORANGE, "^", -0.12), (BLUE, "o", 0.12)], strict=True
