@@ -19,10 +19,15 @@ from flowppl.inference.batches import Workers
 from flowppl.training.loop import _check_together
 
 FOLDER = pathlib.Path(__file__).parent / "distributed"
+SCRIPTS = pathlib.Path(__file__).parents[1] / "tutorials" / "distributed"
 sys.path.insert(0, str(FOLDER))
 
 import numpyro_runs  # noqa: E402
 import pyro_runs  # noqa: E402
+
+
+def two_devices():
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"}
 
 
 def start(script, folder, *arguments, **environment):
@@ -66,7 +71,7 @@ def test_processes_of_torch_end_where_one_does_and_a_killed_one_ends_the_run(tmp
 
 
 def test_devices_of_jax_end_where_one_does(tmp_path):
-    process = start("numpyro_runs.py", tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    process = start("numpyro_runs.py", tmp_path, **two_devices())
     expected = numpyro_runs.all_runs(particles=False)
     assert process.wait(300) == 0, (tmp_path / "log").read_text()[-2000:]
     assert_same(dict(np.load(tmp_path / "0.npz")), expected)
@@ -76,15 +81,14 @@ def test_devices_of_jax_end_where_one_does(tmp_path):
 def test_hosts_of_jax_end_where_one_does_and_a_killed_one_ends_the_run(tmp_path):
     """Two hosts of two devices, and SVI with its particles on two devices."""
     address = f"127.0.0.1:{free_port()}"
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    processes = [start("numpyro_runs.py", tmp_path, address, rank, **flags) for rank in range(2)]
+    processes = [start("numpyro_runs.py", tmp_path, address, rank, **two_devices()) for rank in range(2)]
     expected = numpyro_runs.all_runs(particles=True)
     assert_killed(tmp_path, *processes)
     for rank in range(2):
         assert_same(dict(np.load(tmp_path / f"{rank}.npz")), expected)
     resumed = numpyro_runs.density(False, checkpoint=tmp_path / "flow.checkpoint")
     assert_same(resumed, part(expected, "density"))
-    process = start("numpyro_runs.py", tmp_path, "particles", **flags)
+    process = start("numpyro_runs.py", tmp_path, "particles", **two_devices())
     assert process.wait(300) == 0, (tmp_path / "log").read_text()[-2000:]
     assert_same(dict(np.load(tmp_path / "0.npz")), expected, 1e-6)
 
@@ -127,3 +131,14 @@ def test_processes_that_do_not_fit_together_are_told():
 def test_without_processes_it_is_told_how_to_start_some():
     with pytest.raises(RuntimeError, match=r"fit_density: distributed=True is for a program that torchrun has started"):
         fpp.fit_density(fp.ElementwiseAffine(2), torch.randn(10, 2), distributed=True)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda script: script.stem)
+def test_scripts_run_as_they_say(script, tmp_path):
+    by_torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-W", "ignore", *(by_torchrun if script.stem.startswith("pyro_") else []), str(script)]
+    environment = os.environ | two_devices()
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    expected = "slope 2.0" if "svi" in script.stem else "DensityFit(20 epochs"
+    assert expected in result.stdout, result.stderr[-2000:]
