@@ -63,7 +63,7 @@ def test_planar_agrees_with_pyro_for_the_same_constrained_step(rng):
     np.testing.assert_allclose(log_det, peer.log_abs_det_jacobian(x, expected).detach(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("gain", [-0.999, -0.9, -0.3, 0.0, 0.5, 10.0, 9000.0, 1e4])
+@pytest.mark.parametrize("gain", [-0.999, -0.9, -0.3, 0.0, 0.5, 10.0, 9000.0, 1e4, 1e6])
 def test_planar_inverse_converges_everywhere(gain):
     """From the smallest targets to the largest, where bisection would need its full sixty steps."""
     targets = np.concatenate([np.logspace(-12, 7, 400), gain + np.linspace(-3, 3, 400)])

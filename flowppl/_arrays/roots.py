@@ -19,25 +19,27 @@ from flowppl._arrays.namespace import Array, namespace
 Equation = Callable[..., tuple[Array, Array]]
 
 
-def newton_root(function: Equation, args: tuple[Array, ...], start: Array, num_steps: int) -> Array:
-    """The root by Newton's method. Nothing guards the steps: the caller knows a start from which all values converge.
+def halley_root(function: Callable[..., tuple[Array, ...]], args: tuple[Array, ...], start: Array, num_steps: int):
+    """The root by Halley's method. Nothing guards the steps: the caller knows a start from which all values converge.
 
     Args:
-        function: the equation.
+        function: the equation, which gives its second derivative in t, too: ``(value, slope, curvature)``.
         args: its arrays.
         start: the first t, of the full shape of the result.
-        num_steps: the number of steps that bring it to the precision of the dtype.
+        num_steps: the number of steps that bring it so close that two of Newton's bring it to the precision of the
+            dtype.
     """
     xp = namespace(start)
     held = tuple(xp.stop_gradient(arg) for arg in args)
 
     def step(_, t):
-        value, slope = function(t, *held)
-        return t - value / slope
+        value, slope, curvature = function(t, *held)
+        newton = value / slope
+        return t - newton / (1 - newton * curvature / (2 * slope))
 
     t = xp.fori_loop(num_steps, step, xp.stop_gradient(start))
     for _ in range(2):
-        value, slope = function(t, *args)
+        value, slope, _ = function(t, *args)
         t = t - value / slope
     return t
 

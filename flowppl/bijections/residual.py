@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from flowppl._arrays.namespace import namespace
-from flowppl._arrays.roots import newton_root
+from flowppl._arrays.namespace import Array, namespace
+from flowppl._arrays.roots import halley_root
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.bijections.linear import positive
@@ -83,36 +83,39 @@ class Planar(Bijection):
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
-        xp = namespace(x)
-        u, gain, products = self._constrain(xp, params)
-        activation = times(xp, params["w"], x) + params["b"]
-        if products.ndim > 2:
-            activation = activation + xp.zeros_like(products[..., 0])  # the batch axes of all weights
-        steps, log_det = [], None
-        for k in range(self.num_flows):
-            step = xp.tanh(activation[..., k])
-            activation = activation + step[..., None] * products[..., k]
-            slope = xp.log1p(gain[..., k] * (1 - step * step))
-            log_det = slope if log_det is None else log_det + slope
-            steps.append(step)
-        return x + times(xp, u.mT, xp.stack(steps, axis=-1)), log_det
+        return self._map(params, x, 1)
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
-        xp = namespace(y)
+        return self._map(params, y, -1)
+
+    def _map(self, params, event, sign):
+        # Events are columns, so that the numbers of a layer lie side by side, and the log determinant is taken of all
+        # layers at once: a gradient of 16 layers (D = 64, 512 events, one core) takes .55 of the time that it takes
+        # layer by layer in JAX, and .8 in torch.
+        xp = namespace(event)
         u, gain, products = self._constrain(xp, params)
-        activation = times(xp, params["w"], y) + params["b"]
-        if products.ndim > 2:
-            activation = activation + xp.zeros_like(products[..., 0])  # the batch axes of all weights
-        steps, log_det = [], None
-        for k in reversed(range(self.num_flows)):
-            target = activation[..., k]
-            step = xp.tanh(root_of_bend(xp, target, gain[..., k] + xp.zeros_like(target)))
-            activation = activation - step[..., None] * products[..., k]
-            slope = -xp.log1p(gain[..., k] * (1 - step * step))
-            log_det = slope if log_det is None else log_det + slope
-            steps.append(step)
-        return y - times(xp, u.mT, xp.stack(steps[::-1], axis=-1)), log_det
+        is_shared = products.ndim == 2 and params["b"].ndim == 1  # otherwise each event is a column alone
+        columns = xp.reshape(event, (-1, self.dim)).mT if is_shared else event[..., None]
+        seen = xp.matmul(params["w"], columns) + params["b"][..., None]
+        if not is_shared:
+            seen = seen + xp.zeros_like(products[..., :1])  # the batch axes of all weights
+        rows, gain = [row[..., None, :] for row in xp.unstack(seen, axis=-2)], gain[..., None]
+        steps: list[Array] = []
+        for k in range(self.num_flows) if sign == 1 else reversed(range(self.num_flows)):
+            others = products[..., k : k + 1, :k] if sign == 1 else -products[..., k : k + 1, k + 1 :]
+            activation = xp.matmul_add(xp.concat(steps, axis=-2), others, rows[k]) if steps else rows[k]
+            if sign == 1:
+                steps.append(xp.tanh(activation))
+            else:
+                own = gain[..., k : k + 1, :] + xp.zeros_like(activation)
+                steps.insert(0, xp.tanh(root_of_bend(xp, activation, own)))
+        step = xp.concat(steps, axis=-2)
+        log_det = sign * xp.sum(xp.log1p(gain * (1 - step * step)), axis=-2)
+        if is_shared:
+            moved = xp.reshape(xp.matmul(step.mT, sign * u), event.shape)
+            return event + moved, xp.reshape(log_det, event.shape[:-1])
+        return event + sign * xp.matmul(u.mT, step)[..., 0], log_det[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,19 +224,21 @@ def times(xp, matrix, x):
 def root_of_bend(xp, target, gain):
     r"""The root a of ``a + gain * tanh(a) = target``, for a gain above -1.
 
-    For a positive target the left side is concave (gain >= 0) or convex (gain < 0) in a > 0, so that Newton's method
-    converges from one side without overshooting if it starts there. Such starts follow from tanh(a) <= min(a, 1) and,
-    for a negative gain and a <= 1, from a - tanh(a) >= (1 - tanh 1) a^3. Gains between -0.999 and 100 take eleven
-    steps to the precision of float64, and gains up to 10^4 take eighteen: sixteen, and the two of the derivative.
+    Halley's method starts between 0 and the root, on the bounds that follow from tanh(a) <= min(a, 1) and, for a
+    negative gain and a <= 1, from a - tanh(a) >= (1 - tanh 1) a^3. Its steps are between one and two of Newton's, and
+    five of them with the last two of Newton bring all gains between -0.999 and 10^4 to the precision of float64, seven
+    those up to 10^6. (Newton's alone took eleven and fifteen: in torch, where each little operation counts, the inverse
+    of a planar stack took 1.5 times as long.)
     """
 
     def equation(a, target, gain):
         step = xp.tanh(a)
-        return a + gain * step - target, 1 + gain * (1 - step * step)
+        bend = gain * (1 - step * step)
+        return a + gain * step - target, 1 + bend, -2 * step * bend
 
     size = xp.abs(target)
     chord, plateau = size / (1 + gain), size - gain
     cube = 1 - math.tanh(1.0)
     below_one = xp.where(size < cube, (size / cube) ** (1 / 3), plateau)
     start = xp.where(gain < 0, xp.minimum(xp.minimum(chord, plateau), below_one), xp.maximum(chord, plateau))
-    return newton_root(equation, (target, gain), xp.sign(target) * start, num_steps=16)
+    return halley_root(equation, (target, gain), xp.sign(target) * start, num_steps=7)
