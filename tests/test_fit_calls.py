@@ -3,6 +3,9 @@
 import functools
 import logging
 import math
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -411,3 +414,17 @@ def test_wrong_calls_of_the_diagnostics_are_told(lang):
         if lang is InNumPyro:
             with pytest.raises(TypeError, match=f"{name}: params must be a dict, .* got an? .*; call {name}"):
                 function(jax.random.key(0), lang.model, guide, x, x)
+
+
+def test_many_draws_in_numpyro_are_made_in_parts_and_are_the_same(monkeypatch):
+    """A million draws at once take the memory of all that lies between them and the noise."""
+
+    def model():
+        numpyro.sample("scale", ndist.HalfNormal(np.ones(3)).to_event(1))
+
+    guide = fnp.AutoFlow(model, init="point")
+    fitted: Any = SimpleNamespace(guide=guide, params=guide.setup())
+    whole = fnp.Fit._latents(fitted, jax.random.key(0), 80, (), {})["scale"]
+    monkeypatch.setattr(sys.modules[fnp.Fit.__module__], "MANY_DRAWS", 32)
+    parts = fnp.Fit._latents(fitted, jax.random.key(0), 80, (), {})["scale"]
+    np.testing.assert_array_equal(parts, whole)

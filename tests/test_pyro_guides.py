@@ -516,3 +516,20 @@ def test_summaries_are_used_as_those_of_the_hosts_guides():
     assert {k: v.shape for k, v in guides[0].median().items()} == {k: v.shape for k, v in guides[1].median().items()}
     assert guides[0].quantiles(torch.tensor([0.1, 0.9]))["mu"].shape == (2,)
     assert {k: v.shape for k, v in guides[0]().items()} == {k: v.shape for k, v in guides[1]().items()}
+
+
+def test_many_draws_are_made_in_parts_and_are_the_same(monkeypatch):
+    """A million draws at once take the memory of all that the layers see of them."""
+
+    def model():
+        pyro.sample("scale", dist.HalfNormal(torch.ones(3)).to_event(1))
+
+    guide = AutoFlow(model, init="point")
+    guide.setup()
+    pyro.set_rng_seed(0)
+    whole = guide.sample_posterior(sample_shape=(5, 16))["scale"]
+    monkeypatch.setattr("flowppl.pyro.guides.MANY_DRAWS", 32)
+    pyro.set_rng_seed(0)
+    parts = guide.sample_posterior(sample_shape=(5, 16))["scale"]
+    assert parts.shape == whole.shape == (5, 16, 3)
+    torch.testing.assert_close(parts, whole)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro import handlers
 
 from flowppl.checks import check_sizes, describe
@@ -45,6 +46,8 @@ from flowppl.numpyro.target import Target
 from flowppl.numpyro.trainers import ElboTrainer, MixtureTrainer, PathTrainer
 from flowppl.numpyro.transforms import check_key, numpy_rng, split_key
 from flowppl.serialization import absent_model, save
+
+MANY_DRAWS = 2**15  # as many at a time, so that a million take little more memory than they fill
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -362,8 +365,17 @@ class Fit(FitBase):
 
     def _latents(self, key, num_samples, args, kwargs):
         if isinstance(self.guide, AutoFlow):
-            z = draw(self.guide.bijection, self.guide._own_params(self.params), num_samples, numpy_rng(key))
-            return self.guide._constrained(z)
+            rng, own, found = numpy_rng(key), self.guide._own_params(self.params), {}
+            for first in range(0, max(num_samples, 1), MANY_DRAWS):
+                num = min(MANY_DRAWS, num_samples - first)
+                values = self.guide._constrained(draw(self.guide.bijection, own, num, rng))
+                if num == num_samples:
+                    return values
+                for name, value in values.items():
+                    if name not in found:
+                        found[name] = np.empty((num_samples, *value.shape[1:]), value.dtype)
+                    found[name][first : first + num] = value
+            return {name: jnp.asarray(value) for name, value in found.items()}
         if not hasattr(self.guide, "sample_posterior"):
             known = key, self.model, self.guide, self.params, args, kwargs
             return draw_weighted(*known, num_samples, num_samples, keep=True)[1]
