@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
@@ -18,7 +19,7 @@ from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, c
 from flowppl.bijections.reversible import round_trip_error
 from flowppl.inference.latent_space import check_first_data, tempered
 from flowppl.numpyro._host import Tracer, validate_sample
-from flowppl.numpyro.transforms import FlowTransform, apply_direction, check_key, init_params
+from flowppl.numpyro.transforms import FlowTransform, apply_direction, check_key, default_dtype, init_params
 
 
 class FlowDistribution(dist.TransformedDistribution):
@@ -278,7 +279,9 @@ def check_flow_bijection(value: Any) -> None:
 
 def standard_normal(shape: tuple[int, ...]) -> Distribution:
     """Independent standard normals with events of this shape."""
-    return dist.Normal(jnp.zeros(shape), jnp.ones(shape)).to_event(len(shape))
+    # Of NumPy: outside of jit each array of JAX, and each check of one, would be a program.
+    dtype = default_dtype()
+    return dist.Normal(np.zeros(shape, dtype), np.ones(shape, dtype)).to_event(len(shape))
 
 
 def flow(name: str, bijection: Bijection, base: Distribution | None = None) -> Flow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Collection, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_median
 from numpyro.infer.util import find_valid_initial_params, log_density
 
-from flowppl._arrays.tree import Tree
+from flowppl._arrays.tree import Tree, merge
 from flowppl.inference.guides import (
     NUM_DRAWS,
     FlowChoice,
@@ -60,6 +60,7 @@ from flowppl.numpyro.target import Target
 from flowppl.numpyro.transforms import (
     FlowTransform,
     check_key,
+    constants_of,
     default_dtype,
     first_params,
     init_params,
@@ -418,7 +419,11 @@ class AutoFlow(AutoContinuous):
         return find(rng_key)
 
     def _get_posterior(self, *args, **kwargs) -> FlowDistribution | FlowMixture:
-        return self._posterior(numpyro.param(f"{self.prefix}_flow", lambda key: self._start_params(key, args, kwargs)))
+        params = numpyro.param(f"{self.prefix}_flow", lambda key: self._start_params(key, args, kwargs))
+        # Outside of jit a guide is run once, by `svi.init`, which shall not wait for a thorough compilation.
+        if trace_state_clean() and not is_mixture(params):
+            return FlowDistribution(self.get_base_dist(), _SoonCompiled(self.bijection, params))
+        return self._posterior(params)
 
     def _posterior(self, params) -> FlowDistribution | FlowMixture:
         if is_mixture(params):
@@ -567,6 +572,21 @@ class AutoFlow(AutoContinuous):
     def _check_setup(self):
         if self.prototype_trace is None:
             raise RuntimeError("this AutoFlow has not seen its model yet: call guide.setup(*args) first")
+
+
+class _SoonCompiled(FlowTransform):
+    """A transform whose program is compiled soon rather than well."""
+
+    def forward_and_log_det(self, x: Any) -> tuple[jax.Array, jax.Array]:
+        return _forward()(self.bijection, self.params, x)
+
+
+@cache
+def _forward():
+    def forward(bijection, params, x):
+        return bijection.forward(merge(params, constants_of(bijection)), x)
+
+    return jit(forward, once=True, static_argnums=0)
 
 
 def check_params(owner: str, params: Any) -> None:
