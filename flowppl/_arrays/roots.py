@@ -23,7 +23,7 @@ def halley_root(function: Callable[..., tuple[Array, ...]], args: tuple[Array, .
     """The root by Halley's method. Nothing guards the steps: the caller knows a start from which all values converge.
 
     Args:
-        function: the equation, which gives its second derivative in t, too: ``(value, slope, curvature)``.
+        function: the equation, which gives half its second derivative in t, too: ``(value, slope, half)``.
         args: its arrays.
         start: the first t, of the full shape of the result.
         num_steps: the number of steps that bring it so close that two of Newton's bring it to the precision of the
@@ -33,9 +33,8 @@ def halley_root(function: Callable[..., tuple[Array, ...]], args: tuple[Array, .
     held = tuple(xp.stop_gradient(arg) for arg in args)
 
     def step(_, t):
-        value, slope, curvature = function(t, *held)
-        newton = value / slope
-        return t - newton / (1 - newton * curvature / (2 * slope))
+        value, slope, half = function(t, *held)
+        return t - value / (slope - value / slope * half)
 
     t = xp.fori_loop(num_steps, step, xp.stop_gradient(start))
     for _ in range(2):

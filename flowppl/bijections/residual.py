@@ -227,14 +227,15 @@ def root_of_bend(xp, target, gain):
     Halley's method starts between 0 and the root, on the bounds that follow from tanh(a) <= min(a, 1) and, for a
     negative gain and a <= 1, from a - tanh(a) >= (1 - tanh 1) a^3. Its steps are between one and two of Newton's, and
     five of them with the last two of Newton bring all gains between -0.999 and 10^4 to the precision of float64, seven
-    those up to 10^6. (Newton's alone took eleven and fifteen: in torch, where each little operation counts, the inverse
-    of a planar stack took 1.5 times as long.)
+    those up to 10^6. (Newton's alone took eleven and fifteen, of 10 operations each in place of 14: the inverse of 16
+    planar layers in torch, 512 events, takes .73 of its time.)
     """
 
     def equation(a, target, gain):
         step = xp.tanh(a)
-        bend = gain * (1 - step * step)
-        return a + gain * step - target, 1 + bend, -2 * step * bend
+        bent = gain * step
+        slope = 1 + gain - bent * step
+        return a - target + bent, slope, step * (1 - slope)
 
     size = xp.abs(target)
     chord, plateau = size / (1 + gain), size - gain
