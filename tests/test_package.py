@@ -29,6 +29,37 @@ def test_imports_no_more_than_it_needs(module, absent):
     assert result.stdout.strip() == "[]", result.stderr
 
 
+@pytest.mark.parametrize(
+    ("language", "absent"),
+    [
+        ("pyro", ("jax", "jaxlib", "numpyro", "optax", "flax", "arviz", "matplotlib")),
+        ("numpyro", ("torch", "pyro", "flax", "arviz", "matplotlib")),
+    ],
+)
+def test_a_language_works_where_nothing_else_is_installed(language, absent, tmp_path):
+    make = {"pyro": "Flow(fp.Planar(2))", "numpyro": "Flow.init(jax.random.key(0), fp.Planar(2))"}[language]
+    code = f"""
+import sys
+class Absent:
+    def find_spec(name, *_):
+        if name in {absent}:
+            raise ModuleNotFoundError("No module named " + name, name=name)
+sys.meta_path.insert(0, Absent)
+import numpy as np, flowppl as fp, flowppl.{language} as adapter
+from flowppl.diagnostics import k_hat
+{"import jax" if language == "numpyro" else ""}
+fp.save({str(tmp_path / "flow")!r}, adapter.{make})
+assert fp.load({str(tmp_path / "flow")!r}).bijection == fp.Planar(2)
+assert k_hat(np.random.default_rng(0).normal(size=1000)) < 0.7
+try:
+    fp.load({str(tmp_path / "flow")!r}, backend={"numpyro" if language == "pyro" else "pyro"!r})
+except ImportError as error:
+    assert "pip install 'flowppl[" in str(error)
+"""
+    result = run("-W", "error", "-c", code)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 def test_import_changes_nothing_global():
     code = """
 import torch, jax, warnings, numpy as np
