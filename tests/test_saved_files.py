@@ -321,6 +321,12 @@ FIT_CHANGES = [
     (change_latent(shape=["a"]), "holds what cannot be made"),
     (change_latent(support={"type": "circle"}), "the support of 'z': the type must be one of real"),
     (change_latent(support={"type": "interval"}), "interval must have the arguments lower_bound, upper_bound"),
+    (
+        change_latent(
+            support={"type": "independent", "base_constraint": {"type": "real"}, "reinterpreted_batch_ndims": -1}
+        ),
+        "holds what cannot be made|reinterpreted",
+    ),
     (change_latent(plates=[["rows"]]), r"'z' cannot be in a plate of name, axis and size \['rows'\]"),
     (change_latent(plates=[["rows", -1, 10**9]]), "'z' cannot be in a plate"),
     (change_latent(plates=[["rows", "-1", 2]]), "'z' cannot be in a plate"),

@@ -68,7 +68,7 @@ FIT: Entries = {
 KEY: Entries = {"rng_key": (type(None),), "rng_impl": (str,)}
 
 # What a host or a constructor may raise when it is given what no flow has.
-FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
 MOST_COORDINATES = 1 << 20  # of a flow whose file has fewer weights, such as one of a Sigmoid alone
 MOST_NAMES = 20  # in a message
 
