@@ -178,9 +178,9 @@ class Coupling(Bijection):
         num = self._num_fixed
         if self._layout == "mixed":
             event = namespace(event).take(event, params["order"], axis=-1)
-        if self._layout == "back":
-            return event[..., self.dim - num :], event[..., : self.dim - num]
-        return event[..., :num], event[..., num:]
+        sizes = (self.dim - num, num) if self._layout == "back" else (num, self.dim - num)
+        parts = namespace(event).split(event, sizes, axis=-1)
+        return parts[::-1] if self._layout == "back" else parts
 
     def _joined(self, params, fixed, mapped):
         xp = namespace(mapped)

@@ -12,7 +12,7 @@ import numpy as np
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
-from flowppl.checks import assign, check_sizes
+from flowppl.checks import assign, check_sizes, derived
 from flowppl.declare import Parameter
 
 UNIT = math.log(math.expm1(1.0))  # softplus(UNIT) = 1
@@ -36,9 +36,11 @@ class Permute(Bijection):
     """
 
     permutation: Sequence[int]
+    _turns: bool = derived()  # whether it puts the coordinates in reverse order
 
     def __post_init__(self):
         assign(self, permutation=tuple(operator.index(i) for i in self.permutation))
+        assign(self, _turns=self.permutation == tuple(reversed(range(len(self.permutation)))))
         if sorted(self.permutation) != list(range(len(self.permutation))) or not self.permutation:
             raise ValueError(f"Permute: permutation must hold each of 0, ..., D-1 exactly once, got {self.permutation}")
 
@@ -67,20 +69,19 @@ class Permute(Bijection):
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
-        return _reorder(x, params["order"])
+        return self._reorder(x, params["order"])
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
-        return _reorder(y, params["position"])
+        return self._reorder(y, params["position"])
 
     def push_score(self, params, x, score, context=None):
         y, log_det = self.forward(params, x, context)
-        return y, log_det, _reorder(namespace(score).stop_gradient(score), params["order"])[0]
+        return y, log_det, self._reorder(namespace(score).stop_gradient(score), params["order"])[0]
 
-
-def _reorder(event: Array, order: Array) -> tuple[Array, Array]:
-    xp = namespace(event)
-    return xp.take(event, order, axis=-1), xp.zeros_like(event[..., 0])
+    def _reorder(self, event: Array, order: Array) -> tuple[Array, Array]:
+        xp = namespace(event)
+        return xp.reordered(event, order, self._turns), xp.zeros_like(event[..., 0])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,5 +51,7 @@ def split_raw(output: Array, num_raw: int) -> Array:
     xp = namespace(output)
     blocks = xp.reshape(output, (*output.shape[:-1], num_raw, output.shape[-1] // num_raw))
     raw = xp.moveaxis(blocks, -2, 0)
+    if num_raw <= 2:
+        return raw
     # In one piece of memory: splines are then much faster.
     return xp.reshape(xp.reshape(raw, (num_raw, math.prod(raw.shape[1:]))), raw.shape)

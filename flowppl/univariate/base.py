@@ -32,13 +32,16 @@ def align(raw: Array, x: Array) -> Array:
 Bound = float | tuple[float, float]
 
 
-def bounded(raw: Array, bound: Bound) -> Array:
-    """A number that follows the raw one near zero, between minus and plus ``bound``, or between the two of a pair."""
+def bounded(raw: Array, bound: Bound, sign: int = 1) -> Array:
+    """A number that follows the raw one near zero, between minus and plus ``bound``, or between the two of a pair.
+
+    With ``sign=-1`` it is the negative of that.
+    """
     xp = namespace(raw)
     if isinstance(bound, tuple):
         low, high = bound
-        return xp.where(raw > 0, high * xp.tanh(raw / high), low * xp.tanh(raw / low))
-    return bound * xp.tanh(raw / bound)
+        return xp.where(raw > 0, sign * high * xp.tanh(raw / high), sign * low * xp.tanh(raw / low))
+    return sign * bound * xp.tanh(raw / bound)
 
 
 def check_bound(owner: str, log_scale_bound: Bound) -> None:
@@ -101,12 +104,16 @@ class Affine:
         return 2
 
     def forward(self, raw, x):
-        log_scale = bounded(raw[1, ...], self.log_scale_bound)
-        return x * namespace(x).exp(log_scale) + raw[0, ...], log_scale
+        xp = namespace(x)
+        shift, raw = xp.unstack(raw, axis=0)
+        log_scale = bounded(raw, self.log_scale_bound)
+        return x * xp.exp(log_scale) + shift, log_scale
 
     def inverse(self, raw, y):
-        log_slope = -bounded(raw[1, ...], self.log_scale_bound)
-        return (y - raw[0, ...]) * namespace(y).exp(log_slope), log_slope
+        xp = namespace(y)
+        shift, raw = xp.unstack(raw, axis=0)
+        log_slope = bounded(raw, self.log_scale_bound, -1)
+        return (y - shift) * xp.exp(log_slope), log_slope
 
 
 @dataclasses.dataclass(frozen=True)
