@@ -53,8 +53,15 @@ def prepare(device):
     warnings.filterwarnings("ignore")  # of the peers, about their own future
 
 
-def machine(options, plan, load):
-    """Where, when and how."""
+def commit():
+    """The newest of the source, and a plus if it has changed since."""
+    source = [["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "flowppl"]]
+    name, changes = (subprocess.run(each, cwd=ROOT, capture_output=True, text=True).stdout.strip() for each in source)
+    return f"{name or 'unknown'}{'+' if changes else ''}"
+
+
+def machine(options, plan, source, load):
+    """Where, when and how; ``source`` and ``load`` are those at the start."""
     names = []
     if pathlib.Path("/proc/cpuinfo").exists():
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -65,10 +72,9 @@ def machine(options, plan, load):
 
         where = f"{torch.cuda.get_device_name()}, {where}"
     versions = [f"{name} {version(name)}" for name in PACKAGES if version(name)]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     clock = {"wall": "wall time", "cpu": "seconds of the process"}[plan.clock]
     command = " ".join(["python benchmarks/bench.py", *sys.argv[1:]])
-    yield f"{datetime.date.today()}, commit {commit.stdout.strip() or 'unknown'}: `{command}`."
+    yield f"{datetime.date.today()}, commit {source}: `{command}`."
     yield f"{where}; load {load[0]:.1f} at the start and {os.getloadavg()[0]:.1f} at the end."
     yield f"float32, one thread, {clock}, {plan.rounds} rounds."
     yield f"Python {platform.python_version()}, {', '.join(versions)}."
@@ -114,7 +120,7 @@ def main(given=None):
         options.workload,
         tuple(options.language),
     )
-    failed = []
+    source, failed = commit(), []
     for part in options.only or (PARTS if options.device == "cpu" else PARTS[:3]):
         load, problems = os.getloadavg(), set()
         try:
@@ -124,7 +130,7 @@ def main(given=None):
             failed.append(part)
             continue
         told = [f"Empty cells: {'; '.join(sorted(problems))}.", ""] if problems else []
-        text = "\n".join([*lines, "", *told, *machine(options, plan, load)])
+        text = "\n".join([*lines, "", *told, *machine(options, plan, source, load)])
         print(f"{text}\n", flush=True)
         if options.write:
             write(options.write, part, text)
