@@ -26,6 +26,7 @@ HOSTS = {"pyro": flowppl.pyro._host, "numpyro": flowppl.numpyro._host}
 DOCUMENTED = {
     "jax.flatten_util",
     "jax.lax",
+    "jax.sharding",
     "jax.typing",
     "numpyro",
     "numpyro.contrib.funsor",

@@ -14,6 +14,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax._src.core import trace_state_clean as trace_state_clean
 from jax.core import Tracer as Tracer
+from jax.experimental import multihost_utils as multihost_utils
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.transforms import _InverseTransform as _InverseTransform
 from numpyro.distributions.util import sum_rightmost as sum_rightmost
@@ -39,6 +40,7 @@ NAMES = {
     "compute_log_probs": "the log densities of a model at given values, site by site",
     "get_importance_trace": "the traces of guide and model with their log densities, as the host's ELBOs take them",
     "helpful_support_errors": "the host's message about a support to which it does not map",
+    "multihost_utils": "what the processes of several hosts tell each other: sizes, and the first weights",
     "sum_rightmost": "the sum of a log density over the axes of an event",
     "trace_state_clean": "whether what is computed now is computed at once, and becomes no part of a program",
     "validate_sample": "the host's check of a value, around `log_prob`",

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flowppl.inference import batches
+from flowppl.numpyro._host import multihost_utils
 
 
 @dataclasses.dataclass(frozen=True)
