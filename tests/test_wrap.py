@@ -15,6 +15,7 @@ import pyro.distributions as pdist
 import pyro.distributions.transforms as pt
 import pytest
 import torch
+import zuko
 from numpyro.distributions.flows import BlockNeuralAutoregressiveTransform, InverseAutoregressiveTransform
 from numpyro.nn import AutoregressiveNN
 from pyro.infer import SVI, Trace_ELBO
@@ -54,6 +55,7 @@ PYRO = {
         [pt.affine_coupling(DIM, [8]), pt.Permute(torch.tensor([2, 0, 1])), pt.affine_autoregressive(DIM, [8]).inv]
     ),
     "compose-twice": same_layer_twice,
+    "zuko": lambda: zuko.flows.MAF(DIM, transforms=2, hidden_features=(8,))().transform.inv,
     "compose-module": lambda: pt.ComposeTransformModule([pt.affine_coupling(DIM, [8]), pt.Spline(DIM)]),
 }
 ONE_WAY = {

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import inspect
+import types
 from typing import Any, NamedTuple
 
 import torch
@@ -38,9 +41,9 @@ class Wrap(Bijection):
     So an existing flow moves to flowppl layer by layer: wrap every layer and put them in one :class:`flowppl.Chain`;
     then replace one after the other by a bijection of flowppl, and compare densities at each step.
 
-    The parameters of all modules in the transform become weights of the flow, and their buffers (such as the masks of a
-    network) move with it. Tensors that are neither stay on the device where they are. Whether a module such as
-    ``BatchNorm`` is in training or evaluation mode is asked of the module. The
+    The parameters of all modules in the transform, and of those that its functions call, become weights of the flow,
+    and their buffers (such as the masks of a network) move with it. Tensors that are neither stay on the device where
+    they are. Whether a module such as ``BatchNorm`` is in training or evaluation mode is asked of the module. The
     values of now are the first ones; the transform itself stays as it is. All layers of a :class:`flowppl.Repeat` start
     from the same values. A wrapped transform is equal to itself only: make it once, not at each call of a model. It
     cannot be saved by :func:`flowppl.save`.
@@ -147,17 +150,29 @@ class Wrap(Bijection):
 
 
 def _parts(transform) -> list:
-    """A transform and all transforms and modules in it, itself first."""
+    """A transform and all transforms and modules in it, itself first; also those that its functions call."""
     found: dict[int, Any] = {}
+    seen: dict[int, Any] = {}
 
     def visit(value):
+        if id(value) in seen:
+            return
+        seen[id(value)] = value
         if isinstance(value, (list, tuple)):
-            for entry in value:
-                visit(entry)
-        elif isinstance(value, (Transform, torch.nn.Module)) and id(value) not in found:
+            inner = [*value]
+        elif isinstance(value, (Transform, torch.nn.Module)):
             found[id(value)] = value
-            for entry in [*vars(value).values(), *getattr(value, "_modules", {}).values()]:
-                visit(entry)
+            inner = [*vars(value).values(), *getattr(value, "_modules", {}).values()]
+        elif isinstance(value, functools.partial):
+            inner = [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, types.MethodType):
+            inner = [value.__self__]
+        elif isinstance(value, types.FunctionType):
+            inner = [*inspect.getclosurevars(value).nonlocals.values()]
+        else:
+            return
+        for entry in inner:
+            visit(entry)
 
     visit(transform)
     return list(found.values())
