@@ -17,7 +17,8 @@ What is added to the standard:
 ``logsumexp(x)``                       over the first axis
 ``pick(table, index)``                 ``table[index]``, entry by entry, in the first axis of ``table``
 ``split(x, sizes, axis=0)``            ``x`` cut into parts of these sizes along an axis
-``reordered(x, order, is_reverse)``    ``x[..., order]`` for a permutation, and whether that is the reverse order
+``reordered(x, order, pattern)``       ``x[..., order]`` for a permutation that is "reverse", or (a, b), the columns of
+                                       a grid of a rows, one after the other, or ``None``, any other
 ``solve_unit_triangular(matrix, x)``   the z with ``(I + strict lower part of matrix) @ z = x``; or ``upper=True``
 ``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
 ``vjp(function, *primals)``            its values, a tuple, and a function of their cotangents to those of the primals,
@@ -149,7 +150,7 @@ def _shared(xp):
     return {
         "linear": linear,
         "in_place": {},
-        "reordered": lambda x, order, is_reverse: xp.take(x, order, axis=-1),
+        "reordered": lambda x, order, pattern: xp.take(x, order, axis=-1),
         "matmul_add": lambda x, weight, added: xp.matmul(weight, x) + added,
         "conv2d": conv2d,
         "conv1d": _conv1d(conv2d),
@@ -267,10 +268,10 @@ def _torch_namespace():
     def split(x, sizes, axis=0):
         return torch.split(x, sizes, dim=axis)  # its derivative is one concatenation
 
-    def reordered(x, order, is_reverse):
+    def reordered(x, order, pattern):
         # The derivative of a flip is a flip, that of a gather a sum into zeros: 3 to 7% of a step of an autoregressive
         # flow. In XLA it is the other way round.
-        return torch.flip(x, (-1,)) if is_reverse else torch.index_select(x, -1, order)
+        return torch.flip(x, (-1,)) if pattern == "reverse" else torch.index_select(x, -1, order)
 
     def solve_unit_triangular(matrix, x, upper=False):
         solve = functools.partial(torch.linalg.solve_triangular, upper=upper, unitriangular=True)
@@ -430,6 +431,13 @@ def _jax_namespace():
         rows = xp.arange(table.shape[0]).reshape(-1, *(1,) * index.ndim)
         return xp.sum(xp.where(rows == index, table, xp.zeros_like(table)), axis=0)
 
+    def reordered(x, order, pattern):
+        # A transposed grid spares the sum into zeros that is the derivative of a gather: of a coupling flow of 1,024
+        # coordinates a step takes 0.7 of the time. In torch a gather is faster up to some hundred coordinates.
+        if isinstance(pattern, tuple):
+            return xp.swapaxes(x.reshape(*x.shape[:-1], *pattern), -1, -2).reshape(x.shape)
+        return xp.take(x, order, axis=-1)
+
     def fori_loop(n, body, carry):
         return jax.lax.fori_loop(0, n, body, carry)
 
@@ -477,8 +485,8 @@ def _jax_namespace():
         inside = (place >= xp.asarray(bounds)[i]) & (place < xp.asarray(bounds)[i + 1])
         return xp.where(inside, window, xp.zeros_like(window))
 
-    loops = {"fori_loop": fori_loop, "vmap": vmap, "scan": scan, "collect": collect}
-    own = {"conv2d": conv2d, "conv1d": _conv1d(conv2d), "segment": segment, "reversible": reversible}
+    loops = {"fori_loop": fori_loop, "vmap": vmap, "scan": scan, "collect": collect, "reversible": reversible}
+    own = {"reordered": reordered, "conv2d": conv2d, "conv1d": _conv1d(conv2d), "segment": segment}
     return _extended(
         xp,
         **(shared | loops | own),

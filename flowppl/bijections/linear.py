@@ -36,13 +36,15 @@ class Permute(Bijection):
     """
 
     permutation: Sequence[int]
-    _turns: bool = derived()  # whether it puts the coordinates in reverse order
+    _pattern: str | tuple[int, int] | None = derived()  # see `reordered` of the array namespace
+    _back: str | tuple[int, int] | None = derived()  # that of the inverse
 
     def __post_init__(self):
         assign(self, permutation=tuple(operator.index(i) for i in self.permutation))
-        assign(self, _turns=self.permutation == tuple(reversed(range(len(self.permutation)))))
         if sorted(self.permutation) != list(range(len(self.permutation))) or not self.permutation:
             raise ValueError(f"Permute: permutation must hold each of 0, ..., D-1 exactly once, got {self.permutation}")
+        order = np.asarray(self.permutation)
+        assign(self, _pattern=_pattern(order), _back=_pattern(np.argsort(order)))
 
     @classmethod
     def reverse(cls, dim: int) -> Permute:
@@ -69,19 +71,30 @@ class Permute(Bijection):
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
-        return self._reorder(x, params["order"])
+        return self._reorder(x, params["order"], self._pattern)
 
     def inverse(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
-        return self._reorder(y, params["position"])
+        return self._reorder(y, params["position"], self._back)
 
     def push_score(self, params, x, score, context=None):
         y, log_det = self.forward(params, x, context)
-        return y, log_det, self._reorder(namespace(score).stop_gradient(score), params["order"])[0]
+        return y, log_det, self._reorder(namespace(score).stop_gradient(score), params["order"], self._pattern)[0]
 
-    def _reorder(self, event: Array, order: Array) -> tuple[Array, Array]:
+    def _reorder(self, event: Array, order: Array, pattern: str | tuple[int, int] | None) -> tuple[Array, Array]:
         xp = namespace(event)
-        return xp.reordered(event, order, self._turns), xp.zeros_like(event[..., 0])
+        return xp.reordered(event, order, pattern), xp.zeros_like(event[..., 0])
+
+
+def _pattern(order: np.ndarray) -> str | tuple[int, int] | None:
+    """What order it is: "reverse", or the (a, b) of a grid whose rows are read as columns, or none of these."""
+    if (order == np.arange(len(order))[::-1]).all():
+        return "reverse"
+    columns = int(order[1])
+    if order[0] or len(order) % columns:
+        return None
+    is_grid = (order == np.arange(len(order)).reshape(-1, columns).T.ravel()).all()
+    return (len(order) // columns, columns) if is_grid else None
 
 
 @dataclasses.dataclass(frozen=True)
