@@ -10,7 +10,6 @@ What is added to the standard:
 ``softplus sigmoid silu elu relu``     activations, stable in both tails and exact in float64
 ``linear(x, weight, bias)``            ``x @ weight + bias``; ``weight`` may carry batch dimensions
 ``matmul_add(x, weight, added)``       ``weight @ x + added``, the same with events as columns
-``in_place``                           activations by name, of an array that nothing else needs: they may overwrite it
 ``conv2d(x, weight, bias, ...)``       a convolution of images ``(..., C, H, W)``, as networks have it: see below
 ``conv1d(x, weight, bias, ...)``       the same, of sequences ``(..., C, L)``
 ``softmax(x)``, ``log_softmax(x)``     over the first axis, the former over another ``axis`` where that is given
@@ -149,7 +148,6 @@ def _shared(xp):
 
     return {
         "linear": linear,
-        "in_place": {},
         "reordered": lambda x, order, pattern: xp.take(x, order, axis=-1),
         "matmul_add": lambda x, weight, added: xp.matmul(weight, x) + added,
         "conv2d": conv2d,
@@ -375,7 +373,7 @@ def _torch_namespace():
         return values if torch.is_grad_enabled() else tuple(value.detach() for value in values), pull
 
     convolutions = {"conv2d": conv2d, "conv1d": _conv1d(conv2d)}
-    networks = {"linear": linear, "in_place": {"relu": torch.relu_, "tanh": torch.tanh_}}
+    networks = {"linear": linear}
     events = {"reordered": reordered, "split": split, "vmap": vmap, "collect": collect}
     own = networks | events | {"matmul_add": matmul_add}
     return _extended(

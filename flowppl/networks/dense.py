@@ -69,8 +69,6 @@ def dense(params: Tree, x: Array, context: Array | None, activation: str, residu
     if len(weights) == 1:
         return output
     activate = getattr(xp, activation)
-    if not residual:  # what is activated is a product that nothing else needs
-        activate = xp.in_place.get(activation, activate)
     hidden = hidden_units(output, weights[1:-1], sums[1:-1], activate, residual, xp.linear)
     return xp.linear(hidden[-1], weights[-1], sums[-1])
 
