@@ -19,7 +19,9 @@ from flowppl._arrays.namespace import Array, namespace
 Equation = Callable[..., tuple[Array, Array]]
 
 
-def halley_root(function: Callable[..., tuple[Array, ...]], args: tuple[Array, ...], start: Array, num_steps: int):
+def halley_root(
+    function: Callable[..., tuple[Array, Array, Array]], args: tuple[Array, ...], start: Array, num_steps: int
+) -> Array:
     """The root by Halley's method. Nothing guards the steps: the caller knows a start from which all values converge.
 
     Args:

@@ -224,11 +224,12 @@ def times(xp, matrix, x):
 def root_of_bend(xp, target, gain):
     r"""The root a of ``a + gain * tanh(a) = target``, for a gain above -1.
 
-    Halley's method starts between 0 and the root, on the bounds that follow from tanh(a) <= min(a, 1) and, for a
-    negative gain and a <= 1, from a - tanh(a) >= (1 - tanh 1) a^3. Its steps are between one and two of Newton's, and
-    five of them with the last two of Newton bring all gains between -0.999 and 10^4 to the precision of float64, seven
-    those up to 10^6. (Newton's alone took eleven and fifteen, of 10 operations each in place of 14: the inverse of 16
-    planar layers in torch, 512 events, takes .73 of its time.)
+    For a positive target Halley's method starts on a bound of the root: tanh(a) <= min(a, 1) gives lower bounds for a
+    positive gain and upper ones for a negative gain, and a - tanh(a) >= (1 - tanh 1) a^3, for a <= 1, another upper
+    one. From there a step of Halley is between one and two of Newton's. Five of them, with the last two of Newton,
+    bring all gains between -0.999 and 10^4 to the precision of float64, and seven those up to 10^6. (Newton's method
+    alone took eleven and fifteen, of 10 operations each in place of 14: the inverse of 16 planar layers in torch, 512
+    events, takes .73 of its time.)
     """
 
     def equation(a, target, gain):
