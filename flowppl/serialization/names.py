@@ -133,7 +133,7 @@ SUPPORT_CLASSES = {"_" + name.title().replace("_", ""): name for name in SUPPORT
 }
 
 
-FEW_BLOCKS = 100  # in files of any size
+MOST_BLOCKS = 100  # of a network, for each number in its file: far more than a right one has, and soon made
 
 
 def check_base(distribution: Any, kind: str, hosts: tuple[str, ...]) -> None:
@@ -208,15 +208,18 @@ def decode(value: Any, classes: dict[str, type], num_numbers: int) -> Any:
 
 
 def _check_sizes(kind, fields, num_numbers):
-    """Of the classes that make tables when they are made: they have a number in the file for each of their units."""
+    """Raise ValueError for sizes whose tables, or whose names of blocks, would fill the memory when they are made.
+
+    A right file has a number for each unit, and more than one for each block.
+    """
     sizes = []
     if kind in (MADE, Autoregressive):
         hidden = fields.get("hidden_dims", ())
         sizes = [fields.get("dim"), *(hidden if isinstance(hidden, tuple) else (hidden,))]
     elif kind is Coupling and type(fields.get("network")) in (type(None), *CLASSES.values()):
         sizes = [fields.get("dim")]
-    elif isinstance(fields.get("num_blocks"), int):  # each has a name, if not a table
-        sizes = [fields["num_blocks"] // FEW_BLOCKS]
+    elif isinstance(fields.get("num_blocks"), int):
+        sizes = [fields["num_blocks"] // MOST_BLOCKS]
     if any(isinstance(size, int) and size > num_numbers for size in sizes):
         raise ValueError(
             f"{kind.__name__} has more units or blocks than arrays of {num_numbers} numbers in all can have"

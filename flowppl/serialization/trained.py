@@ -391,10 +391,10 @@ def _check_arrays(bijection, outline, arrays):
 def _check_names(expected, arrays, allowed):
     missing, extra = sorted(expected - arrays.keys()), sorted(arrays.keys() - expected - set(allowed))
     if missing or extra:
-        counts = (
-            f"({len(missing)} missing, {len(extra)} unexpected)" if max(len(missing), len(extra)) > MOST_NAMES else ""
-        )
+        counts = ""
+        if max(len(missing), len(extra)) > MOST_NAMES:
+            counts = f" ({len(missing)} missing, {len(extra)} unexpected)"
         raise ValueError(
             f"it does not hold the arrays of its flow: missing {missing[:MOST_NAMES]}, unexpected {extra[:MOST_NAMES]}"
-            + f" {counts}".rstrip()
+            f"{counts}"
         )
