@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flowppl.checks import assign
 from flowppl.inference import batches
 from flowppl.numpyro._host import multihost_utils
 
@@ -30,9 +31,8 @@ class Workers(batches.Workers):
     size: int = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        there = (jax.process_index(), jax.process_count()) if self.distributed else (0, 1)
-        for name, value in zip(("rank", "size"), there, strict=True):
-            object.__setattr__(self, name, value)
+        rank, size = (jax.process_index(), jax.process_count()) if self.distributed else (0, 1)
+        assign(self, rank=rank, size=size)
 
     def gather(self, numbers: list[int]) -> np.ndarray:
         if self.size == 1:
