@@ -157,7 +157,7 @@ def fit_vae(
     check_options(**rest, **options, **sizes)
     init_key, seed_key = jax.random.split(rng_key)
     workers = Workers(distributed)
-    checks: list[Callable[[Any], None]] = []
+    checks: list[Callable[[Any], None]] = []  # none until the first rows, of which it is made, are read
 
     def read(rows):
         rows = np.asarray(as_data(rows, jax.Array))

@@ -149,7 +149,7 @@ def fit_vae(
     }
     check_options(**rest, **options, **sizes)
     workers = Workers("fit_vae", distributed)
-    checks: list[Callable[[Any], None]] = []
+    checks: list[Callable[[Any], None]] = []  # none until the first rows, of which it is made, are read
 
     def read(rows):
         rows = as_rows(rows)
@@ -250,12 +250,12 @@ class _Trainer(ModuleTrainer):
         except ValueError as error:
             if len(x) > 1:
                 raise
-            which = "which the iterable gave"
+            why = "which the iterable gave; leave it out, as a DataLoader does with drop_last=True"
             if not isinstance(self.data, Batches):
-                which = f"which {len(self.data)} rows in batches of {self.batch_size} leave at the end"
-            raise ValueError(
-                f"fit_vae: the networks cannot be trained on a batch of one row, {which}; choose another batch_size"
-            ) from error
+                rows = f"{len(self.data)} rows in batches of {self.batch_size}"
+                whom = f" for one of {self.workers.size} processes" if self.workers.size > 1 else ""
+                why = f"which {rows} leave at the end{whom}; choose another batch_size"
+            raise ValueError(f"fit_vae: the networks cannot be trained on a batch of one row, {why}") from error
         mean_kl = kl.mean()
         if self.free_bits:
             of_all = self.workers.total(mean_kl.detach() * (counts[self.workers.rank] / counts.sum()))
