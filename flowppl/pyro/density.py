@@ -257,12 +257,14 @@ def tensor_like(zeros: torch.Tensor, values: Any) -> torch.Tensor:
 class _Trainer(ModuleTrainer):
     """The steps of :func:`fit_density`: see :class:`flowppl.training.loop.Trainer`."""
 
-    def __init__(self, flow, trained, rows, held_out, seed, batch_size, augment, optimizer, *settings):
+    def __init__(
+        self, flow, trained, rows, held_out, seed, batch_size, augment, optimizer, clip_norm, ema_decay, workers
+    ):
         self.flow, self.rows, self.held_out = flow, rows, held_out
         self.batch_size, self.augment, self.num_steps = batch_size, augment, 0
         self.num_rows = 0 if isinstance(rows, Batches) else len(rows if isinstance(rows, MappedRows) else rows[0])
         fused: Any = {"fused": True} if optimizer == "adam" else {}
-        super().__init__(flow, trained, seed, optimizer, *settings, **fused)
+        super().__init__(flow, trained, seed, optimizer, clip_norm, ema_decay, workers, **fused)
 
     def run_epoch(self, epoch, order, rate):
         if not isinstance(self.rows, Batches):
