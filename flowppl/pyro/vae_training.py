@@ -101,9 +101,9 @@ def fit_vae(
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
         distributed: whether all processes of ``torch.distributed`` train together, each of which makes this call. They
             share the rows of each batch and the noise of the latents, and end with the same weights, those of one
-            process up to rounding; what is random in the networks is each process's own. Of an iterable of batches
-            each process has its own, and a step takes one batch of each. The first process writes the checkpoint,
-            which all must be able to read, and its ``callback`` counts.
+            process up to rounding; what is random in the networks is each process's own, and batch normalisation sees
+            its rows only. Of an iterable of batches each process has its own, and a step takes one batch of each. The
+            first process writes the checkpoint, which all must be able to read, and its ``callback`` counts.
 
     Returns:
         A :class:`VAEFit`; its ``params`` are the ``state_dict`` of the autoencoder.
