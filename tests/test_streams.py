@@ -22,11 +22,13 @@ def plain(lang):
     return small(lang, None)
 
 
-def fit_density(lang, x, **options):
+def fit_density(lang, x, context=None, **options):
     pyro.set_rng_seed(0)
     key = () if lang.name == "pyro" else (jax.random.key(0),)
     adapter = fpp if lang.name == "pyro" else fnp
-    return adapter.fit_density(*key, fp.ElementwiseAffine(x.shape[1]), x, progress=False, **options)
+    flow = fp.ElementwiseAffine(x.shape[1])
+    flow = flow if context is None else fp.Conditional(flow, 1)
+    return adapter.fit_density(*key, flow, x, context, progress=False, **options)
 
 
 def mapped(path, x):
@@ -71,6 +73,20 @@ def test_a_memory_mapped_array_ends_where_an_array_does(lang, tmp_path):
     bad[3] = np.nan
     with pytest.raises(ValueError, match=r"1 of the \d+ rows of x are not finite"):
         fit_density(lang, mapped(tmp_path / "bad", bad), num_epochs=2, validation=None)
+
+
+@both
+def test_rows_of_a_memory_mapped_array_keep_their_contexts(lang, tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    context, options = np.sign(x[:, :1]), {"num_epochs": 2, "batch_size": 9}
+    there, same = mapped(tmp_path / "x", x), fit_density(lang, x, context, **options)
+    own = torch.tensor(context, requires_grad=True) if lang.name == "pyro" else jax.numpy.asarray(context)
+    for given in (mapped(tmp_path / "context", context), own):
+        np.testing.assert_allclose(fit_density(lang, there, given, **options).losses, same.losses, rtol=1e-6)
+    with pytest.raises(ValueError, match="context must have one row for each of the 30 of x, got 29"):
+        fit_density(lang, there, context[1:], **options)
+    with pytest.raises(ValueError, match="fit_density: x must have at least 2 rows, got 1"):
+        fit_density(lang, there[:1], **options)
 
 
 @both

@@ -130,7 +130,7 @@ def steps(take: Callable[[slice], Rows], num_rows: int, batch_size: int, workers
 
 
 class Mapped:
-    """Rows of a memory-mapped array, some of them in an order of their own, which are read when they are asked for.
+    """Rows of a memory-mapped array, or the contexts of such, in an order of their own, read when they are asked for.
 
     Args:
         array: the array.
@@ -138,14 +138,15 @@ class Mapped:
         read: makes checked rows of those of the array.
     """
 
-    def __init__(self, array: Any, order: np.ndarray, read: Callable[[np.ndarray], Any] = np.asarray) -> None:
+    def __init__(self, array: Any, order: np.ndarray, read: Callable[[Any], Any] = lambda rows: rows) -> None:
         self.array, self.order, self.read = array, order, read
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, rows: Any) -> Any:
-        return self.read(np.array(self.array[self.order[rows]]))
+        found = self.array[self.order[rows]]
+        return self.read(np.array(found) if isinstance(found, np.ndarray) else found)
 
     def take(self, rows: np.ndarray) -> Mapped:
         """Some of these rows, as a view."""
