@@ -23,9 +23,9 @@ X = np.random.default_rng(0).normal(size=(103, 2)) @ np.array([[1.0, 0.5], [0.0,
 BITS = (np.random.default_rng(1).random((103, 1)) < 0.5) * np.ones((1, 9))
 FLOW = fp.maf(2, num_flows=1, hidden_dims=4)
 OPTIONS = {"batch_size": 15, "num_epochs": 4, "ema_decay": 0.9, "progress": False}
-# Batches of the first process and of the second, which has fewer; and those that one process has in their place.
-OURS, THEIRS = [X[:10], X[20:30], X[40:50]], [X[10:20], X[30:35]]
-BOTH = [X[:20], X[20:35], X[40:50]]
+# Rows of the batches of the first and of the second, which has fewer, and of those that one alone has in their place.
+OURS, THEIRS = [slice(0, 10), slice(20, 30), slice(40, 50)], [slice(10, 20), slice(30, 35)]
+BOTH = [slice(0, 20), slice(20, 35), slice(40, 50)]
 
 
 def density(distributed, x=X, **options):
@@ -72,8 +72,9 @@ def all_runs(rank=0, size=1):
     batches = (OURS, THEIRS)[rank] if distributed else BOTH
     for name, run in {
         "density": lambda: density(distributed),
-        "batches": lambda: density(distributed, lambda: iter(batches), validation=X[50:]),
+        "batches": lambda: density(distributed, lambda: (X[rows] for rows in batches), validation=X[50:]),
         "vae": lambda: vae(distributed),
+        "vae batches": lambda: vae(distributed, lambda: (BITS[rows] for rows in batches)),
         "svi": lambda: svi(rank, size),
     }.items():
         pyro.set_rng_seed(rank)
