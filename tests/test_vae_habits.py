@@ -394,6 +394,8 @@ def test_one_row_left_over_cannot_be_normalised():
     vae = fpp.FlowVAE(encoder, torch.nn.Linear(2, 9), fp.amortized_posterior(2, 6, None))
     with pytest.raises(ValueError, match="a batch of one row, which 20 rows in batches of 19 leave at the end"):
         Pyro.fit(0, vae, X, **ONE | {"batch_size": 19, "validation": None})
+    with pytest.raises(ValueError, match="a batch of one row, which the iterable gave; leave it out"):
+        Pyro.fit(0, vae, lambda: [X[:19], X[19:]], **ONE)
 
 
 def test_without_gradients_there_is_no_training_but_all_else():
