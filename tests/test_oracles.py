@@ -11,6 +11,8 @@ from numpyro.distributions.flows import InverseAutoregressiveTransform
 from pyro.distributions import transforms as pyro_transforms
 
 import flowppl as fp
+from flowppl._arrays.namespace import namespace
+from flowppl.bijections.residual import root_of_bend
 
 
 def numpy_network(layers, x, context=None, activation=np.tanh):
@@ -63,7 +65,7 @@ def test_planar_agrees_with_pyro_for_the_same_constrained_step(rng):
     np.testing.assert_allclose(log_det, peer.log_abs_det_jacobian(x, expected).detach(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("gain", [-0.999, -0.9, -0.3, 0.0, 0.5, 10.0, 9000.0, 1e4, 1e6])
+@pytest.mark.parametrize("gain", [-0.999, -0.9, -0.3, 0.0, 0.5, 10.0, 9000.0, 1e4, 1e6, 1e8])
 def test_planar_inverse_converges_everywhere(gain):
     """From the smallest targets to the largest, where bisection would need its full sixty steps."""
     targets = np.concatenate([np.logspace(-12, 7, 400), gain + np.linspace(-3, 3, 400)])
@@ -79,6 +81,18 @@ def test_planar_inverse_converges_everywhere(gain):
     again, _ = flow.forward({"w": w, "u": u, "b": np.zeros(1)}, x)
     # The way back amplifies the rounding of y - u tanh(.) by the slope, 1 + gain.
     assert (np.abs(again - y) <= 1e-14 * (1 + abs(gain)) * (np.abs(y) + abs(gain) + np.abs(x))).all()
+
+
+@pytest.mark.parametrize("gain", [1e7, 1e10, 1e20, 1e30])
+def test_inverses_of_bends_stay_finite_and_right_for_huge_gains(gain):
+    """In float32 too, where tanh rounds to 1 within 10 of zero."""
+    for dtype in (np.float64, np.float32):
+        edge = np.linspace(-30, 30, 61)
+        target = np.concatenate([gain * np.linspace(0.01, 2, 200), gain + edge]).astype(dtype)
+        target = np.concatenate([target, -target])
+        root = root_of_bend(namespace(target), target, np.full_like(target, gain))
+        back = root.astype(np.longdouble) + np.longdouble(dtype(gain)) * np.tanh(root.astype(np.longdouble))
+        np.testing.assert_allclose(back.astype(float), target.astype(float), rtol=4 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("context_dim", [0, 2])
