@@ -373,9 +373,8 @@ def _torch_namespace():
         return values if torch.is_grad_enabled() else tuple(value.detach() for value in values), pull
 
     convolutions = {"conv2d": conv2d, "conv1d": _conv1d(conv2d)}
-    networks = {"linear": linear}
-    events = {"reordered": reordered, "split": split, "vmap": vmap, "collect": collect}
-    own = networks | events | {"matmul_add": matmul_add}
+    products = {"linear": linear, "matmul_add": matmul_add}
+    own = products | {"reordered": reordered, "split": split, "vmap": vmap, "collect": collect}
     return _extended(
         xp,
         **(shared | convolutions | own | {"reversible": reversible}),

@@ -175,7 +175,6 @@ class Autoregressive(Bijection):
         if self._plan.steps == 1:  # no coordinate depends on another: whatever the network is given is masked
             return self._pass(self.univariate.inverse, params, y, context)
         xp, plan, num_raw, num_hidden = namespace(y), self._plan, self.univariate.num_raw, len(self._plan.unit_bounds)
-        activate = getattr(xp, self.activation)
 
         def arrange_outputs(array):
             array = plan.arrange(xp.reshape(array, (*array.shape[:-1], num_raw, self.dim)), params["index"])
@@ -224,7 +223,7 @@ class Autoregressive(Bijection):
 
             def units(before):
                 """The hidden units of the block; those that wait for a coordinate not yet found are unfinished."""
-                return hidden_units(before, inner[1:-1], added[1:-1], activate, self.residual, xp.matmul_add)
+                return hidden_units(before, inner[1:-1], added[1:-1], self.activation, self.residual, xp.matmul_add)
 
             def find_step(step, before, events, first_weight, *outputs):
                 raw = xp.matmul_add(units(before)[-1], *outputs) if outputs else by_step(before, num_raw)[step, ...]

@@ -46,11 +46,12 @@ def dense_layers(params: Tree, context: Array | None) -> tuple[list[Array], list
     return weights, sums
 
 
-def hidden_units(first, weights, sums, activate, residual: bool, product) -> list[Array]:
+def hidden_units(first, weights, sums, activation: str, residual: bool, product) -> list[Array]:
     """All hidden layers, given the first before its activation, and of the others the weights and what is added.
 
-    ``product(x, weight, added)`` and ``activate`` are what a layer does.
+    ``product(x, weight, added)`` is what a layer does.
     """
+    activate = getattr(namespace(first), activation)
     before = skipped = first
     hidden = [activate(before)]
     for i, (weight, added) in enumerate(zip(weights, sums, strict=True), start=1):
@@ -68,8 +69,7 @@ def dense(params: Tree, x: Array, context: Array | None, activation: str, residu
     output = xp.linear(x, weights[0], sums[0])
     if len(weights) == 1:
         return output
-    activate = getattr(xp, activation)
-    hidden = hidden_units(output, weights[1:-1], sums[1:-1], activate, residual, xp.linear)
+    hidden = hidden_units(output, weights[1:-1], sums[1:-1], activation, residual, xp.linear)
     return xp.linear(hidden[-1], weights[-1], sums[-1])
 
 
