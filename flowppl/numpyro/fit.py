@@ -19,6 +19,7 @@ from numpyro import handlers
 from flowppl.checks import check_sizes, describe
 from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
+from flowppl.inference.draws import in_parts
 from flowppl.inference.fitting import (
     OTHER_ROUNDS,
     FitBase,
@@ -365,16 +366,14 @@ class Fit(FitBase):
 
     def _latents(self, key, num_samples, args, kwargs):
         if isinstance(self.guide, AutoFlow):
-            rng, own, found = numpy_rng(key), self.guide._own_params(self.params), {}
-            for first in range(0, max(num_samples, 1), MANY_DRAWS):
-                num = min(MANY_DRAWS, num_samples - first)
-                values = self.guide._constrained(draw(self.guide.bijection, own, num, rng))
-                if num == num_samples:
-                    return values
-                for name, value in values.items():
-                    if name not in found:
-                        found[name] = np.empty((num_samples, *value.shape[1:]), value.dtype)
-                    found[name][first : first + num] = value
+            rng, own = numpy_rng(key), self.guide._own_params(self.params)
+
+            def sites(num):
+                return self.guide._constrained(draw(self.guide.bijection, own, num, rng))
+
+            if num_samples <= MANY_DRAWS:
+                return sites(num_samples)
+            found = in_parts(sites, num_samples, MANY_DRAWS, lambda value, shape: np.empty(shape, value.dtype))
             return {name: jnp.asarray(value) for name, value in found.items()}
         if not hasattr(self.guide, "sample_posterior"):
             known = key, self.model, self.guide, self.params, args, kwargs

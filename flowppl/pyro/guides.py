@@ -19,6 +19,7 @@ from torch.distributions import biject_to
 from flowppl._arrays.tree import Tree, map_tree, select
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
+from flowppl.inference.draws import in_parts
 from flowppl.inference.guides import (
     NUM_DRAWS,
     FlowChoice,
@@ -396,13 +397,11 @@ class AutoFlow(AutoContinuous):
         posterior, shape = self.get_posterior(*args, **kwargs), torch.Size(sample_shape)
         if shape.numel() <= MANY_DRAWS:
             return self._constrain(posterior.sample(shape))
-        found: dict[str, torch.Tensor] = {}
-        for first in range(0, shape.numel(), MANY_DRAWS):
-            num = min(MANY_DRAWS, shape.numel() - first)
-            for name, value in self._constrain(posterior.sample(torch.Size([num]))).items():
-                if name not in found:
-                    found[name] = value.new_empty((shape.numel(), *value.shape[1:]))
-                found[name][first : first + num] = value
+
+        def draw(num):
+            return self._constrain(posterior.sample(torch.Size([num])))
+
+        found = in_parts(draw, shape.numel(), MANY_DRAWS, torch.Tensor.new_empty)
         return {name: value.reshape(shape + value.shape[1:]) for name, value in found.items()}
 
     @torch.no_grad()
