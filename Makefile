@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test stress versions locks tutorials docs bench bench-quick clean
+.PHONY: demo test stress versions locks release-check tutorials docs bench bench-quick clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tutorials/demo.py
@@ -23,9 +23,13 @@ versions: .versions/.installed
 locks: .versions/.installed
 	.versions/tools/bin/python scripts/versions.py lock $(LEGS)
 
+# The sdist and the wheel, in dist/, each installed and used where one language alone is: docs/release.md.
+release-check: .versions/.installed
+	.versions/tools/bin/python scripts/release.py
+
 .versions/.installed: constraints.txt
 	$(PYTHON) -m venv .versions/tools
-	.versions/tools/bin/python -m pip install --quiet --constraint constraints.txt uv
+	.versions/tools/bin/python -m pip install --quiet --constraint constraints.txt uv twine "readme_renderer[md]"
 	touch $@
 
 # All notebooks in full, one after the other, stored with their outputs.
@@ -56,4 +60,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .versions .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build docs/api/generated
+	rm -rf $(VENV) .versions dist .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build docs/api/generated

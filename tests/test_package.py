@@ -37,6 +37,7 @@ def test_imports_no_more_than_it_needs(module, absent):
     ],
 )
 def test_a_language_works_where_nothing_else_is_installed(language, absent, tmp_path):
+    other = "numpyro" if language == "pyro" else "pyro"
     make = {"pyro": "Flow(fp.Planar(2))", "numpyro": "Flow.init(jax.random.key(0), fp.Planar(2))"}[language]
     code = f"""
 import sys
@@ -51,10 +52,13 @@ from flowppl.diagnostics import k_hat
 fp.save({str(tmp_path / "flow")!r}, adapter.{make})
 assert fp.load({str(tmp_path / "flow")!r}).bijection == fp.Planar(2)
 assert k_hat(np.random.default_rng(0).normal(size=1000)) < 0.7
-try:
-    fp.load({str(tmp_path / "flow")!r}, backend={"numpyro" if language == "pyro" else "pyro"!r})
-except ImportError as error:
-    assert "pip install 'flowppl[" in str(error)
+for call in (lambda: fp.load({str(tmp_path / "flow")!r}, backend={other!r}), lambda: __import__("flowppl.{other}")):
+    try:
+        call()
+    except ImportError as error:
+        assert "pip install 'flowppl[{other}]'" in str(error), error
+    else:
+        raise AssertionError("{other} is there")
 """
     result = run("-W", "error", "-c", code)
     assert result.returncode == 0, result.stderr[-2000:]

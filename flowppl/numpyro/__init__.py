@@ -5,6 +5,13 @@ each recipe as a function that draws them with a key (``planar``, ``realnvp``, `
 are those that :mod:`flowppl` gives them.
 """
 
+try:
+    import numpyro as _numpyro  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"flowppl.numpyro needs {error.name}: pip install 'flowppl[numpyro]'", name=error.name
+    ) from error
+
 from flowppl.autoencoders.evaluation import Evaluation
 from flowppl.autoencoders.training import VAEFit
 from flowppl.inference.density_evaluation import DensityEvaluation

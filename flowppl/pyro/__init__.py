@@ -4,6 +4,13 @@ Each layer is here as a transform (``Planar``, ``Coupling``, ...), and each reci
 (``planar``, ``realnvp``, ``iaf``, ...), with the arguments that :mod:`flowppl` gives them.
 """
 
+try:
+    import pyro as _pyro  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"flowppl.pyro needs {error.name}: pip install 'flowppl[pyro]'", name=error.name
+    ) from error
+
 from flowppl.autoencoders.evaluation import Evaluation
 from flowppl.autoencoders.training import VAEFit
 from flowppl.inference.density_evaluation import DensityEvaluation
