@@ -82,7 +82,7 @@ def test_every_public_name_has_its_page(name, page):
 
 def test_every_page_is_reached_and_every_link_leads_somewhere():
     """Links between pages, without building the site; notebooks and copies of files of the repository are there."""
-    made = {"changelog", "contributing", "benchmarks"}
+    made = {"changelog", "contributing", "security", "benchmarks"}
     made |= {f"tutorials/{notebook.stem}" for notebook in (ROOT / "tutorials").glob("*.ipynb")}
     for name, page in PAGES.items():
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
