@@ -19,6 +19,7 @@ What is added to the standard:
 ``reordered(x, order, pattern)``       ``x[..., order]`` for a permutation that is "reverse", or (a, b), the columns of
                                        a grid of a rows, one after the other, or ``None``, any other
 ``solve_unit_triangular(matrix, x)``   the z with ``(I + strict lower part of matrix) @ z = x``; or ``upper=True``
+``orthonormal(matrix)``                orthonormal columns that span those of the matrix, of as many
 ``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
 ``vjp(function, *primals)``            its values, a tuple, and a function of their cotangents to those of the primals,
                                        which are constants; torch and JAX only
@@ -148,6 +149,7 @@ def _shared(xp):
 
     return {
         "linear": linear,
+        "orthonormal": _widened(xp, lambda matrix: xp.linalg.qr(matrix)[0]),
         "reordered": lambda x, order, pattern: xp.take(x, order, axis=-1),
         "matmul_add": lambda x, weight, added: xp.matmul(weight, x) + added,
         "conv2d": conv2d,
@@ -178,6 +180,18 @@ def _conv1d(conv2d):
         return y[..., 0, :]
 
     return conv1d
+
+
+def _widened(xp, function):
+    """``function`` with half precision computed in single precision, as LAPACK has no other."""
+
+    def call(*arrays, **options):
+        dtype = xp.result_type(*arrays)
+        if xp.finfo(dtype).bits >= 32:
+            return function(*arrays, **options)
+        return xp.astype(function(*(xp.astype(array, xp.float32) for array in arrays), **options), dtype)
+
+    return call
 
 
 def _same_batch(xp, table, index):
@@ -219,7 +233,7 @@ def _standard_namespace(xp):
         log_softmax=lambda x: x - logsumexp(x),
         logsumexp=logsumexp,
         pick=lambda table, index: xp.take_along_axis(*_same_batch(xp, table, index[None, ...]), axis=0)[0, ...],
-        solve_unit_triangular=solve_unit_triangular,
+        solve_unit_triangular=_widened(xp, solve_unit_triangular),
         stop_gradient=lambda x: x,
     )
 
@@ -388,7 +402,7 @@ def _torch_namespace():
         log_softmax=lambda x: torch.log_softmax(x, dim=0),
         logsumexp=lambda x: torch.logsumexp(x, dim=0),
         pick=pick,
-        solve_unit_triangular=solve_unit_triangular,
+        solve_unit_triangular=_widened(xp, solve_unit_triangular),
         stop_gradient=lambda x: x.detach(),
         vjp=vjp,
         pullback=pullback,
@@ -496,7 +510,7 @@ def _jax_namespace():
         log_softmax=lambda x: jax.nn.log_softmax(x, axis=0),
         logsumexp=lambda x: jax.nn.logsumexp(x, axis=0),
         pick=pick,
-        solve_unit_triangular=solve_unit_triangular,
+        solve_unit_triangular=_widened(xp, solve_unit_triangular),
         stop_gradient=jax.lax.stop_gradient,
         vjp=vjp,
         pullback=pullback,

@@ -85,7 +85,7 @@ class Subspace(Bijection):
     def init_from(self, params, y, context=None):
         check_event(self, y, self.y_shape, context)
         xp = namespace(y)
-        inside = times(xp, xp.linalg.qr(params["frame"])[0].mT, y)
+        inside = times(xp, xp.orthonormal(params["frame"]).mT, y)
         inner = self.bijection.init_from(params.get("bijection", {}), inside, context)
         return {"frame": params["frame"], "bijection": inner}
 
@@ -100,7 +100,7 @@ class Subspace(Bijection):
     def push_score(self, params, x, score, context=None):
         check_event(self, x, self.x_shape, context)
         xp = namespace(x)
-        frame = xp.linalg.qr(params["frame"])[0]
+        frame = xp.orthonormal(params["frame"])
         fixed, score = xp.stop_gradient(frame), xp.stop_gradient(score)
         before, along = times(xp, frame.mT, x), times(xp, fixed.mT, score)
         after, log_det, new = self.bijection.push_score(params.get("bijection", {}), before, along, context)
@@ -108,7 +108,7 @@ class Subspace(Bijection):
 
     def _within(self, direction, params, event, context):
         xp = namespace(event)
-        frame = xp.linalg.qr(params["frame"])[0]
+        frame = xp.orthonormal(params["frame"])
         before = times(xp, frame.mT, event)
         after, log_det = direction(params.get("bijection", {}), before, context)
         return event + times(xp, frame, after - before), log_det

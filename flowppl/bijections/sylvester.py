@@ -175,7 +175,7 @@ class OrthogonalSylvester(Sylvester):
         return {"q": Parameter((self.dim, self.num_units), Normal(1.0))} | super().parameters()
 
     def _frame(self, params):
-        return namespace(params["q"]).linalg.qr(params["q"])[0]
+        return namespace(params["q"]).orthonormal(params["q"])
 
     def _to_frame(self, frame, x):
         return times(namespace(x), frame.mT, x)

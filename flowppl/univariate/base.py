@@ -17,7 +17,9 @@ A map knows no network: :class:`flowppl.Coupling` and :class:`flowppl.Autoregres
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from flowppl._arrays.namespace import Array, namespace
@@ -27,6 +29,25 @@ def align(raw: Array, x: Array) -> Array:
     """``raw`` with axes of length 1 behind its first, for the batch axes that only ``x`` has."""
     missing = x.ndim + 1 - raw.ndim
     return namespace(raw).reshape(raw, (raw.shape[0], *(1,) * missing, *raw.shape[1:])) if missing > 0 else raw
+
+
+def in_single(direction: Callable[..., tuple[Array, Array]]) -> Callable[..., tuple[Array, Array]]:
+    """A direction of a map, computed in the wider dtype of its two arrays, and half precision in single precision.
+
+    The knots of a spline, or the steps to a root, are finer than half precision. What comes out is rounded to it.
+    """
+
+    @functools.wraps(direction)
+    def widened(self: Any, raw: Array, x: Array) -> tuple[Array, Array]:
+        xp = namespace(x)
+        if raw.dtype == x.dtype and xp.finfo(x.dtype).bits >= 32:
+            return direction(self, raw, x)
+        dtype = xp.result_type(raw, x)
+        wide = dtype if xp.finfo(dtype).bits >= 32 else xp.float32
+        y, log_slope = direction(self, xp.astype(raw, wide), xp.astype(x, wide))
+        return xp.astype(y, dtype), xp.astype(log_slope, dtype)
+
+    return widened
 
 
 Bound = float | tuple[float, float]

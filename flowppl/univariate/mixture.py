@@ -7,7 +7,7 @@ import dataclasses
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.roots import bracketed_root
 from flowppl.checks import check_sizes
-from flowppl.univariate.base import Affine, Bound, align, bounded, check_bound
+from flowppl.univariate.base import Affine, Bound, align, bounded, check_bound, in_single
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +70,14 @@ class LogisticMixture:
     def _outer(self) -> Affine:
         return Affine(self.log_scale_bound)
 
+    @in_single
     def forward(self, raw, x):
         components, outer = self._components(raw, x)
         logit, log_slope = _logit(x, *components)
         y, outer_log_slope = self._outer.forward(outer, logit)
         return y, log_slope + outer_log_slope
 
+    @in_single
     def inverse(self, raw, y):
         xp = namespace(y)
         components, outer = self._components(raw, y)

@@ -7,7 +7,7 @@ import math
 
 from flowppl._arrays.namespace import namespace
 from flowppl.checks import check_sizes
-from flowppl.univariate.base import align
+from flowppl.univariate.base import align, in_single
 
 MIN_BIN = 1e-3  # of the width and the height of the whole box
 MIN_SLOPE = 1e-3
@@ -61,9 +61,11 @@ class RationalQuadraticSpline:
     def num_raw(self) -> int:
         return 3 * self.num_bins - 1
 
+    @in_single
     def forward(self, raw, x):
         return self._map(_up, raw, x)
 
+    @in_single
     def inverse(self, raw, y):
         return self._map(_down, raw, y)
 
@@ -125,9 +127,11 @@ class CircularSpline:
         """The length of a full turn."""
         return 2 * self.bound
 
+    @in_single
     def forward(self, raw, x):
         return self._map(_up, raw, x)
 
+    @in_single
     def inverse(self, raw, y):
         return self._map(_down, raw, y)
 
