@@ -130,7 +130,8 @@ def test_what_is_no_flow_is_told(language):
 
 
 def test_keys_and_weights_of_numpyro_are_named():
-    for call in (lambda: fnp.Flow.init(0, AFFINE), lambda: fnp.Flow.init(KEY, AFFINE).sample(0)):
+    flow = fnp.Flow.init(KEY, AFFINE)
+    for call in (lambda: fnp.Flow.init(0, AFFINE), lambda: flow.sample(0), lambda: flow().sample(0)):
         with pytest.raises(TypeError, match=r"key must be a key such as jax.random.key\(0\), got 0"):
             call()
     with pytest.raises(TypeError, match=r"params is missing; draw the weights by Flow.init\(key, bijection\)"):

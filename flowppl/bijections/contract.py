@@ -284,7 +284,8 @@ def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], cont
         )
     if size > 0 and context is None:
         raise ValueError(
-            f"this {type(bijection).__name__} needs a context: pass an array whose last axis has size {size}"
+            f"this {type(bijection).__name__} needs a context: pass an array whose last axis has size {size}, to a "
+            "transform by transform.condition(context)"
         )
     if context is not None and (context.ndim == 0 or context.shape[-1] != size):
         raise ValueError(

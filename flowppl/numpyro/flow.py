@@ -67,6 +67,7 @@ class FlowDistribution(dist.TransformedDistribution):
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = (), temperature: ArrayLike = 1.0) -> jax.Array:
         """Draws, as ``Flow.sample`` gives them."""
+        check_key("flow().sample", key, "key")
         if isinstance(temperature, float | int) and temperature == 1:
             return super().sample(key, sample_shape)
         x = self.base_dist.sample(key, sample_shape)
