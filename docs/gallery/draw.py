@@ -1,10 +1,11 @@
-"""Draw what each flow does to a grid and to a standard normal: python docs/gallery/draw.py
+"""Draw what each flow does to a grid and to a standard normal: python docs/gallery/draw.py, of some: draw.py planar nsf
 
 The weights are drawn at random, large enough that the bend can be seen. The same seed gives the same pictures.
 """
 
 import io
 import pathlib
+import sys
 
 import matplotlib
 
@@ -111,7 +112,5 @@ def save(figure, name):
 
 
 if __name__ == "__main__":
-    for name in FLOWS:
-        draw(name)
-    for name in IMAGE_FLOWS:
-        draw_image(name)
+    for name in sys.argv[1:] or [*FLOWS, *IMAGE_FLOWS]:
+        draw(name) if name in FLOWS else draw_image(name)
