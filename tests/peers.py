@@ -134,15 +134,18 @@ def a_spline_of_many_bins_is_not_inverted():
     "AssertionError in 20 of 150 draws",
     "test_layer_oracles.py::test_splines_hold_at_edges_and_for_extreme_weights",
 )
-def a_spline_cannot_be_sampled():
+def a_spline_does_not_invert_its_own_values():
     pytest.importorskip("nflows")
     from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
 
-    for seed in range(100):
-        torch.manual_seed(seed)
-        raw = [8 * torch.randn(400, size, dtype=torch.float32) for size in (64, 64, 63)]
-        x = 6 * torch.rand(400, dtype=torch.float32) - 3
-        unconstrained_rational_quadratic_spline(x, *raw, inverse=True, tails="linear", tail_bound=3.0)
+    with single_precision():
+        for seed in range(150):
+            torch.manual_seed(seed)
+            raw = [8 * torch.randn(400, size) for size in (64, 64, 63)]
+            y, _ = unconstrained_rational_quadratic_spline(
+                6 * torch.rand(400) - 3, *raw, tails="linear", tail_bound=3.0
+            )
+            unconstrained_rational_quadratic_spline(y, *raw, inverse=True, tails="linear", tail_bound=3.0)
 
 
 @defect(FLOWJAX, "a gradient of 0", "test_numpyro_transforms.py::test_gradients_reach_the_context")
@@ -418,9 +421,9 @@ def a_guide_ignores_where_it_should_start():
 @defect(PYRO, "means to -1.0, deviations of 0.2", "test_pyro_guides.py::test_starts_exactly_at_its_gaussian")
 def a_guide_starts_anywhere():
     guide = AutoNormalizingFlow(pyro_model, lambda dim: transforms.iterated(3, transforms.spline_coupling, dim))
-    draws = torch.stack([guide()["z"].detach() for _ in range(500)])
-    assert draws.mean(0).abs().max() < 0.2
-    assert (draws.std(0) - 1).abs().max() < 0.2
+    draws = torch.stack([guide()["z"].detach() for _ in range(100)])
+    assert draws.mean(0).abs().max() < 0.5
+    assert (draws.std(0) - 1).abs().max() < 0.3
 
 
 @defect(
@@ -433,7 +436,7 @@ def a_flow_of_50_numbers_starts_far_out():
     from flowjax.flows import triangular_spline_flow
 
     peer = triangular_spline_flow(KEY, base_dist=Normal(jnp.zeros(50)), flow_layers=2)
-    assert peer.sample(KEY, (500,)).std(0).max() < 2
+    assert peer.sample(KEY, (50,)).std(0).max() < 2
 
 
 @defect(PYRO, "3 latents for 10, no error", "test_pyro_guides.py::test_refuses_what_it_cannot_do")
@@ -442,8 +445,11 @@ def a_guide_takes_a_batch_of_a_plate_for_all_of_it():
         with pyro.plate("data", 10, subsample_size=3):
             pyro.sample("z", pdist.Normal(torch.tensor(0.0), 1.0))
 
-    with pytest.raises(Exception):  # noqa: B017, PT011
+    try:
         AutoIAFNormal(model, hidden_dim=[4])()
+    except (NotImplementedError, ValueError):
+        return
+    raise AssertionError("it takes the 3 latents of a batch for all 10")
 
 
 @defect(
