@@ -799,3 +799,65 @@ def nsf_autoregressive(
             activation=activation,
         ),
     )
+
+
+def naf(
+    key: jax.Array,
+    dim: int,
+    num_flows: int = 4,
+    *,
+    num_components: int = 8,
+    hidden_dims: int | Sequence[int] = (64, 64),
+    context_dim: int = 0,
+    activation: str = "tanh",
+    log_scale_bound: Bound = 3.0,
+) -> FlowTransform:
+    """Neural autoregressive flow: one pass to score a value; sampling is a root search, coordinate by coordinate.
+
+    It is :func:`maf` with deep sigmoidal maps, :class:`flowppl.LogisticMixture`, in the place of affine ones: weighted
+    sigmoids of each coordinate of y, brought back by the logit. With ``context_dim`` the networks read a context too:
+    the transform then needs one of shape ``(..., context_dim)``, see :meth:`FlowTransform.condition`. It starts at the
+    identity.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` is sequential: for each layer ``dim`` small steps, each a search for a root.
+    ``transform.inv(y)`` is one parallel pass. For a guide take its inverse, ``transform.inv``.
+
+    Args:
+        key: a key of ``jax.random``, which draws the weights.
+        dim: the number of coordinates.
+        num_flows: the number of layers.
+        num_components: the number of sigmoids of each map.
+        hidden_dims: the widths of each network's hidden layers; an int means one layer.
+        context_dim: the size of the context, 0 for none.
+        activation: elu, relu, silu, softplus or tanh.
+        log_scale_bound: the bound of the maps' log-scales.
+
+    Raises:
+        ValueError: if a size is below 1, the activation is unknown, or the bound is not positive.
+
+    References:
+        Huang, Krueger, Lacoste, Courville: Neural Autoregressive Flows, 2018, arXiv 1804.00779.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import numpyro.distributions as dist
+        >>> from flowppl.numpyro import FlowDistribution, naf
+        >>> transform = naf(jax.random.key(0), 6, num_flows=2, num_components=4, hidden_dims=16)
+        >>> flow = FlowDistribution(dist.Normal(jnp.zeros(6), 1.0), transform)
+        >>> flow.log_prob(jnp.zeros((5, 6))).shape
+        (5,)
+    """
+    return FlowTransform.init(
+        key,
+        autoregressive.naf(
+            dim,
+            num_flows,
+            num_components=num_components,
+            hidden_dims=hidden_dims,
+            context_dim=context_dim,
+            activation=activation,
+            log_scale_bound=log_scale_bound,
+        ),
+    )

@@ -19,7 +19,7 @@ from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.checks import did_you_mean
-from flowppl.recipes.autoregressive import iaf, maf, nsf_autoregressive
+from flowppl.recipes.autoregressive import iaf, maf, naf, nsf_autoregressive
 from flowppl.recipes.coupling import flowpp, glow, nice, nsf, realnvp
 from flowppl.recipes.image import flowpp_image, glow_image, nice_image, realnvp_image
 from flowppl.recipes.residual import (
@@ -82,6 +82,7 @@ NAMED_RECIPES: dict[str, Recipe] = {
     "iaf": iaf,
     "maf": maf,
     "nsf_autoregressive": nsf_autoregressive,
+    "naf": naf,
     **IMAGE_RECIPES,
 }
 

@@ -11,6 +11,7 @@ from flowppl.bijections.linear import Permute
 from flowppl.checks import check_sizes
 from flowppl.recipes.shuffle import shuffled
 from flowppl.univariate.base import Affine, Bound
+from flowppl.univariate.mixture import LogisticMixture
 from flowppl.univariate.splines import RationalQuadraticSpline
 
 
@@ -119,4 +120,43 @@ def nsf_autoregressive(
     check_sizes("nsf_autoregressive", dim=dim, num_flows=num_flows)
     spline = RationalQuadraticSpline(num_bins, bound)
     layer = Autoregressive(dim, spline, hidden_dims, context_dim, activation)
+    return Invert(shuffled(layer, Permute.reverse(dim), num_flows))
+
+
+def naf(
+    dim: int,
+    num_flows: int = 4,
+    *,
+    num_components: int = 8,
+    hidden_dims: int | Sequence[int] = (64, 64),
+    context_dim: int = 0,
+    activation: str = "tanh",
+    log_scale_bound: Bound = 3.0,
+) -> Bijection:
+    """Neural autoregressive flow: one pass to score a value; sampling is a root search, coordinate by coordinate.
+
+    It is :func:`maf` with deep sigmoidal maps in the place of affine ones: :class:`~flowppl.LogisticMixture`, weighted
+    sigmoids brought back by the logit. ``Invert`` it for a guide.
+
+    Args:
+        dim: the number of coordinates.
+        num_flows: the number of layers.
+        num_components: the number of sigmoids of each map.
+        hidden_dims: the widths of each network's hidden layers; an int means one layer.
+        context_dim: the size of the context, 0 for none.
+        activation: elu, relu, silu, softplus or tanh.
+        log_scale_bound: the bound of the maps' log-scales.
+
+    References:
+        Huang, Krueger, Lacoste, Courville: Neural Autoregressive Flows, 2018, arXiv 1804.00779.
+
+    Example:
+        >>> import flowppl as fp
+        >>> flow = fp.naf(6)
+        >>> flow.forward_cost, flow.inverse_cost
+        ('sequential', 'parallel')
+    """
+    check_sizes("naf", dim=dim, num_flows=num_flows)
+    mixture = LogisticMixture(num_components, log_scale_bound)
+    layer = Autoregressive(dim, mixture, hidden_dims, context_dim, activation)
     return Invert(shuffled(layer, Permute.reverse(dim), num_flows))

@@ -22,6 +22,12 @@ class LogisticMixture:
     inverse has no closed form: the root lies between the smallest and the largest of the components' own roots, and
     is found by bisection and Newton's method.
 
+    With the affine map at rest this is also the deep sigmoidal map of neural autoregressive flows: weighted sigmoids of
+    :math:`a_k x + b_k`, here :math:`a_k = e^{-s_k}` and :math:`b_k = -\mu_k e^{-s_k}`, brought back by the logit.
+
+    Choose it for coordinates with several peaks, and where kinks between bins, as of a spline, are unwelcome: it is
+    smooth everywhere, and has no box. A spline is cheaper, and as cheap in both directions.
+
     Equal components would stay equal in training, and unequal ones would not start at the identity. So the
     components start equal, but each location moves at a pace of its own: :math:`\mu_k = 2 k\, r_k / (K + 1)`.
 
@@ -34,7 +40,8 @@ class LogisticMixture:
 
     References:
         Ho, Chen, Srinivas, Duan, Abbeel: Flow++: Improving Flow-Based Generative Models with Variational
-        Dequantization and Architecture Design, 2019, arXiv 1902.00275.
+        Dequantization and Architecture Design, 2019, arXiv 1902.00275. Huang, Krueger, Lacoste, Courville: Neural
+        Autoregressive Flows, 2018, arXiv 1804.00779.
 
     Example:
         >>> import numpy as np, flowppl as fp
