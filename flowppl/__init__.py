@@ -60,6 +60,8 @@ from flowppl.recipes import (
 from flowppl.serialization import load, save
 from flowppl.univariate.base import Affine, Scale, Shift
 from flowppl.univariate.mixture import LogisticMixture
+from flowppl.univariate.polynomial_splines import CubicSpline, LinearSpline
+from flowppl.univariate.polynomials import Bernstein, SumOfSquares
 from flowppl.univariate.splines import CircularSpline, RationalQuadraticSpline
 from flowppl.version import __version__ as __version__
 
@@ -71,6 +73,7 @@ __all__ = [
     "ActNorm",
     "Affine",
     "Autoregressive",
+    "Bernstein",
     "Bijection",
     "Bounded",
     "CausalConv1d",
@@ -80,6 +83,7 @@ __all__ = [
     "Constant",
     "ConvNet",
     "Coupling",
+    "CubicSpline",
     "Damped",
     "Elementwise",
     "ElementwiseAffine",
@@ -92,6 +96,7 @@ __all__ = [
     "ImageCoupling",
     "Invert",
     "LeakyReLU",
+    "LinearSpline",
     "LogisticMixture",
     "Normal",
     "OrthogonalSylvester",
@@ -110,6 +115,7 @@ __all__ = [
     "Softplus",
     "Squeeze",
     "Subspace",
+    "SumOfSquares",
     "Tanh",
     "TriangularAffine",
     "TriangularSylvester",

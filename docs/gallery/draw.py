@@ -42,6 +42,16 @@ IMAGE_FLOWS = {
     "glow_image": (fp.glow_image(IMAGE, hidden_channels=8), (0.03, 0.15)),
     "flowpp_image": (fp.flowpp_image(IMAGE, hidden_channels=8), (0.03, 0.1)),
 }
+MAPS = [
+    (fp.Affine(), 0.5, 1),
+    (fp.RationalQuadraticSpline(5, bound=3.0), 0.6, 3),
+    (fp.CubicSpline(5, bound=3.0), 0.6, 3),
+    (fp.LinearSpline(5, bound=3.0), 0.6, 2),
+    (fp.CircularSpline(5, bound=3.0), 0.6, 3),
+    (fp.Bernstein(8, bound=3.0), 1.5, 2),
+    (fp.SumOfSquares(2, 2, bound=3.0), 0.7, 2),
+    (fp.LogisticMixture(3), 1.5, 4),
+]
 BLUE, GREY = "#1f6f8b", "#8a8f98"
 
 
@@ -103,6 +113,27 @@ def draw_image(name):
     save(figure, name)
 
 
+def draw_maps():
+    figure, axes = plt.subplots(2, 4, figsize=(7.2, 3.6), layout="constrained")
+    x = np.linspace(-4, 4, 2001)
+    for axis, (univariate, scale, seed) in zip(axes.flat, MAPS, strict=True):
+        raw = np.random.default_rng(seed).normal(size=(univariate.num_raw, 1))
+        y, log_slope = univariate.forward(scale * raw, x)
+        slope = np.exp(log_slope)
+        low, height = y.min(), np.ptp(y)
+        shade = low + 0.4 * height * slope / slope.max()
+        axis.fill_between(x, low, shade, color=GREY, alpha=0.3, linewidth=0)
+        axis.plot(x, y, color=BLUE, linewidth=1.3)
+        axis.set_title(type(univariate).__name__, fontsize=8, color="#30343a")
+        axis.set_xlim(-4, 4)
+        axis.set_ylim(low, low + height)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_color("#d0d3d8")
+    save(figure, "maps")
+
+
 def save(figure, name):
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=140, facecolor="white")
@@ -113,5 +144,8 @@ def save(figure, name):
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or [*FLOWS, *IMAGE_FLOWS]:
-        draw(name) if name in FLOWS else draw_image(name)
+    for name in sys.argv[1:] or [*FLOWS, *IMAGE_FLOWS, "maps"]:
+        if name == "maps":
+            draw_maps()
+        else:
+            draw(name) if name in FLOWS else draw_image(name)

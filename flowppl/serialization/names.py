@@ -28,6 +28,8 @@ from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvest
 from flowppl.networks import MADE, MLP, CausalConv1d, ConvNet, ModuleNetwork, PixelConvNet
 from flowppl.univariate.base import Affine, Scale, Shift
 from flowppl.univariate.mixture import LogisticMixture
+from flowppl.univariate.polynomial_splines import CubicSpline, LinearSpline
+from flowppl.univariate.polynomials import Bernstein, SumOfSquares
 from flowppl.univariate.splines import CircularSpline, RationalQuadraticSpline
 
 # What a flow in a file is made of, beside a user's own classes.
@@ -41,6 +43,7 @@ CLASSES: dict[str, type] = {
         ActNorm,
         Affine,
         Autoregressive,
+        Bernstein,
         Bounded,
         CausalConv1d,
         Chain,
@@ -48,6 +51,7 @@ CLASSES: dict[str, type] = {
         Conditional,
         ConvNet,
         Coupling,
+        CubicSpline,
         Damped,
         Elementwise,
         ElementwiseAffine,
@@ -60,6 +64,7 @@ CLASSES: dict[str, type] = {
         ImageCoupling,
         Invert,
         LeakyReLU,
+        LinearSpline,
         LogisticMixture,
         OrthogonalSylvester,
         Permute,
@@ -76,6 +81,7 @@ CLASSES: dict[str, type] = {
         Softplus,
         Squeeze,
         Subspace,
+        SumOfSquares,
         Tanh,
         TriangularAffine,
         TriangularSylvester,

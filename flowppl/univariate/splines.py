@@ -6,13 +6,8 @@ import dataclasses
 import math
 
 from flowppl._arrays.namespace import namespace
-from flowppl.checks import check_sizes
 from flowppl.univariate.base import align, in_single
-
-MIN_BIN = 1e-3  # of the width and the height of the whole box
-MIN_SLOPE = 1e-3
-MAX_SLOPE = 1e8  # at a knot; its square is still a number in float32
-UNIT_SLOPE = math.log(math.expm1(1 - MIN_SLOPE))  # softplus(UNIT_SLOPE) + MIN_SLOPE = 1
+from flowppl.univariate.curves import bin_of, check_bins, knots, positive_slope, put_back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +50,7 @@ class RationalQuadraticSpline:
     bound: float = 5.0
 
     def __post_init__(self):
-        _check_box(self)
+        check_bins(self)
 
     @property
     def num_raw(self) -> int:
@@ -73,7 +68,7 @@ class RationalQuadraticSpline:
         xp, bound = namespace(start), self.bound
         widths, heights, slopes = xp.split(align(raw, start), (self.num_bins, self.num_bins, self.num_bins - 1))
         outer = xp.ones_like(widths[:1, ...])
-        slopes = xp.concat([outer, _slope(xp, slopes), outer], axis=0)
+        slopes = xp.concat([outer, positive_slope(slopes), outer], axis=0)
         inside = xp.abs(start) <= bound
         inner = xp.where(inside, start, xp.zeros_like(start))
         end, log_slope = _through_box(through_bin, widths, heights, slopes, inner, self.bound)
@@ -116,7 +111,7 @@ class CircularSpline:
     bound: float = math.pi
 
     def __post_init__(self):
-        _check_box(self)
+        check_bins(self)
 
     @property
     def num_raw(self) -> int:
@@ -138,52 +133,27 @@ class CircularSpline:
     def _map(self, through_bin, raw, start):
         xp = namespace(start)
         widths, heights, slopes = xp.split(align(raw, start), (self.num_bins,) * 3)
-        slopes = _slope(xp, slopes)
+        slopes = positive_slope(slopes)
         slopes = xp.concat([slopes, slopes[:1, ...]], axis=0)
         turns = self.period * xp.floor((start + self.bound) / self.period)
-        angle = _held(xp, start - turns, -self.bound, self.bound)
+        angle = put_back(start - turns, -self.bound, self.bound)
         end, log_slope = _through_box(through_bin, widths, heights, slopes, angle, self.bound)
         return end + turns, log_slope
 
 
-def _check_box(spline):
-    name = type(spline).__name__
-    check_sizes(name, num_bins=spline.num_bins)
-    if spline.num_bins > 500:
-        raise ValueError(f"{name}: num_bins must be at most 500, since every bin keeps {MIN_BIN} of the box")
-    if not 0 < spline.bound < math.inf:
-        raise ValueError(f"{name}: bound must be positive and finite, got {spline.bound!r}")
-
-
-def _slope(xp, raw):
-    slope = xp.softplus(raw + UNIT_SLOPE) + MIN_SLOPE
-    return xp.minimum(slope, xp.full_like(slope, MAX_SLOPE))
-
-
 def _through_box(through_bin, widths, heights, slopes, start, bound):
     """Find the bin of each entry and map the entry through it; widths and heights are raw."""
-    xp, size, num_bins = namespace(start), 2 * bound, widths.shape[0]
-
-    def bins(raw):
-        sizes = MIN_BIN * size + (1 - MIN_BIN * num_bins) * size * xp.softmax(raw)
-        return sizes, xp.cumulative_sum(sizes, axis=0) - bound
-
-    widths, rights = bins(widths)
-    heights, tops = bins(heights)
-    edges = rights if through_bin is _up else tops
-    index = xp.sum(xp.astype(start >= edges[:-1, ...], xp.int32), axis=0)
+    xp = namespace(start)
+    widths, rights = knots(widths, bound)
+    heights, tops = knots(heights, bound)
+    index = bin_of(start, rights if through_bin is _up else tops)
     width, right, height, top = (xp.pick(table, index) for table in (widths, rights, heights, tops))
     slope_left, slope_right = xp.pick(slopes, index), xp.pick(slopes, index + 1)
     return through_bin(xp, start, right - width, width, top - height, height, slope_left, slope_right)
 
 
-def _held(xp, x, low, high):
-    """``x``, put back between the bounds that only rounding can have crossed; its derivative stays 1."""
-    return x + xp.stop_gradient(xp.clip(x, low, high) - x)
-
-
 def _up(xp, x, left, width, bottom, height, slope_left, slope_right):
-    xi = _held(xp, (x - left) / width, 0.0, 1.0)
+    xi = put_back((x - left) / width, 0.0, 1.0)
     steepness = height / width
     both = xi * (1 - xi)
     denominator = steepness + (slope_left + slope_right - 2 * steepness) * both
@@ -192,7 +162,7 @@ def _up(xp, x, left, width, bottom, height, slope_left, slope_right):
 
 
 def _down(xp, y, left, width, bottom, height, slope_left, slope_right):
-    t = _held(xp, (y - bottom) / height, 0.0, 1.0)
+    t = put_back((y - bottom) / height, 0.0, 1.0)
     steepness = height / width
     # The quadratic in xi has b = difference + 2 s t and the discriminant below: sums of what is positive. Of the two
     # forms of its root each is free of cancellation for one sign of the difference.
