@@ -116,13 +116,14 @@ BIJECTIONS = {
     "pixelwise-conditional": fp.Conditional(fp.Pixelwise((2, 1, 2), fp.QR(2)), context_dim=2),
 }
 
-# Maps onto an interval: they cannot start at the identity.
+# Fixed maps, most of them onto an interval: they cannot start at the identity.
 ENDS = {
     "sigmoid": fp.Elementwise(3, fp.Sigmoid()),
     "softplus": fp.Elementwise(3, fp.Softplus()),
     "tanh": fp.Elementwise(3, fp.Tanh()),
     "leaky-relu": fp.Elementwise(3, fp.LeakyReLU(0.3)),
     "bounded": fp.Elementwise(3, fp.Bounded(-1.0, 3.0)),
+    "log-tails": fp.Elementwise(3, fp.LogTails(0.5)),
 }
 
 VECTOR_RECIPES = sorted(set(fp.recipes.NAMED_RECIPES) - set(fp.recipes.IMAGE_RECIPES) - {"sylvester"})

@@ -136,6 +136,20 @@ def test_cubic_spline_is_the_papers_equation(num_bins, rng):
     np.testing.assert_allclose(np.stack([y, np.exp(log_slope)], axis=-1), expected, rtol=1e-10, atol=1e-12)
 
 
+def test_log_tails_are_the_papers_equation(rng):
+    """Andrade 2024, section 4.2, and its inverse, with what is too large for the dtype."""
+    x = 5 * rng.normal(size=100)
+    beyond = np.maximum(np.abs(x) - 2.0, 0)
+    y, log_slope = fp.LogTails(2.0).forward(None, x)
+    np.testing.assert_allclose(y, np.sign(x) * (np.log(beyond + 1) + np.minimum(np.abs(x), 2.0)), rtol=1e-12)
+    np.testing.assert_allclose(log_slope, -np.log(beyond + 1), rtol=1e-12)
+    for dtype in (np.float32, np.float64):
+        x, log_slope = fp.LogTails().inverse(None, np.array([-1e4, 99.0, 101.0, 1e30], dtype=dtype))
+        assert x.dtype == dtype
+        assert np.isfinite([x, log_slope]).all()
+        np.testing.assert_allclose(x[1:3], [99.0, 99.0 + np.e], rtol=1e-5)
+
+
 CURVES = [fp.Bernstein(1), fp.Bernstein(9, 3.0), fp.SumOfSquares(), fp.SumOfSquares(1, 5), fp.CubicSpline(1)]
 CURVES += [fp.CubicSpline(8, 3.0)]
 

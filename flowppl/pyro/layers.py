@@ -426,7 +426,8 @@ class Elementwise(FlowTransform):
         dim: the number D of coordinates, or the shape of an event.
         univariate: the map: :class:`flowppl.Affine`, :class:`flowppl.Scale`, :class:`flowppl.RationalQuadraticSpline`,
             :class:`flowppl.LogisticMixture`, ...; or one without parameters: :class:`flowppl.Sigmoid`,
-            :class:`flowppl.Softplus`, :class:`flowppl.Tanh`, :class:`flowppl.LeakyReLU`, :class:`flowppl.Bounded`.
+            :class:`flowppl.Softplus`, :class:`flowppl.Tanh`, :class:`flowppl.LeakyReLU`, :class:`flowppl.Bounded`,
+            :class:`flowppl.LogTails`.
 
     Raises:
         ValueError: if ``dim`` < 1, or a size of the shape is.

@@ -11,7 +11,7 @@ from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.coupling import Coupling
-from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
+from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, LogTails, Sigmoid, Softplus, Tanh
 from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
@@ -65,6 +65,7 @@ CLASSES: dict[str, type] = {
         Invert,
         LeakyReLU,
         LinearSpline,
+        LogTails,
         LogisticMixture,
         OrthogonalSylvester,
         Permute,

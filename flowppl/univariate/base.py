@@ -106,7 +106,14 @@ class Affine:
 
     Args:
         log_scale_bound: the bound b, positive and finite. One layer scales by at most :math:`e^b`. Or a pair (low,
-            high) around 0, between which the log-scale then lies.
+            high) around 0, between which the log-scale then lies, with low or high as b on its side. A pair such as
+            (-2.0, 0.1) lets a layer shrink much and stretch little, which keeps deep flows of many dimensions stable:
+            the asymmetric soft clip of Andrade, with tanh in the place of arctan. His other remedy is
+            :class:`LogTails`.
+
+    References:
+        Andrade: Stable Training of Normalizing Flows for High-dimensional Variational Inference, 2024, arXiv
+        2402.16408.
 
     Example:
         >>> import numpy as np, flowppl as fp
