@@ -58,6 +58,10 @@ class Maker:
             fp.RationalQuadraticSpline(few, bound=3.0),
             fp.CircularSpline(few),
             fp.LogisticMixture(few),
+            fp.LinearSpline(few, bound=3.0),
+            fp.CubicSpline(few, bound=3.0),
+            fp.Bernstein(few, bound=3.0),
+            fp.SumOfSquares(few, few, bound=3.0),
         )
 
     def plain(self, dim):
@@ -128,7 +132,7 @@ class Maker:
         return self.one_of(*kinds)()
 
 
-ENDS = fp.Sigmoid(), fp.Softplus(), fp.Tanh(), fp.LeakyReLU(0.3), fp.Bounded(-1.0, 3.0)
+ENDS = fp.Sigmoid(), fp.Softplus(), fp.Tanh(), fp.LeakyReLU(0.3), fp.Bounded(-1.0, 3.0), fp.LogTails(0.5)
 
 
 @st.composite

@@ -304,7 +304,8 @@ class LogTails(_Fixed):
         xp = namespace(y)
         log_excess = xp.relu(xp.abs(y) - self.threshold)
         most = math.log(float(xp.finfo(y.dtype).max)) - 1
-        log_excess = xp.minimum(log_excess, xp.full_like(log_excess, most))
+        is_too_large = (log_excess > most) & (log_excess < math.inf)
+        log_excess = xp.where(is_too_large, xp.full_like(log_excess, most), log_excess)
         return xp.where(log_excess > 0, xp.sign(y) * (self.threshold + xp.expm1(log_excess)), y), log_excess
 
 

@@ -97,6 +97,6 @@ def down(curve: Equation, args: tuple[Array, ...], y: Array, bound: float) -> tu
 
     low, high = end_at(-bound), end_at(bound)
     inner = clipped(y + xp.zeros_like(low[0]), low[0], high[0])
-    lower, upper = xp.full_like(inner, -bound), xp.full_like(inner, bound)
+    lower, upper = 0 * inner - bound, 0 * inner + bound  # no numbers where y is none
     x = put_back(bracketed_root(equation, (inner, *args), lower, upper, num_steps=24), -bound, bound)
     return with_tails(y, (x, -xp.log(curve(x, *args)[1])), low, high)

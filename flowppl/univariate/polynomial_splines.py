@@ -195,6 +195,6 @@ def _down(y, left, width, bottom, height, first, last):
         value, slope = _cubic(xi, first, last)
         return value - target, slope
 
-    lower, upper = xp.zeros_like(target), xp.ones_like(target)
+    lower, upper = 0 * target, 0 * target + 1  # no numbers where y is none
     xi = put_back(bracketed_root(equation, (target, first, last), lower, upper, num_steps=24), 0.0, 1.0)
     return left + width * xi, -xp.log(_cubic(xi, first, last)[1] * height / width)
