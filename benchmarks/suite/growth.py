@@ -79,7 +79,8 @@ def figure(curves, path):
             sizes, seconds, _ = zip(*points, strict=True)
             style = {"color": COLORS[library], "linestyle": "-" if language == "torch" else "--", "marker": "o"}
             panel.loglog(sizes, [1e3 * each for each in seconds], label=f"{library}, {language}", markersize=3, **style)
-        panel.set(xlabel=title, xticks=sizes, xticklabels=[f"{size:,}" for size in sizes])
+        labels = [f"{size // 1024}k" if size >= 1024 else size for size in sizes]
+        panel.set(xlabel=title, xticks=sizes, xticklabels=labels)
         panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("a training step, ms")
