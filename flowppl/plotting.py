@@ -10,8 +10,8 @@ import numpy as np
 from flowppl.checks import describe
 from flowppl.inference.calibration import Calibration, binomial_band
 from flowppl.inference.epochs import Epochs
-from flowppl.inference.fitting import FitBase
 from flowppl.inference.importance import coordinates, k_hat_threshold, smooth, tail_length
+from flowppl.inference.result import FitBase
 from flowppl.inference.selection import select
 from flowppl.inference.smoothing import Scale, density, joint_density, middles
 

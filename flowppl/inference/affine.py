@@ -19,13 +19,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 from scipy.special import logsumexp
 
+from flowppl.inference.draws import place_of, set_place
 from flowppl.inference.fitting import BLOCK, CHUNK, Chunk
+from flowppl.inference.resuming import under
+from flowppl.inference.starts import NUM_TRIALS
 
 DECAYS, EPS = (0.9, 0.999), 1e-4  # of Adam
 
@@ -62,6 +66,20 @@ class AffineSteps:
         self.moments = [[np.zeros_like(value) for value in self.values] for _ in DECAYS]
         self.log_weights, self.near, self.density, self.num, self.rng = log_weights, near, density, num, rng
         self.count = 0
+
+    def memory(self) -> dict[str, np.ndarray]:
+        """What there is to know of them, to go on."""
+        arrays = [*self.values, *self.moments[0], *self.moments[1]]
+        return {str(i): array for i, array in enumerate(arrays)} | {
+            "count": np.array(self.count),
+            "random": place_of(self.rng),
+        }
+
+    def recall(self, memory: Mapping[str, np.ndarray]) -> None:
+        """Go back to such a memory."""
+        self.values, *self.moments = ([memory[str(3 * j + i)] for i in range(3)] for j in range(3))
+        self.count = int(memory["count"])
+        set_place(self.rng, memory["random"])
 
     def trained(self) -> list[Affine]:
         """The trained layer of each part."""
@@ -132,6 +150,32 @@ class AffineSteps:
                 moments[i] = decay * moments[i] + (1 - decay) * gradient**power
                 parts.append(moments[i] / (1 - decay**self.count))
             self.values[i] = self.values[i] + rate * parts[0] / (np.sqrt(parts[1]) + EPS)
+
+
+class KeepsAffine:
+    """What a checkpoint keeps of a trainer whose affine layers may step alone: see :mod:`flowppl.training.fits`."""
+
+    _steps_alone: list[AffineSteps]  # for each restart, in a round of such steps
+    _near: np.ndarray
+    target: Any
+    bijection: Any
+
+    def memory(self, in_round: bool) -> dict[str, np.ndarray]:
+        alone = self._steps_alone if in_round else []
+        memory = super().memory(in_round and not alone)  # type: ignore[misc]
+        for i, steps in enumerate(alone):
+            memory |= {f"alone.{i}.{name}": array for name, array in steps.memory().items()}
+        return memory | {"near": self._near}
+
+    def recall(self, params: Any, memory: Mapping[str, np.ndarray], affine: bool | None) -> None:
+        self._near = memory["near"]
+        super().recall(params, memory, affine)  # type: ignore[misc]
+        for i, steps in enumerate(self._steps_alone):
+            steps.recall(under(f"alone.{i}.", memory))
+
+    def log_density(self) -> list[float]:
+        points = np.random.default_rng(0).uniform(-2, 2, (NUM_TRIALS, *self.bijection.x_shape))
+        return self.target.log_probs(points)[:4].tolist()  # of so many as in a search, for which there is a program
 
 
 def in_blocks(density: Callable, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

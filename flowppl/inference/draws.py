@@ -1,8 +1,11 @@
-"""Many draws of a guide, made in parts."""
+"""Many draws of a guide, made in parts; and where a generator of random numbers is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from flowppl._arrays.namespace import Array
 
@@ -24,3 +27,22 @@ def in_parts(draw: Callable[[int], dict], num_samples: int, at_most: int, empty:
                 found[name] = empty(value, (num_samples, *value.shape[1:]))
             found[name][first : first + num] = value
     return found
+
+
+def place_of(rng: np.random.Generator) -> np.ndarray:
+    """Where a generator of NumPy is, which is its default one."""
+    state: Any = rng.bit_generator.state
+    parts = [divmod(state["state"][name], 2**64) for name in ("state", "inc")]
+    return np.array([*parts[0], *parts[1], state["has_uint32"], state["uinteger"]], dtype=np.uint64)
+
+
+def set_place(rng: np.random.Generator, place: np.ndarray) -> None:
+    """Put a generator where :func:`place_of` found another one."""
+    high, low, inc_high, inc_low, has_uint32, uinteger = map(int, place)
+    state = {"state": high * 2**64 + low, "inc": inc_high * 2**64 + inc_low}
+    rng.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": state,
+        "has_uint32": has_uint32,
+        "uinteger": uinteger,
+    }

@@ -13,7 +13,6 @@ power.
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import logging
 import math
@@ -26,14 +25,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowppl.checks import check_positive, check_sizes
-from flowppl.inference.chain_draws import ChainsBase
 from flowppl.inference.diagnostics import Diagnosis, diagnose
+from flowppl.inference.resuming import CHUNK, NO_CHECKPOINT, Checkpoint, Training
 from flowppl.progress import progress_bar, set_total
 
 logger = logging.getLogger("flowppl")
 
 BLOCK = 64  # particles at a time: a compiler then needs one program for rounds of any number of particles
-CHUNK = 100  # steps between two looks at the clock
 NUM_CHECKS = 16_384  # draws by which a round is judged
 MAX_POWER = 0.5
 MAX_STRETCH = 1.5
@@ -142,72 +140,90 @@ def train(
     max_seconds: float,
     progress: bool | None,
     callback: Callable[[int, float], object] | None = None,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> History:
     """Train until the guide is good, or the rounds or the time end. The trainer keeps the parameters to be used."""
     end = time.monotonic() + max_seconds
     affine_round = DENSE_ROUND if trainer.is_dense else AFFINE_ROUND
-    todo = [affine_round] * (MAX_AFFINE_ROUNDS * trainer.has_affine) + list(rounds)
-    is_first = True  # until a round of the flow is over
-    losses: list[np.ndarray] = []
-    kept, stopped = trainer.get(), ""
-    checks = [_judge(trainer)[0]]
-    check = checks[0]
-    if trainer.has_affine and _is_exact(check):  # otherwise the model may have parameters to train
-        todo, stopped = [], "converged"
-    with progress_bar("fit", _num_steps(todo), "step", progress) as bar:
+    here = checkpoint.resume(trainer) or _begin(trainer, rounds)
+    losses, checks = here.losses, here.checks
+    checkpoint.keep(trainer, here)
+
+    def todo() -> list[Round]:
+        return [affine_round] * here.num_affine + list(rounds[len(rounds) - here.num_rounds :])
+
+    def num_steps() -> int:
+        """Those taken and those to take."""
+        return CHUNK * len(losses) + _num_steps(todo()) - here.done
+
+    with progress_bar("fit", num_steps(), "step", progress, CHUNK * len(losses)) as bar:
 
         def after_chunk(rows: np.ndarray) -> str:
             """Why to stop now, if there is a reason."""
             losses.append(rows)
             bar.update(CHUNK)
+            checkpoint.keep(trainer, here)
             if callback is not None and callback(CHUNK * len(losses), _mean_loss(rows)):
+                checkpoint.keep(trainer, here, now=True)
                 return "callback"
             return "max_seconds" if time.monotonic() >= end else ""
 
         try:
-            while todo and not stopped:
-                if time.monotonic() >= end:
-                    stopped = "max_seconds"
+            while todo() and not here.stopped:
+                this = todo()[0]
+                if not here.done and time.monotonic() >= end:
+                    here.stopped = "max_seconds"
                     break
-                this = todo.pop(0)
-                if this.least_gain and checks[-1].elbo - checks[-2].elbo < this.least_gain:
+                if not here.done and this.least_gain and checks[-1].elbo - checks[-2].elbo < this.least_gain:
                     break
-                stopped = _run_round(trainer, this, end, after_chunk)
+                stopped = _run_round(trainer, this, end, after_chunk, here)
                 moved = trainer.fold() if this.affine else 0.0
                 now, index = _judge(trainer)
+                here.next_round()
                 if this.affine and (moved < 0.5 or now.elbo - checks[-1].elbo < 1):
-                    todo = [each for each in todo if not each.affine]
+                    here.num_affine = 0
                 if not this.affine and trainer.num_restarts > 1:
-                    kept = trainer.select(index, kept)
-                    losses = [rows[index : index + 1] for rows in losses]
+                    here.kept = trainer.select(index, here.kept)
+                    losses[:] = [rows[index : index + 1] for rows in losses]
                 # A model of such a trainer has no parameters, which take longer than the guide.
-                may_end = trainer.has_affine or not is_first
+                may_end = trainer.has_affine or not here.is_first
                 if may_end and _is_good(now, this.good_gap):
                     now = _judge(trainer)[0]  # what looks good in some draws may look otherwise in others
                 checks.append(now)
                 bar.set_postfix({"ELBO": f"{now.elbo:.2f}", "k-hat": f"{now.k_hat:.2f}"})
                 logger.info("fit: %d steps, ELBO %.3f, k-hat %.2f", CHUNK * len(losses), now.elbo, now.k_hat)
                 # Later rounds have the better tails: a small loss of ELBO may be noise, and does not count.
-                if not _score(now) < _score(check) - max(0.01, 2 * now.elbo_se):
-                    kept, check = trainer.get(), now
+                if not _score(now) < _score(here.check) - max(0.01, 2 * now.elbo_se):
+                    here.kept, here.check = trainer.get(), now
                 if stopped != "callback" and may_end and _is_good(now, this.good_gap):
                     stopped = "converged"
                 elif time.monotonic() >= end:
                     stopped = stopped or "max_seconds"
-                is_first = is_first and this.affine
-                set_total(bar, CHUNK * len(losses) + _num_steps(todo))
+                here.stopped = stopped
+                here.is_first = here.is_first and this.affine
+                set_total(bar, num_steps())
+                if stopped != "callback":  # a later call goes on from where that was
+                    checkpoint.keep(trainer, here)
         except KeyboardInterrupt:
-            stopped = "interrupted"
+            here.stopped = "interrupted"
         set_total(bar, CHUNK * len(losses))
-    trainer.set(kept)
+    trainer.set(here.kept)
     index = 0
     if trainer.num_restarts > 1:
         index = _judge(trainer)[1]
-        trainer.select(index, kept)
+        trainer.select(index, here.kept)
     all_losses = np.concatenate(losses, axis=1)[index] if losses else np.zeros(0)
     _check_losses(all_losses)
-    logger.info("fit: ended by %s after %d steps", stopped or "rounds", len(all_losses))
-    return History(all_losses, tuple(checks), check, stopped or "rounds")
+    logger.info("fit: ended by %s after %d steps", here.stopped or "rounds", len(all_losses))
+    return History(all_losses, tuple(checks), here.check, here.stopped or "rounds")
+
+
+def _begin(trainer, rounds) -> Training:
+    """The beginning of a training."""
+    kept, check = trainer.get(), _judge(trainer)[0]
+    if trainer.has_affine and _is_exact(check):  # otherwise the model may have parameters to train
+        return Training(kept, check, 0, 0, checks=[check], stopped="converged")
+    return Training(kept, check, MAX_AFFINE_ROUNDS * trainer.has_affine, len(rounds), checks=[check])
 
 
 def _num_steps(rounds) -> int:
@@ -263,15 +279,17 @@ def _check_losses(losses):
         )
 
 
-def _run_round(trainer, this, end, after_chunk) -> str:
-    """Run a round, ``after_chunk`` after each of its chunks. Return why it was cut short, if it was."""
-    trainer.begin(this.affine)
-    begin, done, stopped = time.monotonic(), 0, ""
-    while done < this.num_steps and not stopped:
+def _run_round(trainer, this, end, after_chunk, here) -> str:
+    """Run a round, or what is left of it, ``after_chunk`` after each of its chunks. Return why it was cut short, if it
+    was."""
+    if not here.done:
+        trainer.begin(this.affine)
+    begin, stopped = time.monotonic() - here.seconds, ""
+    while here.done < this.num_steps and not stopped:
         # The budget that ends first sets the pace, so that the learning rate has come down when it does.
-        spent = (time.monotonic() - begin) / max(end - begin, 1e-9) if done else 0.0
-        steps = done + np.arange(CHUNK)
-        position = np.minimum(steps * max(1 / this.num_steps, spent / max(done, 1)), 1.0)
+        spent = (time.monotonic() - begin) / max(end - begin, 1e-9) if here.done else 0.0
+        steps = here.done + np.arange(CHUNK)
+        position = np.minimum(steps * max(1 / this.num_steps, spent / max(here.done, 1)), 1.0)
         ramp = np.clip((position - 0.2) / 0.3, 0.0, 1.0) * (not this.affine)
         decay = 0.01 + 0.99 * (1 + np.cos(np.pi * position)) / 2
         chunk = Chunk(
@@ -283,8 +301,9 @@ def _run_round(trainer, this, end, after_chunk) -> str:
             end=end,
         )
         losses = trainer.run(chunk)
+        here.done += losses.shape[1]
+        here.seconds = time.monotonic() - begin
         stopped = after_chunk(losses)
-        done += losses.shape[1]
     return stopped
 
 
@@ -344,79 +363,3 @@ def check_options(num_steps, num_particles, learning_rate, clip_norm, num_restar
         raise ValueError(f"fit: max_seconds must be positive, got {max_seconds!r}")
     positive = {"learning_rate": learning_rate, "clip_norm": clip_norm}
     check_positive("fit", **{name: value for name, value in positive.items() if value is not None})
-
-
-@dataclasses.dataclass(frozen=True)
-class FitBase(abc.ABC):
-    """A fitted guide, with what is known of it."""
-
-    guide: Any
-    params: Any
-    history: History
-
-    @property
-    def losses(self) -> np.ndarray:
-        """Minus the ELBO's estimate in each step; NaN for a step that was skipped as it was not finite."""
-        return self.history.losses
-
-    @property
-    def num_skipped(self) -> int:
-        """The number of skipped steps."""
-        return int(np.isnan(self.losses).sum())
-
-    @property
-    def stopped(self) -> str:
-        """Why the training ended: "converged", "rounds", "max_seconds", "callback" or "interrupted"."""
-        return self.history.stopped
-
-    @property
-    def elbo(self) -> float:
-        """The ELBO of the guide."""
-        return self.history.check.elbo
-
-    @property
-    def elbo_se(self) -> float:
-        """The standard error of :attr:`elbo`."""
-        return self.history.check.elbo_se
-
-    @property
-    def k_hat(self) -> float:
-        """The k-hat of the guide: see :func:`flowppl.diagnostics.k_hat`. NaN after a fit to batches of the data."""
-        return self.history.check.k_hat
-
-    @property
-    def checks(self) -> tuple[Diagnosis, ...]:
-        """What the importance weights said at the start and after each round."""
-        return self.history.checks
-
-    def warn_of_missing_modes(self) -> None:
-        """Warn where a correction cannot bring back what is known to be missing."""
-        search = None if self.history is None else self.history.check.search
-        if search is not None and search.fault:
-            message = f"the resampled draws are not to be trusted: {search.fault}"
-            warnings.warn(message, RuntimeWarning, stacklevel=level_of_caller())
-
-    @abc.abstractmethod
-    def sample(self, *args, **kwargs) -> dict[str, Any]:
-        """Draws of all latent sites from the guide."""
-
-    @abc.abstractmethod
-    def resample(self, *args, **kwargs) -> dict[str, Any]:
-        """Draws corrected by Pareto-smoothed importance resampling."""
-
-    @abc.abstractmethod
-    def mcmc(self, *args, **kwargs) -> ChainsBase:
-        """Draws of Markov chains whose proposals come from the guide: see :mod:`flowppl.inference.chains`."""
-
-    @abc.abstractmethod
-    def diagnose(self, *args, **kwargs) -> Diagnosis:
-        """Whether the guide can be trusted, from fresh draws: see :func:`flowppl.diagnostics.diagnose`."""
-
-    @abc.abstractmethod
-    def to_arviz(self, *args, **kwargs) -> Any:
-        """Draws with the log likelihood, the data and predictions, as ArviZ takes them."""
-
-    def __repr__(self):
-        kind = type(self.guide).__name__
-        numbers = f"elbo={self.elbo:.3f}, k_hat={self.k_hat:.2f}, num_skipped={self.num_skipped}"
-        return f"Fit({kind}, {numbers}, {len(self.losses)} steps, stopped={self.stopped!r})"

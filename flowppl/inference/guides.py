@@ -24,6 +24,7 @@ from flowppl.inference.affine import Affine
 from flowppl.inference.fitting import FLOW_ROUNDS, NARROW_ROUNDS, Round, level_of_caller
 from flowppl.inference.latents import shown
 from flowppl.inference.modes import Modes, find_modes
+from flowppl.inference.resuming import remembered
 from flowppl.inference.starts import (
     MAX_BATCHES,
     NUM_TRIALS,
@@ -294,6 +295,10 @@ def search_start(init: str, target: Any, dim: int, points: list[np.ndarray], rng
     Warns:
         RuntimeWarning: if the density is not finite in a part of the space that the start reaches.
     """
+    return remembered(dim, lambda: _search_start(init, target, dim, points, rng))
+
+
+def _search_start(init, target, dim, points, rng):
     points = points + [rng.uniform(-radius, radius, dim) for radius in START_RADII]
     search = quasi_newton_start if init == "diagonal" else newton_start if dim <= MAX_TRIANGULAR else dense_start
     start = search(points, target, rng)
@@ -328,21 +333,29 @@ def search_average(init: str, target: Any, num: int, dim: int, points: list[np.n
         points: where to start.
         rng: draws more.
     """
-    try:
-        return search_start(init, Averaged(target, min(num, MAX_BATCHES)), dim, points, rng)
-    except RuntimeError:  # that of some batches may be improper
-        return None
+
+    def search():
+        try:
+            return _search_start(init, Averaged(target, min(num, MAX_BATCHES)), dim, points, rng)
+        except RuntimeError:  # that of some batches may be improper
+            return None
+
+    return remembered(dim, search)
 
 
 def search_modes(target: Any, dim: int, rng: np.random.Generator) -> Modes | None:
     """The modes that a search from a start of its own finds; ``None`` if the density allows none."""
-    try:
-        if target.is_random():
+
+    def search():
+        try:
+            if target.is_random():
+                return None
+            start = _search_start(choose_init("auto", dim, None), target, dim, [], rng)
+            return None if start is None else find_modes(target, start, rng)
+        except RuntimeError:  # narrower than neighbouring numbers, without a mode, or the model cannot be run far out
             return None
-        start = search_start(choose_init("auto", dim, None), target, dim, [], rng)
-        return None if start is None else find_modes(target, start, rng)
-    except RuntimeError:  # narrower than neighbouring numbers, without a mode, or the model cannot be run far out
-        return None
+
+    return remembered(dim, search)
 
 
 def no_start(sites: Iterable[tuple[str, np.ndarray, float]]) -> RuntimeError:

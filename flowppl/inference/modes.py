@@ -39,6 +39,7 @@ from flowppl.inference import starts
 from flowppl.inference.descents import descend
 from flowppl.inference.gaussians import log_density, log_det, log_normal, whitened, widened
 from flowppl.inference.mixture import fit_weights
+from flowppl.inference.resuming import remembered
 from flowppl.inference.starts import NUM_TRIALS, Gaussian, scaled, widths
 
 NUM_SEARCHES = 64  # in each batch
@@ -124,10 +125,14 @@ def find_modes(target: Target, start: Gaussian, rng: np.random.Generator) -> Mod
     Returns:
         What was found; the mode of the start, with no searches, if the model cannot be run far from it.
     """
-    try:
-        return _find_modes(target, start, rng)
-    except RuntimeError:
-        return single(start)
+
+    def search():
+        try:
+            return _find_modes(target, start, rng)
+        except RuntimeError:
+            return single(start)
+
+    return remembered(len(start.loc), search)
 
 
 def _find_modes(target, start, rng):

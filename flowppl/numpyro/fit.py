@@ -22,7 +22,6 @@ from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.draws import in_parts
 from flowppl.inference.fitting import (
     OTHER_ROUNDS,
-    FitBase,
     check_options,
     choose_rounds,
     time_limit,
@@ -34,6 +33,8 @@ from flowppl.inference.inference_data import convert
 from flowppl.inference.mixture import is_mixture
 from flowppl.inference.modes import Modes
 from flowppl.inference.outside import look_outside
+from flowppl.inference.result import FitBase
+from flowppl.inference.resuming import NO_CHECKPOINT, remembering
 from flowppl.inference.starts import search_until
 from flowppl.numpyro.diagnostics import diagnose, draw_weighted, is_guide, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
@@ -47,6 +48,9 @@ from flowppl.numpyro.target import Target
 from flowppl.numpyro.trainers import ElboTrainer, MixtureTrainer, PathTrainer
 from flowppl.numpyro.transforms import check_key, numpy_rng, split_key
 from flowppl.serialization import absent_model, save
+from flowppl.training.checkpoints import in_words
+from flowppl.training.fits import FitCheckpoint, describe_arguments, describe_options
+from flowppl.training.loop import check_goes_on
 
 MANY_DRAWS = 2**15  # as many at a time, so that a million take little more memory than they fill
 
@@ -402,6 +406,7 @@ def fit(
     clip_norm: float | None = None,
     num_restarts: int = 1,
     max_seconds: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     callback: Callable[[int, float], object] | None = None,
     progress: bool | None = None,
     **kwargs: Any,
@@ -447,6 +452,12 @@ def fit(
             begun then, a step, a judgement or a compilation, is finished. The learning rate comes down in time.
             ``None`` means 240, but no limit if ``num_steps`` is given; ``math.inf`` is none. What is cut short,
             ``.stopped == "max_seconds"``, depends on the machine.
+        checkpoint: a file that is written as soon as there is a start, then every ten seconds or so, and at the end. If
+            it is there already, as after a crash, the same call goes on from it: without the search, and to the very
+            weights that it would have had without an interruption, on the same machine and if no time limit cuts it
+            short. Of a fit that has ended it gives the result at once; one that a callback or Ctrl-C ended goes on.
+            ``max_seconds`` counts the seconds of all runs. For the optimisers with names, and models that draw all that
+            is random by their sample sites.
         callback: called as ``callback(step, loss)`` after every hundred steps, those of the affine layers too, with the
             number of steps so far and the mean loss of the last hundred (of the best of the restarts; NaN if all were
             skipped). If it returns True the training ends, and ``.stopped == "callback"``.
@@ -458,7 +469,9 @@ def fit(
     Raises:
         TypeError: for what is no model, guide, flow, objective or optimiser, and for arguments that the model does not
             take.
-        ValueError: for an option that cannot be meant, or a model that the guide cannot serve.
+        ValueError: for an option that cannot be meant, a model that the guide cannot serve, or a checkpoint that is not
+            whole, or of another model, other data, options or version; it is then as it was.
+        OSError: if the checkpoint cannot be written, as on a full disk; what was there before is then as it was.
         RuntimeError: if the model's log density is finite at no start, no step has a finite gradient, or the search of
             the start finds that the posterior is improper or has no mode.
 
@@ -484,9 +497,27 @@ def fit(
     check_arguments("fit", model, args, kwargs, fit)
     check_loss(loss, "loss")
     check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds, callback)
-    end = time.monotonic() + time_limit(max_seconds, num_steps)
     optimizer = "adam" if optimizer is None else optimizer
     check_optimizer("fit", optimizer, learning_rate)
+    check_goes_on("fit", checkpoint, optimizer)
+    kept = NO_CHECKPOINT
+    if checkpoint is not None:
+        options = describe_options(
+            flow=flow if isinstance(flow, str) else None,
+            num_modes=num_modes,
+            loss=None if loss is None else type(loss).__name__,
+            num_steps=num_steps,
+            num_particles=num_particles,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            clip_norm=clip_norm,
+            num_restarts=num_restarts,
+            max_seconds=max_seconds,
+            rng_key=_data_of(rng_key).tolist(),
+            backend="numpyro",
+        )
+        kept = FitCheckpoint(checkpoint, options | describe_arguments(args, kwargs, _leaves))
+    end = time.monotonic() + time_limit(max_seconds, num_steps) - kept.seconds
     if guide is None:
         choice = path_flow if flow is None else flow
         guide = AutoFlow(model, choice, num_modes="auto" if num_modes is None else num_modes)
@@ -497,7 +528,7 @@ def fit(
     trainer: Any
     modes: Modes | None = None
     shared = (train_key, optimizer, math.inf if clip_norm is None else float(clip_norm))
-    with search_until(end):
+    with search_until(end), remembering(kept.searches):
         if isinstance(guide, AutoFlow) and loss is None and not _has_parameters(model, guide, args, kwargs):
             target = Target(guide, args, kwargs, model)
             modes, starts = guide._starts(start_keys, target, args, kwargs)
@@ -508,14 +539,38 @@ def fit(
             trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, *shared)
             default = OTHER_ROUNDS
     trainer.is_subsampled = is_subsampled(model_plates(model, guide, trainer.first(), args, kwargs))
+    if checkpoint is not None:
+        kept.describe(trainer, _described(guide))
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
-    history = train(trainer, rounds, end - time.monotonic(), progress, callback)
+    history = train(trainer, rounds, end - time.monotonic(), progress, callback, kept)
     if modes is None and isinstance(trainer, PathTrainer):
         warn_of_no_search(num_modes)
-    if modes is not None:
+    if modes is not None and history.check.search is None:
         check = look_outside(history.check, modes, trainer.density(), target)
         history = history.told(check)
+    kept.finish(trainer, history)
     return Fit(guide, trainer.first(), history, model, (args, kwargs), fit_key)
+
+
+def _described(guide) -> dict[str, Any]:
+    """A guide as a checkpoint tells it."""
+    if not isinstance(guide, AutoFlow):
+        return {"guide": type(guide).__name__}
+    latents = {name: list(guide.prototype_trace[name]["unconstrained_shape"]) for name in guide._names}
+    return {"guide": "AutoFlow", "latents": latents, "flow of the guide": in_words(guide.bijection)}
+
+
+def _leaves(tree) -> list[Any]:
+    """The arrays of an argument of a model, and its other parts."""
+    return [_data_of(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(tree)]
+
+
+def _is_key(leaf) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data_of(key) -> Any:
+    return np.asarray(jax.random.key_data(key) if _is_key(key) else key)
 
 
 def _has_parameters(model, guide, args, kwargs) -> bool:

@@ -20,7 +20,8 @@ from scipy.special import logsumexp
 from flowppl._arrays.tree import merge
 from flowppl.bijections.combine import Chain
 from flowppl.inference import mixture
-from flowppl.inference.affine import AffineSteps
+from flowppl.inference.affine import AffineSteps, KeepsAffine
+from flowppl.inference.draws import place_of, set_place
 from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
@@ -41,6 +42,7 @@ from flowppl.inference.guides import (
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, stacked_part, weigh_parts
 from flowppl.inference.outside import GuideDensity
+from flowppl.inference.resuming import under
 from flowppl.inference.starts import NUM_TRIALS
 from flowppl.numpyro._host import jit
 from flowppl.numpyro.diagnostics import draw_weighted
@@ -149,6 +151,28 @@ class _Trainer(abc.ABC):
         self.params = params
         self.num_restarts = len(jax.tree.leaves(params)[0])
 
+    # What a checkpoint asks for: see `flowppl.training.fits.Trainer`.
+
+    def arrays_of(self, params):
+        return _by_name(params)
+
+    def params_of(self, arrays):
+        return _filled(self.params, arrays)
+
+    def memory(self, in_round):
+        memory = {f"optimizer{name}": array for name, array in _by_name(self.state).items()} if in_round else {}
+        return memory | {"random": place_of(self.rng)}
+
+    def recall(self, params, memory, affine):
+        self.set(params)
+        if affine is not None:
+            self.begin(affine)
+            self.state = _filled(self.state, under("optimizer", memory))
+        set_place(self.rng, memory["random"])
+
+    def log_density(self) -> list[float]:
+        return []
+
     def _steps(self, params, state, draws, schedule, begin, end, affine):
         is_own = affine or not self.has_rate
         trained = self._trained(params, affine)
@@ -184,7 +208,7 @@ class _Trainer(abc.ABC):
         return params | unravel(position), state, losses
 
 
-class PathTrainer(_Trainer):
+class PathTrainer(KeepsAffine, _Trainer):
     """Trains an ``AutoFlow`` on the log density of the model; nothing else of model and guide is run.
 
     The fixed layer belongs to the density here, which is that of the posterior at the scale of its start.
@@ -381,6 +405,13 @@ class MixtureTrainer(PathTrainer):
         dim = self.bijection.x_shape[0]
         return GuideDensity(self.log_prob, log_weights, dim, weigh, rows=num_batches * BATCH, block=BATCH)
 
+    def memory(self, in_round):
+        return super().memory(in_round) | {"num_batches": np.array(self._num_batches)}
+
+    def recall(self, params, memory, affine):
+        super().recall(params, memory, affine)
+        self._num_batches = int(memory["num_batches"])
+
     def _draw_parts(self, params, batches, noise=None):
         self._num_batches = len(batches)
         if noise is None:
@@ -477,6 +508,16 @@ def in_time(draw, num_draws, batch_size) -> np.ndarray:
     while len(batches) * batch_size < num_draws and time.monotonic() - begin <= BUSY_SECONDS:
         batches.append(np.asarray(draw(batch_size)))
     return np.concatenate(batches, axis=-1)
+
+
+def _by_name(tree) -> dict[str, np.ndarray]:
+    """The leaves of a tree under the paths to them."""
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _filled(tree, arrays):
+    """A tree like this one, of arrays by the names of :func:`_by_name`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[jax.tree_util.keystr(path)], tree)
 
 
 def _over_restarts(function, num_mapped):

@@ -19,7 +19,6 @@ from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
     FEW,
     OTHER_ROUNDS,
-    FitBase,
     check_options,
     choose_rounds,
     time_limit,
@@ -31,8 +30,10 @@ from flowppl.inference.guides import FlowChoice, path_flow, rounds_of
 from flowppl.inference.inference_data import convert
 from flowppl.inference.modes import Modes
 from flowppl.inference.outside import look_outside
+from flowppl.inference.result import FitBase
+from flowppl.inference.resuming import NO_CHECKPOINT, remembering
 from flowppl.inference.starts import search_until
-from flowppl.pyro._host import one_at_a_time
+from flowppl.pyro._host import one_at_a_time, tree_leaves
 from flowppl.pyro.diagnostics import (
     aside,
     diagnose,
@@ -52,6 +53,9 @@ from flowppl.pyro.steps import Optimizer, check_optimizer
 from flowppl.pyro.target import check_trainable
 from flowppl.pyro.trainers import ElboTrainer, MixtureTrainer, PathTrainer
 from flowppl.serialization import absent_model, save
+from flowppl.training.checkpoints import in_words
+from flowppl.training.fits import FitCheckpoint, describe_arguments, describe_options
+from flowppl.training.loop import check_goes_on
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -369,6 +373,7 @@ def fit(
     clip_norm: float | None = None,
     num_restarts: int = 1,
     max_seconds: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     callback: Callable[[int, float], object] | None = None,
     progress: bool | None = None,
     **kwargs: Any,
@@ -418,6 +423,12 @@ def fit(
             judgement, is finished. The learning rate comes down in time. ``None`` means 240, but no limit if
             ``num_steps`` is given; ``math.inf`` is none. What is cut short, ``.stopped == "max_seconds"``, depends on
             the machine.
+        checkpoint: a file that is written as soon as there is a start, then every ten seconds or so, and at the end. If
+            it is there already, as after a crash, the same call goes on from it: without the search, and to the very
+            weights that it would have had without an interruption, on the same machine and if no time limit cuts it
+            short. Of a fit that has ended it gives the result at once; one that a callback or Ctrl-C ended goes on.
+            ``max_seconds`` counts the seconds of all runs. For the optimisers with names, and models that draw all that
+            is random by their sample sites.
         callback: called as ``callback(step, loss)`` after every hundred steps, those of the affine layers too, with the
             number of steps so far and the mean loss of the last hundred (of the best of the restarts; NaN if all were
             skipped). If it returns True the training ends, and ``.stopped == "callback"``.
@@ -429,7 +440,9 @@ def fit(
     Raises:
         TypeError: for what is no model, guide, flow, objective or optimiser, and for arguments that the model does not
             take.
-        ValueError: for an option that cannot be meant, or a model that the guide cannot serve.
+        ValueError: for an option that cannot be meant, a model that the guide cannot serve, or a checkpoint that is not
+            whole, or of another model, other data, options or version; it is then as it was.
+        OSError: if the checkpoint cannot be written, as on a full disk; what was there before is then as it was.
         RuntimeError: if the model's log density is finite at no start, no step has a finite gradient, or the search of
             the start finds that the posterior is improper or has no mode.
 
@@ -454,16 +467,33 @@ def fit(
     check_loss(loss, "loss", "loss_and_grads")
     check_options(num_steps, num_particles, learning_rate, clip_norm, num_restarts, max_seconds, callback)
     check_trainable((args, kwargs))
-    end = time.monotonic() + time_limit(max_seconds, num_steps)
     optimizer = "adam" if optimizer is None else optimizer
     check_optimizer("fit", optimizer, learning_rate)
+    check_goes_on("fit", checkpoint, optimizer)
+    kept = NO_CHECKPOINT
+    if checkpoint is not None:
+        options = describe_options(
+            flow=flow if isinstance(flow, str) else None,
+            num_modes=num_modes,
+            loss=None if loss is None else type(loss).__name__,
+            num_steps=num_steps,
+            num_particles=num_particles,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            clip_norm=clip_norm,
+            num_restarts=num_restarts,
+            max_seconds=max_seconds,
+            backend="pyro",
+        )
+        kept = FitCheckpoint(checkpoint, options | describe_arguments(args, kwargs, tree_leaves))
+    end = time.monotonic() + time_limit(max_seconds, num_steps) - kept.seconds
     if guide is None:
         choice = path_flow if flow is None else flow
         guide = AutoFlow(model, choice, num_modes="auto" if num_modes is None else num_modes)
     trainer: Any
     modes: Modes | None = None
     shared = (args, kwargs, num_restarts, optimizer, math.inf if clip_norm is None else float(clip_norm))
-    with search_until(end):
+    with search_until(end), remembering(kept.searches):
         target = guide._set_up(args, kwargs) if isinstance(guide, AutoFlow) else None
         plates = model_plates(model, guide, args, kwargs)
         if isinstance(guide, AutoFlow) and loss is None and not _parameters_of(model, guide, args, kwargs):
@@ -475,21 +505,32 @@ def fit(
             trainer = ElboTrainer(model, guide, loss, num_particles, *shared)
             default = OTHER_ROUNDS
     trainer.is_subsampled = is_subsampled(plates)
+    if checkpoint is not None:
+        kept.describe(trainer, _described(guide))
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
     if trainer.obstacle:
         warn_of_slowness(trainer.obstacle)
         rounds = tuple(dataclasses.replace(each, num_particles=num_particles or FEW) for each in rounds)
     with torch.enable_grad():
-        history = train(trainer, rounds, end - time.monotonic(), progress, callback)
+        history = train(trainer, rounds, end - time.monotonic(), progress, callback, kept)
     params = trainer.parameters()
     if modes is None and isinstance(trainer, PathTrainer):
         warn_of_no_search(num_modes)
-    if modes is not None:
+    if modes is not None and history.check.search is None:
         # A model that runs draw by draw would take seconds for it.
         outside_until = end if trainer.obstacle else math.inf
         check = look_outside(history.check, modes, trainer.density(), trainer.target, outside_until)
         history = history.told(check)
+    kept.finish(trainer, history)
     return Fit(guide, params, history, model, (args, kwargs))
+
+
+def _described(guide) -> dict[str, Any]:
+    """A guide as a checkpoint tells it."""
+    if not isinstance(guide, AutoFlow):
+        return {"guide": type(guide).__name__}
+    latents = {name: list(shape) for name, shape in guide._unconstrained_shapes.items()}
+    return {"guide": "AutoFlow", "latents": latents, "flow of the guide": in_words(guide.flow.bijection)}
 
 
 def _parameters_of(model, guide, args, kwargs) -> list[str]:

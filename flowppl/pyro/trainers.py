@@ -17,7 +17,7 @@ from pyro.infer import TraceEnum_ELBO
 
 from flowppl._arrays.tree import map_tree, select
 from flowppl.inference import mixture
-from flowppl.inference.affine import AffineSteps
+from flowppl.inference.affine import AffineSteps, KeepsAffine
 from flowppl.inference.fitting import (
     BLOCK,
     CHUNK,
@@ -42,6 +42,7 @@ from flowppl.inference.losses import guide_loss, practises, standard_log_prob, s
 from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, weigh_parts
 from flowppl.inference.modes import single
 from flowppl.inference.outside import GuideDensity
+from flowppl.inference.resuming import under
 from flowppl.pyro.diagnostics import (
     draw_weighted,
     outer_obstacle,
@@ -53,6 +54,7 @@ from flowppl.pyro.flow import Flow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.steps import Optimizer, has_rate, make_optimizer, record, take_step
 from flowppl.pyro.target import Target, to_float64
+from flowppl.pyro.training import memory_of, recall, to_array
 from flowppl.pyro.transforms import numpy_rng
 
 
@@ -117,20 +119,57 @@ class _Trainer(abc.ABC):
         return kept[index : index + 1]
 
     def get(self):
-        return [[tensor.detach().clone() for tensor in self._kept(i)] for i in range(self.num_restarts)]
+        return [
+            {name: tensor.detach().clone() for name, tensor in self._kept(i).items()} for i in range(self.num_restarts)
+        ]
 
     @torch.no_grad()
     def set(self, params):
         for i, values in enumerate(params):
-            for tensor, value in zip(self._kept(i), values, strict=True):
-                tensor.copy_(value)
+            for name, tensor in self._kept(i).items():
+                tensor.copy_(values[name])
 
-    def _kept(self, index) -> list[torch.Tensor]:
+    def _kept(self, index) -> dict[str, torch.Tensor]:
         """What a training of a restart changes."""
-        return list(self.named_parameters[index].values())
+        return self.named_parameters[index]
+
+    # What a checkpoint asks for: see `flowppl.training.fits.Trainer`.
+
+    def arrays_of(self, params):
+        return {f"{i}.{name}": to_array(value) for i, each in enumerate(params) for name, value in each.items()}
+
+    def params_of(self, arrays):
+        return [
+            {name: torch.as_tensor(arrays[f"{i}.{name}"]) for name in self._kept(i)} for i in range(self.num_restarts)
+        ]
+
+    def memory(self, in_round):
+        memory = {"random": torch.get_rng_state().numpy()}
+        if self._device.type == "cuda":
+            memory["random of the device"] = torch.cuda.get_rng_state(self._device).numpy()
+        for i, optimizer in enumerate(self.optimizers if in_round else []):
+            memory |= {f"optimizer.{i}.{name}": array for name, array in memory_of(optimizer).items()}
+        return memory
+
+    def recall(self, params, memory, affine):
+        self.set(params)
+        if affine is not None:
+            self.begin(affine)
+            for i, optimizer in enumerate(self.optimizers):
+                recall(optimizer, under(f"optimizer.{i}.", memory))
+        torch.set_rng_state(torch.as_tensor(memory["random"]))
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(torch.as_tensor(memory["random of the device"]), self._device)
+
+    def log_density(self) -> list[float]:
+        return []
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.named_parameters[0].values())).device
 
 
-class PathTrainer(_Trainer):
+class PathTrainer(KeepsAffine, _Trainer):
     """Trains an ``AutoFlow`` on the log density of the model; nothing else of model and guide is run."""
 
     has_affine = True
@@ -377,7 +416,7 @@ class MixtureTrainer(PathTrainer):
         return (log_p - log_q).cpu().double().numpy()
 
     def _kept(self, index):
-        return [*super()._kept(index), self.flows[index].log_weights]
+        return super()._kept(index) | {"log_weights": self.flows[index].log_weights}
 
 
 def in_time(draw, num_draws, batch_size) -> np.ndarray:

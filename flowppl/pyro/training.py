@@ -98,33 +98,43 @@ class ModuleTrainer:
             yield shared
 
     def weights(self) -> dict[str, np.ndarray]:
-        return {name: _to_array(tensor).copy() for name, tensor in self.module.state_dict().items()}
+        return {name: to_array(tensor).copy() for name, tensor in self.module.state_dict().items()}
 
     def averages(self) -> dict[str, np.ndarray]:
         with self.with_averages():
             return self.weights()
 
     def state(self) -> dict[str, np.ndarray]:
-        memory = self.optimizer.state_dict()["state"]
-        entries = {f"{i}.{name}": value for i, of in memory.items() for name, value in of.items()}
-        entries |= {f"average.{i}": average for i, average in enumerate(self.average)}
-        return {name: _to_array(value) for name, value in entries.items()}
+        averages = {f"average.{i}": to_array(average) for i, average in enumerate(self.average)}
+        return memory_of(self.optimizer) | averages
 
     def restore(self, weights: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray] | None) -> None:
         self.module.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
         self.optimizer.zero_grad()
         if state is not None:
-            memory: dict[str, dict] = {}
-            for name, array in state.items():
-                part, _, entry = name.partition(".")
-                memory.setdefault(part, {})[entry] = torch.as_tensor(array)
-            for i, array in memory.pop("average", {}).items():
-                self.average[int(i)].copy_(array)
-            if len({frozenset(of) for of in memory.values()}) > 1:
-                raise ValueError("some of the optimiser's memory is missing")
-            whole = self.optimizer.state_dict()
-            whole["state"] = {int(i): of for i, of in memory.items()}
-            self.optimizer.load_state_dict(whole)
+            memory = dict(state)
+            for i, average in enumerate(self.average):
+                average.copy_(torch.as_tensor(memory.pop(f"average.{i}")))
+            recall(self.optimizer, memory)
+
+
+def memory_of(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+    """What an optimiser remembers, as arrays by name."""
+    memory = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": to_array(value) for i, of in memory.items() for name, value in of.items()}
+
+
+def recall(optimizer: torch.optim.Optimizer, memory: Mapping[str, np.ndarray]) -> None:
+    """Let an optimiser remember what :func:`memory_of` gave."""
+    parts: dict[str, dict] = {}
+    for name, array in memory.items():
+        part, _, entry = name.partition(".")
+        parts.setdefault(part, {})[entry] = torch.as_tensor(array)
+    if len({frozenset(of) for of in parts.values()}) > 1:
+        raise ValueError("some of the optimiser's memory is missing")
+    whole = optimizer.state_dict()
+    whole["state"] = {int(i): of for i, of in parts.items()}
+    optimizer.load_state_dict(whole)
 
 
 @torch.no_grad()
@@ -137,7 +147,7 @@ def _at_least_float32(tensor):
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _to_array(tensor):
+def to_array(tensor):
     # NumPy has no bfloat16.
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -147,9 +147,18 @@ def write_file(path: str | os.PathLike[str], config: dict[str, Any], arrays: dic
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            reason = f"cannot save to {path}: {error.strerror or error}; a file that was there is as it was"
+            reason = f"cannot save to {path}: {error.strerror or error}; {_advice(error.errno)}; a file that was there "
+            reason += "is as it was"
             raise OSError(error.errno or errno.EIO, reason) from error
         raise
+
+
+def _advice(code: int | None) -> str:
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room, or name a file on another disk"
+    if code in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "name a file in a folder in which you may write, or ask for the right to"
+    return "name a file elsewhere"
 
 
 def _create(path: pathlib.Path, old: os.stat_result | None) -> BinaryIO:

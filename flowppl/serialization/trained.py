@@ -204,7 +204,9 @@ def load(
     """
     config, arrays = read_file(path)
     if config["kind"] not in KINDS:
-        raise ValueError(f"{path} holds a {config['kind']}, which flowppl.load does not read; fit_vae goes on from it")
+        by = {"checkpoint": "; fit_vae or fit_density goes on from it", "checkpoint of fit": "; fit goes on from it"}
+        more = by.get(config["kind"], "")
+        raise ValueError(f"{path} holds a {config['kind']}, which flowppl.load does not read{more}")
     check_entries(f"{path}: its metadata", config, ENTRIES)
     adapter = _adapter(config["backend"] if backend is None else backend)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ PROGRESS = {
 def digest(data):
     """A number by which other data are told from these."""
     if hasattr(data, "cpu"):
-        data = data.cpu()
+        data = data.detach().cpu()
         data = data.float() if str(data.dtype) == "torch.bfloat16" else data  # which NumPy has not
     array = np.ascontiguousarray(data)
     return zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(repr((array.shape, str(array.dtype))).encode()))
@@ -52,30 +52,41 @@ def base_in_words(base: Any, arrays: Iterable[Any]) -> list[Any] | None:
     return [*kinds, *map(digest, arrays)]
 
 
-def read_checkpoint(owner, path):
-    """What a checkpoint holds: its configuration, the weights, the best weights, the optimiser's state."""
+def read_checkpoint(owner, path, kind="checkpoint", entries=ENTRIES, parts=("now", "best", "state")):
+    """What a checkpoint holds: its configuration, and its parts, such as weights, best weights, optimiser's state."""
     config, arrays = read_file(path)
-    if config["kind"] != "checkpoint":
+    if config["kind"] != kind:
         raise ValueError(f"{path} holds a {config['kind']}, not a checkpoint of {owner}; name another file")
-    check_entries(f"{path}: its metadata", config, ENTRIES)
-    parts: dict[str, dict[str, np.ndarray]] = {"now": {}, "best": {}, "state": {}}
+    check_entries(f"{path}: its metadata", config, entries)
+    found: dict[str, dict[str, np.ndarray]] = {part: {} for part in parts}
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
-        if part not in parts:
+        if part not in found:
             raise ValueError(f"{path} holds the array {name!r}, which is none of a checkpoint; name another file")
-        parts[part][rest] = array
-    return config, *parts.values()
+        found[part][rest] = array
+    return config, *found.values()
+
+
+def changes(fixed: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """The names of what is not as a checkpoint tells it."""
+    return [name for name, value in json.loads(json.dumps(fixed)).items() if found.get(name) != value]
+
+
+def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What of weights must be the same."""
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+def other_training(path: Any, changed: list[str]) -> ValueError:
+    """What to raise where these things are not as a checkpoint tells them."""
+    return ValueError(
+        f"{path} is a checkpoint of another training, with other {', '.join(changed)}; name another file, or delete it "
+        "to start anew"
+    )
 
 
 def check_same(path, fixed, found, weights, saved_weights):
     """Raise ValueError if the checkpoint is of another training."""
-    changed = [name for name, value in json.loads(json.dumps(fixed)).items() if found.get(name) != value]
-    ours, saved = (
-        {name: (array.shape, array.dtype) for name, array in tree.items()} for tree in (weights, saved_weights)
-    )
-    changed += ["networks and flows"] * (ours != saved)
+    changed = changes(fixed, found) + ["networks and flows"] * (shapes_of(weights) != shapes_of(saved_weights))
     if changed:
-        raise ValueError(
-            f"{path} is a checkpoint of another training, with other {', '.join(changed)}; name another file, or "
-            "delete it to start anew"
-        )
+        raise other_training(path, changed)

@@ -166,6 +166,11 @@ def check_options(
     check_positive(owner, clip_norm=1 if clip_norm is None else clip_norm)
     if not 0 <= ema_decay < 1:
         raise ValueError(f"{owner}: ema_decay must be at least 0 and below 1, such as 0.999, got {ema_decay!r}")
+    check_goes_on(owner, checkpoint, optimizer)
+
+
+def check_goes_on(owner: str, checkpoint: Any, optimizer: Any) -> None:
+    """Raise ValueError for a checkpoint of a training by an optimiser of the host."""
     if checkpoint is not None and not isinstance(optimizer, str):
         raise ValueError(
             f"{owner}: a checkpoint cannot tell an optimizer of the host, nor where its schedule is, so that the "
