@@ -145,9 +145,11 @@ def train(
     """Train until the guide is good, or the rounds or the time end. The trainer keeps the parameters to be used."""
     end = time.monotonic() + max_seconds
     affine_round = DENSE_ROUND if trainer.is_dense else AFFINE_ROUND
-    here = checkpoint.resume(trainer) or _begin(trainer, rounds)
+    here = checkpoint.resume(trainer)
+    if here is None:
+        here = _begin(trainer, rounds)
+        checkpoint.keep(trainer, here)
     losses, checks = here.losses, here.checks
-    checkpoint.keep(trainer, here)
 
     def todo() -> list[Round]:
         return [affine_round] * here.num_affine + list(rounds[len(rounds) - here.num_rounds :])

@@ -53,6 +53,7 @@ PROGRESS = {
     "seconds": (float,),
     "is_first": (bool,),
     "stopped": (str,),
+    "is_whole": (bool,),
 }
 
 
@@ -133,13 +134,22 @@ class FitCheckpoint(Checkpoint):
             affine = training.num_affine > 0 if training.done else None
             memory = {name: array for name, array in state.items() if name != "losses"}
             trainer.recall(trainer.params_of(now), memory, affine)
-        self._next = time.monotonic() + EVERY
+        self._next = math.inf if config["progress"]["is_whole"] else time.monotonic() + EVERY
         return training
 
     def keep(self, trainer: Any, training: Training, *, now: bool = False) -> None:
+        if now or time.monotonic() >= self._next:
+            self._write(trainer, training, is_whole=False)
+
+    def finish(self, trainer: Any, history: History) -> None:
+        is_there = self._saved is not None and self._saved[0]["progress"]["is_whole"]
+        if not is_there and history.stopped not in ("callback", "interrupted"):
+            losses, checks = [history.losses[None]], list(history.checks)
+            result = Training(trainer.get(), history.check, 0, 0, losses, checks, stopped=history.stopped)
+            self._write(trainer, result, is_whole=True)
+
+    def _write(self, trainer: Any, training: Training, *, is_whole: bool) -> None:
         begin = time.monotonic()
-        if not now and begin < self._next:
-            return
         parts = {
             "now": trainer.arrays_of(trainer.get()),
             "best": trainer.arrays_of(training.kept),
@@ -152,6 +162,7 @@ class FitCheckpoint(Checkpoint):
         progress |= {
             "seconds_in_all": self.seconds + begin - self._begin,
             "num_restarts": trainer.num_restarts,
+            "is_whole": is_whole,
             "check": dataclasses.asdict(training.check),
             "checks": [dataclasses.asdict(check) for check in training.checks],
         }
@@ -166,12 +177,6 @@ class FitCheckpoint(Checkpoint):
         write_file(self.path, config, arrays)
         end = time.monotonic()
         self._next = end + max(EVERY, (end - begin) / SHARE)
-
-    def finish(self, trainer: Any, history: History) -> None:
-        if history.stopped not in ("callback", "interrupted"):
-            losses, checks = [history.losses[None]], list(history.checks)
-            result = Training(trainer.get(), history.check, 0, 0, losses, checks, stopped=history.stopped)
-            self.keep(trainer, result, now=True)
 
 
 @contextlib.contextmanager
