@@ -6,6 +6,7 @@ were so many kills of each kind of training, or of those named after KILLS. What
 """
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as ndist
+import optax
 import pyro
 import pyro.distributions as pdist
 import torch
@@ -42,13 +44,33 @@ from flowppl.training import fits
 Y = np.array([0.1, 2.2, 3.9])
 ROWS = np.random.default_rng(0).normal(size=(200, 2)) @ np.array([[1.0, 0.5], [0.0, 0.7]])
 KINDS = ("one mode", "two modes", "two restarts", "another guide", "fit_density", "fit_vae")
+# What cuts searches and judgements short on a busy machine, so that their results depend on the load.
+CLOCKS = {
+    "BUSY_SECONDS": numpyro_trainers,
+    "JUDGE_SECONDS": pyro_trainers,
+    "PRIOR_SECONDS": pyro_target,
+    "MAX_SECONDS": modes,
+}
 SHORT = {"num_steps": 100, "num_particles": 16}
 
 
 class InPyro:
+    optimizer = torch.optim.SGD
+
     @staticmethod
     def one_mode(y):
         loc = pyro.sample("loc", pdist.Normal(0.0, 5.0))
+        scale = pyro.sample("scale", pdist.HalfNormal(1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", pdist.Normal(loc, scale), obs=y)
+
+    @staticmethod
+    def three_latents(y):
+        pyro.sample("x", pdist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    @staticmethod
+    def another_prior(y):
+        loc = pyro.sample("loc", pdist.Normal(0.0, 6.0))
         scale = pyro.sample("scale", pdist.HalfNormal(1.0))
         with pyro.plate("data", len(y)):
             pyro.sample("y", pdist.Normal(loc, scale), obs=y)
@@ -70,6 +92,8 @@ class InPyro:
         options = SHORT | options
         if kind == "two modes":
             return cls.two_modes, (), options
+        if kind in ("three latents", "another prior"):
+            return getattr(cls, kind.replace(" ", "_")), (y,), options
         if kind == "two restarts":
             options["num_restarts"] = 2
         if kind == "another guide":
@@ -88,9 +112,22 @@ class InPyro:
 
 
 class InNumPyro:
+    optimizer = optax.sgd(0.1)
+
     @staticmethod
     def one_mode(y):
         loc = numpyro.sample("loc", ndist.Normal(0.0, 5.0))
+        scale = numpyro.sample("scale", ndist.HalfNormal(1.0))
+        with numpyro.plate("data", len(y)):
+            numpyro.sample("y", ndist.Normal(loc, scale), obs=y)
+
+    @staticmethod
+    def three_latents(y):
+        numpyro.sample("x", ndist.Normal(jnp.zeros(3), 1.0).to_event(1))
+
+    @staticmethod
+    def another_prior(y):
+        loc = numpyro.sample("loc", ndist.Normal(0.0, 6.0))
         scale = numpyro.sample("scale", ndist.HalfNormal(1.0))
         with numpyro.plate("data", len(y)):
             numpyro.sample("y", ndist.Normal(loc, scale), obs=y)
@@ -165,27 +202,23 @@ def attempt(language, kind, checkpoint, result, seconds):
     return False
 
 
-def without_clocks():
-    """What a busy machine would cut short, searches and judgements, is not: its result would depend on the load."""
-    numpyro_trainers.BUSY_SECONDS = pyro_trainers.JUDGE_SECONDS = pyro_target.PRIOR_SECONDS = modes.MAX_SECONDS = np.inf
-
-
 def main(language, kind, num_kills, seed=0):
     """Kill runs of one kind so many times, and hold all that come to an end to one that was let alone."""
     fits.EVERY = 0.1
-    without_clocks()
+    for name, module in CLOCKS.items():
+        setattr(module, name, math.inf)
     rng, begin = np.random.default_rng(seed), time.monotonic()
     counts = {"kills": 0, "after which a fit went on": 0, "fits": 0}
     with tempfile.TemporaryDirectory() as folder:
         here, result = pathlib.Path(folder) / "here", pathlib.Path(folder) / "result.npz"
-        attempt(language, kind, None, result, np.inf)
+        attempt(language, kind, None, result, math.inf)
         whole, expected = time.monotonic() - begin, dict(np.load(result))
         while counts["kills"] < num_kills:
             here.mkdir()
             path, tries, start, ended = here / "checkpoint", 0, time.monotonic(), False
             while not ended:
                 is_last = counts["kills"] == num_kills
-                seconds = np.inf if is_last else rng.uniform(0, whole * (0.5 + tries / 20))
+                seconds = math.inf if is_last else rng.uniform(0, whole * (0.5 + tries / 20))
                 ended = attempt(language, kind, path, result, seconds)
                 tries += 1
                 if not ended:

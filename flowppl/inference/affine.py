@@ -28,7 +28,7 @@ from scipy.special import logsumexp
 
 from flowppl.inference.draws import place_of, set_place
 from flowppl.inference.fitting import BLOCK, CHUNK, Chunk
-from flowppl.inference.resuming import under
+from flowppl.inference.resuming import alike, under
 from flowppl.inference.starts import NUM_TRIALS
 
 DECAYS, EPS = (0.9, 0.999), 1e-4  # of Adam
@@ -77,7 +77,9 @@ class AffineSteps:
 
     def recall(self, memory: Mapping[str, np.ndarray]) -> None:
         """Go back to such a memory."""
-        self.values, *self.moments = ([memory[str(3 * j + i)] for i in range(3)] for j in range(3))
+        self.values, *self.moments = (
+            [alike(memory[str(3 * j + i)], self.values[i], "an affine layer") for i in range(3)] for j in range(3)
+        )
         self.count = int(memory["count"])
         set_place(self.rng, memory["random"])
 
@@ -157,6 +159,7 @@ class KeepsAffine:
 
     _steps_alone: list[AffineSteps]  # for each restart, in a round of such steps
     _near: np.ndarray
+    num_parts: int
     target: Any
     bijection: Any
 
@@ -168,7 +171,10 @@ class KeepsAffine:
         return memory | {"near": self._near}
 
     def recall(self, params: Any, memory: Mapping[str, np.ndarray], affine: bool | None) -> None:
-        self._near = memory["near"]
+        near = memory["near"]
+        if near.dtype.kind != "i" or near.ndim != 2 or not ((near >= 0) & (near < self.num_parts)).all():
+            raise ValueError(f"there are {self.num_parts} modes, and it names others")
+        self._near = near
         super().recall(params, memory, affine)  # type: ignore[misc]
         for i, steps in enumerate(self._steps_alone):
             steps.recall(under(f"alone.{i}.", memory))

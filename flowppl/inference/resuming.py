@@ -125,3 +125,12 @@ NO_CHECKPOINT = Checkpoint()
 def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays whose names begin so, by the rest of their names."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def alike(array: np.ndarray, expected: Any, name: str) -> np.ndarray:
+    """The array; raise ValueError unless it has the shape and the dtype of another one."""
+    if array.shape != tuple(expected.shape) or array.dtype != expected.dtype:
+        raise ValueError(
+            f"{name} has the shape {array.shape} and {array.dtype}, not {expected.shape}, {expected.dtype}"
+        )
+    return array

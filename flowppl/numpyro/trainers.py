@@ -42,7 +42,7 @@ from flowppl.inference.guides import (
 from flowppl.inference.losses import guide_loss, practises, standard_log_prob, stretched
 from flowppl.inference.mixture import BATCH, mixture_loss, particles_of_part, stacked_part, weigh_parts
 from flowppl.inference.outside import GuideDensity
-from flowppl.inference.resuming import under
+from flowppl.inference.resuming import alike, under
 from flowppl.inference.starts import NUM_TRIALS
 from flowppl.numpyro._host import jit
 from flowppl.numpyro.diagnostics import draw_weighted
@@ -517,7 +517,12 @@ def _by_name(tree) -> dict[str, np.ndarray]:
 
 def _filled(tree, arrays):
     """A tree like this one, of arrays by the names of :func:`_by_name`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[jax.tree_util.keystr(path)], tree)
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path)
+        return alike(arrays[name], leaf, name)
+
+    return jax.tree_util.tree_map_with_path(fill, tree)
 
 
 def _over_restarts(function, num_mapped):

@@ -425,10 +425,11 @@ def fit(
             the machine.
         checkpoint: a file that is written as soon as there is a start, then every ten seconds or so, and at the end. If
             it is there already, as after a crash, the same call goes on from it: without the search, and to the very
-            weights that it would have had without an interruption, on the same machine and if no time limit cuts it
-            short. Of a fit that has ended it gives the result at once; one that a callback or Ctrl-C ended goes on.
-            ``max_seconds`` counts the seconds of all runs. For the optimisers with names, and models that draw all that
-            is random by their sample sites.
+            weights that it would have had without an interruption, on the same machine. (If that is so slow that
+            ``max_seconds``, or the few seconds that a judgement has, cut something short, it depends on the load.) Of a
+            fit that has ended it gives the result at once; one that a callback or Ctrl-C ended goes on. ``max_seconds``
+            counts the seconds of all runs. For the optimisers with names, and models that draw all that is random by
+            their sample sites.
         callback: called as ``callback(step, loss)`` after every hundred steps, those of the affine layers too, with the
             number of steps so far and the mean loss of the last hundred (of the best of the restarts; NaN if all were
             skipped). If it returns True the training ends, and ``.stopped == "callback"``.
@@ -460,6 +461,16 @@ def fit(
         >>> result = fit(model, torch.ones(10))
         >>> result.sample(100)["mu"].shape, result.k_hat < 0.5
         (torch.Size([100]), True)
+
+        Had the first of these calls been killed, the second would end with the same weights:
+
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "fit.checkpoint")
+        ...     first = fit(model, torch.ones(10), checkpoint=path)
+        ...     again = fit(model, torch.ones(10), checkpoint=path)
+        >>> again.elbo == first.elbo
+        True
     """
     check_roles("fit", "call fit(model, *args); Pyro takes no key, but pyro.set_rng_seed(0)", is_guide, model=model)
     check_fit(guide, flow, num_modes, args, is_guide)

@@ -132,6 +132,10 @@ def recall(optimizer: torch.optim.Optimizer, memory: Mapping[str, np.ndarray]) -
         parts.setdefault(part, {})[entry] = torch.as_tensor(array)
     if len({frozenset(of) for of in parts.values()}) > 1:
         raise ValueError("some of the optimiser's memory is missing")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for i, of in parts.items():
+        if not {tensor.shape for tensor in of.values()} <= {parameters[int(i)].shape, torch.Size([])}:
+            raise ValueError("the optimiser's memory is of other parameters")
     whole = optimizer.state_dict()
     whole["state"] = {int(i): of for i, of in parts.items()}
     optimizer.load_state_dict(whole)

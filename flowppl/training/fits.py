@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowppl.inference.diagnostics import Diagnosis, Search
-from flowppl.inference.fitting import History
+from flowppl.inference.fitting import MAX_AFFINE_ROUNDS, History
 from flowppl.inference.modes import Modes, single
 from flowppl.inference.resuming import CHUNK, Checkpoint, Searches, Training
 from flowppl.inference.starts import Gaussian
@@ -30,6 +30,7 @@ from flowppl.training.checkpoints import changes, digest, other_training, read_c
 from flowppl.version import __version__
 
 KIND = "checkpoint of fit"
+MAX_ROUNDS = 100  # more than there ever are
 EVERY = 10.0  # seconds between two writings,
 SHARE = 0.05  # or more, so that they take no more than this of the time
 FAULTS = (LookupError, TypeError, ValueError, OverflowError, RuntimeError)  # of what a file holds, when it is used
@@ -103,7 +104,8 @@ class FitCheckpoint(Checkpoint):
                 raise other_training(path, changed)
             self._saved = config, *parts
             with _told(self.path):
-                self.seconds = max(config["progress"]["seconds_in_all"], 0.0)
+                self.seconds = config["progress"]["seconds_in_all"]
+                _check_that(0 <= self.seconds < math.inf, "its time")
                 self._searches.found, self._searches.dims = _read_searches(config["searches"], parts[-1])
 
     def describe(self, trainer: Any, told: Mapping[str, Any]) -> None:
@@ -223,10 +225,20 @@ def _read_training(progress, state, kept) -> Training:
     parts = np.split(losses, range(CHUNK, losses.shape[1], CHUNK), axis=1) if losses.shape[1] else []
     check, *checks = (_read_check(check) for check in (progress["check"], *progress["checks"]))
     rest = {name: progress[name] for name in ("num_affine", "num_rounds", "done", "seconds", "is_first", "stopped")}
+    _check_that(0 <= rest["num_affine"] <= MAX_AFFINE_ROUNDS and 0 <= rest["num_rounds"] <= MAX_ROUNDS, "its rounds")
+    _check_that(rest["done"] >= 0 and rest["seconds"] >= 0 and len(losses) == progress["num_restarts"], "its steps")
+    _check_that(losses.dtype == np.float64 and len(checks) > 0, "its judgements")
     return Training(kept, check, losses=parts, checks=checks, **rest)
 
 
+def _check_that(is_so: bool, what: str) -> None:
+    if not is_so:
+        raise ValueError(f"what it says of {what} cannot be")
+
+
 def _read_check(check) -> Diagnosis:
+    numbers = [check[name] for name in ("k_hat", "ess", "elbo", "elbo_se", "log_evidence", "nonfinite")]
+    _check_that(all(type(number) in (int, float) for number in numbers), "its judgements")
     search = check.get("search")
     return Diagnosis(**check if search is None else {**check, "search": Search(**search)})
 
@@ -252,6 +264,9 @@ def _read_searches(described, arrays) -> tuple[list[Any], list[int]]:
             found.append(None)
             continue
         loc, scale, log_weights = (arrays[f"{i}.{name}"] for name in ("loc", "scale", "log_weights"))
+        shape = len(facts["elbos"]), int(facts["dim"])
+        is_right = loc.shape == shape and scale.shape in (shape, (*shape, shape[1])) and log_weights.shape == shape[:1]
+        _check_that(is_right and shape[0] > 0 and all(type(elbo) is float for elbo in facts["elbos"]), "its searches")
         gaussians = tuple(Gaussian(*each) for each in zip(loc, scale, facts["elbos"], strict=True))
         is_modes = facts["kind"] == "Modes"
         found.append(Modes(gaussians, log_weights, **facts["numbers"]) if is_modes else gaussians[0])
