@@ -233,7 +233,7 @@ def largest():
     try:
         yield found
     finally:
-        for kind, direction, function in kept:
+        for kind, direction, function in reversed(kept):  # a kind of two parents is watched twice
             setattr(kind, direction, function)
 
 
