@@ -59,6 +59,7 @@ from flowppl.recipes import (
 )
 from flowppl.serialization import load, save
 from flowppl.univariate.base import Affine, Scale, Shift
+from flowppl.univariate.gaussianization import Gaussianization
 from flowppl.univariate.mixture import LogisticMixture
 from flowppl.univariate.polynomial_splines import CubicSpline, LinearSpline
 from flowppl.univariate.polynomials import Bernstein, SumOfSquares
@@ -90,6 +91,7 @@ __all__ = [
     "EmergingConvolution",
     "FactorOut",
     "Frozen",
+    "Gaussianization",
     "Householder",
     "HouseholderSylvester",
     "ImageAutoregressive",

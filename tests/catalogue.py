@@ -39,6 +39,7 @@ BIJECTIONS = {
     "elementwise-mixture": fp.Elementwise(3, fp.LogisticMixture(3)),
     "elementwise-bernstein": fp.Elementwise(3, fp.Bernstein(3, bound=2.0)),
     "elementwise-squares": fp.Elementwise(2, fp.SumOfSquares(2, 1, bound=2.0)),
+    "elementwise-gaussianization": fp.Elementwise(2, fp.Gaussianization(2)),
     "elementwise-linear-spline": fp.Elementwise(3, fp.LinearSpline(3, bound=2.0)),
     "elementwise-cubic-spline": fp.Elementwise(3, fp.CubicSpline(3, bound=2.0)),
     "elementwise-scale-conditional": fp.Conditional(fp.Elementwise(3, fp.Scale()), context_dim=2),

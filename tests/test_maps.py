@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 import zuko
-from catalogue import numpy
+from catalogue import NAMESPACES, numpy, to
 
 import flowppl as fp
+from flowppl._arrays.namespace import namespace
 from flowppl.univariate.base import bounded
 
 
@@ -150,6 +152,57 @@ def test_log_tails_are_the_papers_equation(rng):
         np.testing.assert_allclose(x[1:3], [99.0, 99.0 + np.e], rtol=1e-5)
 
 
+def normal_components(raw, num):
+    """Weights, locations and scales, as documented."""
+    weights = np.exp(raw[:num]) / np.exp(raw[:num]).sum(axis=0)
+    loc = raw[num : 2 * num] * np.arange(1, num + 1)[:, None] * 2 / (num + 1)
+    return weights, loc, np.exp(3 * np.tanh(raw[2 * num :] / 3))
+
+
+def test_gaussianization_makes_a_normal_of_a_mixture_of_normals(rng):
+    """Chen and Gopinath 2000: by SciPy's distribution functions, in the tails by their logarithms."""
+    gaussianize = fp.Gaussianization(3)
+    raw = rng.normal(size=(gaussianize.num_raw, 200))
+    weights, loc, scale = normal_components(raw, 3)
+    near, far = rng.normal(size=200), 300 * rng.normal(size=200)
+    y, log_slope = gaussianize.forward(raw, near)
+    share = (weights * scipy.stats.norm.cdf(near, loc, scale)).sum(axis=0)
+    np.testing.assert_allclose(y, scipy.stats.norm.ppf(share), rtol=1e-9, atol=1e-9)
+    density = (weights * scipy.stats.norm.pdf(near, loc, scale)).sum(axis=0)
+    np.testing.assert_allclose(log_slope + scipy.stats.norm.logpdf(y), np.log(density), rtol=1e-9, atol=1e-9)
+    y, log_slope = gaussianize.forward(raw, far)
+    z, side = (far - loc) / scale, -np.sign(far)
+    log_share = scipy.special.logsumexp(scipy.special.log_ndtr(z * side), axis=0, b=weights)
+    np.testing.assert_allclose(y, side * scipy.special.ndtri_exp(log_share), rtol=1e-9)
+    log_density = scipy.special.logsumexp(scipy.stats.norm.logpdf(z), axis=0, b=weights / scale)
+    np.testing.assert_allclose(log_slope + scipy.stats.norm.logpdf(y), log_density, rtol=1e-9)
+
+
+def test_gaussianization_agrees_with_zuko(rng):
+    """Between -3 and 3: zuko's shares are taken to 1e-6 of 0 and 1, where it goes flat."""
+    raw = rng.normal(size=(9, 50))
+    raw[:3] = 0
+    _, loc, scale = normal_components(raw, 3)
+    peer = zuko.transforms.GaussianizationTransform(torch.tensor((-loc / scale).T), torch.tensor(-np.log(scale).T))
+    y = rng.uniform(-3, 3, size=50)
+    x, log_slope = fp.Gaussianization(3).inverse(raw, y)
+    found, log_det = (numpy(part) for part in peer.call_and_ladj(torch.tensor(x)))
+    np.testing.assert_allclose(found, y, atol=2e-3)
+    np.testing.assert_allclose(log_det, -log_slope, atol=2e-3)
+    far = np.full(50, 1e4)
+    assert (numpy(peer(torch.tensor(far))) < 5).all()
+    assert (fp.Gaussianization(3).forward(raw, far)[0] > 100).all()
+
+
+@pytest.mark.parametrize("library", NAMESPACES)
+def test_log_of_the_normal_distribution_function(library):
+    for dtype, tolerance in ((np.float64, 1e-13), (np.float32, 2e-6)):
+        x = np.concatenate([-np.logspace(-6, 4, 200), np.logspace(-6, 1, 50)]).astype(dtype)
+        found = numpy(namespace(to(library, x)).log_ndtr(to(library, x)))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, scipy.special.log_ndtr(x.astype(float)), rtol=tolerance, atol=tolerance / 10)
+
+
 CURVES = [fp.Bernstein(1), fp.Bernstein(9, 3.0), fp.SumOfSquares(), fp.SumOfSquares(1, 5), fp.CubicSpline(1)]
 CURVES += [fp.CubicSpline(8, 3.0)]
 
@@ -186,11 +239,12 @@ def test_curves_go_on_in_the_directions_of_their_ends(curve, rng):
         np.testing.assert_allclose(y[2] - y[1], end * np.exp(log_slope[1]), rtol=1e-12)
 
 
-@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("curve", [*CURVES, fp.Gaussianization(3)])
 def test_inverses_of_curves_have_exact_derivatives(curve, rng):
-    """The first two in y, by those of the forward, and the first in the raw numbers: inside the box and beyond it."""
+    """The first two in y, by those of the forward, and the first in the raw numbers: inside a box and beyond it."""
     raw = torch.tensor(rng.normal(size=(curve.num_raw, 20)), requires_grad=True)
-    x = torch.tensor(np.linspace(-2 * curve.bound, 2 * curve.bound, 20), requires_grad=True)
+    far = 2 * getattr(curve, "bound", 4.0)
+    x = torch.tensor(np.linspace(-far, far, 20), requires_grad=True)
 
     def derivatives(direction, start):
         end, log_slope = direction(raw, start)

@@ -58,6 +58,7 @@ class Maker:
             fp.RationalQuadraticSpline(few, bound=3.0),
             fp.CircularSpline(few),
             fp.LogisticMixture(few),
+            fp.Gaussianization(few),
             fp.LinearSpline(few, bound=3.0),
             fp.CubicSpline(few, bound=3.0),
             fp.Bernstein(few, bound=3.0),

@@ -14,6 +14,7 @@ What is added to the standard:
 ``conv1d(x, weight, bias, ...)``       the same, of sequences ``(..., C, L)``
 ``softmax(x)``, ``log_softmax(x)``     over the first axis, the former over another ``axis`` where that is given
 ``logsumexp(x)``                       over the first axis
+``log_ndtr(x)``                        log of the standard normal distribution function, exact in both tails
 ``pick(table, index)``                 ``table[index]``, entry by entry, in the first axis of ``table``
 ``split(x, sizes, axis=0)``            ``x`` cut into parts of these sizes along an axis
 ``reordered(x, order, pattern)``       ``x[..., order]`` for a permutation that is "reverse", or (a, b), the columns of
@@ -200,6 +201,24 @@ def _same_batch(xp, table, index):
     return tuple(xp.broadcast_to(a, (a.shape[0], *batch)) for a in (table, index))
 
 
+def _log_ndtr(xp, erfc):
+    """``log_ndtr`` by the complementary error function of a library, which has no digits far out.
+
+    Those of torch and JAX themselves have wrong derivatives far out in single precision, or few digits.
+    """
+
+    def log_ndtr(x):
+        is_far = x < -12.0
+        far = xp.where(is_far, -x, xp.full_like(x, 12.0))
+        fraction = far
+        for k in range(6, 0, -1):  # Laplace's continued fraction of density / tail
+            fraction = far + k / fraction
+        tail = -far * far / 2 - xp.log(fraction) - math.log(2 * math.pi) / 2
+        return xp.where(is_far, tail, xp.log(erfc(xp.where(is_far, xp.zeros_like(x), x) * -(0.5**0.5)) / 2))
+
+    return log_ndtr
+
+
 def _standard_namespace(xp):
     """NumPy and other libraries without derivatives: the reference, written for clarity."""
 
@@ -217,6 +236,14 @@ def _standard_namespace(xp):
         largest = xp.max(x, axis=0)
         return largest + xp.log(xp.sum(xp.exp(x - largest), axis=0))
 
+    def log_softmax(x):
+        below = x - xp.max(x, axis=0)
+        return below - xp.log(xp.sum(xp.exp(below), axis=0))
+
+    def erfc(x):
+        values = [math.erfc(float(entry)) for entry in xp.unstack(xp.reshape(x, (-1,)))]
+        return xp.reshape(xp.asarray(values, dtype=x.dtype, device=x.device), x.shape)
+
     def solve_unit_triangular(matrix, x, upper=False):
         strict = xp.triu(matrix, k=1) if upper else xp.tril(matrix, k=-1)
         return xp.linalg.solve(strict + xp.eye(matrix.shape[-1], dtype=matrix.dtype), x[..., None])[..., 0]
@@ -230,8 +257,9 @@ def _standard_namespace(xp):
         elu=lambda x: xp.where(x > 0, x, xp.expm1(xp.minimum(x, xp.zeros_like(x)))),
         relu=lambda x: xp.maximum(x, xp.zeros_like(x)),
         softmax=softmax,
-        log_softmax=lambda x: x - logsumexp(x),
+        log_softmax=log_softmax,
         logsumexp=logsumexp,
+        log_ndtr=_log_ndtr(xp, erfc),
         pick=lambda table, index: xp.take_along_axis(*_same_batch(xp, table, index[None, ...]), axis=0)[0, ...],
         solve_unit_triangular=_widened(xp, solve_unit_triangular),
         stop_gradient=lambda x: x,
@@ -401,6 +429,7 @@ def _torch_namespace():
         softmax=lambda x, axis=0: torch.softmax(x, dim=axis),
         log_softmax=lambda x: torch.log_softmax(x, dim=0),
         logsumexp=lambda x: torch.logsumexp(x, dim=0),
+        log_ndtr=_log_ndtr(xp, torch.special.erfc),
         pick=pick,
         solve_unit_triangular=_widened(xp, solve_unit_triangular),
         stop_gradient=lambda x: x.detach(),
@@ -513,6 +542,7 @@ def _jax_namespace():
         softmax=lambda x, axis=0: jax.nn.softmax(x, axis=axis),
         log_softmax=lambda x: jax.nn.log_softmax(x, axis=0),
         logsumexp=lambda x: jax.nn.logsumexp(x, axis=0),
+        log_ndtr=_log_ndtr(xp, jax.scipy.special.erfc),
         pick=pick,
         solve_unit_triangular=_widened(xp, solve_unit_triangular),
         stop_gradient=jax.lax.stop_gradient,

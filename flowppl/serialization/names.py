@@ -27,6 +27,7 @@ from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.networks import MADE, MLP, CausalConv1d, ConvNet, ModuleNetwork, PixelConvNet
 from flowppl.univariate.base import Affine, Scale, Shift
+from flowppl.univariate.gaussianization import Gaussianization
 from flowppl.univariate.mixture import LogisticMixture
 from flowppl.univariate.polynomial_splines import CubicSpline, LinearSpline
 from flowppl.univariate.polynomials import Bernstein, SumOfSquares
@@ -58,6 +59,7 @@ CLASSES: dict[str, type] = {
         EmergingConvolution,
         FactorOut,
         Frozen,
+        Gaussianization,
         Householder,
         HouseholderSylvester,
         ImageAutoregressive,

@@ -67,11 +67,10 @@ class LogisticMixture:
         return 3 * self.num_components + 2
 
     def _components(self, raw, x):
-        """Log weights, locations and log-scales, and the raw numbers of the outer affine map."""
-        xp, num = namespace(raw), self.num_components
-        weights, loc, log_scale, outer = xp.split(align(raw, x), (num, num, num, 2))
-        pace = xp.cumulative_sum(xp.ones_like(loc), axis=0) * (2 / (num + 1))
-        return (xp.log_softmax(weights), pace * loc, bounded(log_scale, self.log_scale_bound)), outer
+        """The components, and the raw numbers of the outer affine map."""
+        num = self.num_components
+        weights, loc, log_scale, outer = namespace(raw).split(align(raw, x), (num, num, num, 2))
+        return components(weights, loc, log_scale, self.log_scale_bound), outer
 
     @property
     def _outer(self) -> Affine:
@@ -79,26 +78,40 @@ class LogisticMixture:
 
     @in_single
     def forward(self, raw, x):
-        components, outer = self._components(raw, x)
-        logit, log_slope = _logit(x, *components)
+        parts, outer = self._components(raw, x)
+        logit, log_slope = _logit(x, *parts)
         y, outer_log_slope = self._outer.forward(outer, logit)
         return y, log_slope + outer_log_slope
 
     @in_single
     def inverse(self, raw, y):
-        xp = namespace(y)
-        components, outer = self._components(raw, y)
+        parts, outer = self._components(raw, y)
         target, outer_log_slope = self._outer.inverse(outer, y)
-        _, loc, log_scale = components
-        roots = loc + xp.exp(log_scale) * target
 
-        def equation(x, target, *components):
-            logit, log_slope = _logit(x, *components)
-            return logit - target, xp.exp(log_slope)
+        def equation(x, target, *parts):
+            logit, log_slope = _logit(x, *parts)
+            return logit - target, namespace(x).exp(log_slope)
 
-        lower, upper = xp.min(roots, axis=0), xp.max(roots, axis=0)
-        x = bracketed_root(equation, (target, *components), lower, upper, num_steps=24)
-        return x, outer_log_slope - _logit(x, *components)[1]
+        x = root_among(equation, target, target, parts)
+        return x, outer_log_slope - _logit(x, *parts)[1]
+
+
+def components(weights, loc, log_scale, log_scale_bound):
+    """The logs of the weights, the locations and the log-scales of a mixture, made of as many raw numbers each."""
+    xp = namespace(loc)
+    pace = xp.cumulative_sum(xp.ones_like(loc), axis=0) * (2 / (loc.shape[0] + 1))
+    return xp.log_softmax(weights), pace * loc, bounded(log_scale, log_scale_bound)
+
+
+def root_among(equation, target, standard, parts):
+    """The x that solves an equation of a mixture, which lies between the roots of its components.
+
+    ``standard`` is the root of one component at 0 with the scale 1.
+    """
+    xp = namespace(standard)
+    _, loc, log_scale = parts
+    roots = loc + xp.exp(log_scale) * standard
+    return bracketed_root(equation, (target, *parts), xp.min(roots, axis=0), xp.max(roots, axis=0), num_steps=24)
 
 
 def _logit(x, log_weights, loc, log_scale):
