@@ -26,9 +26,10 @@ class LinearSpline:
 
     Both directions have closed forms: find the bin, then a product and a sum.
 
-    Choose it for speed, or for data that have steps, such as histograms: it is the cheapest of the splines, with a
-    third of the raw numbers of :class:`RationalQuadraticSpline`. Its slope jumps at each knot, and so does the density
-    that it makes, whose gradient says nothing of these jumps. For posteriors and for anything smooth take another.
+    Choose it for speed, where a density with jumps will do, as in importance sampling of a light transport or a cross
+    section: it is the cheapest of the splines, with a third of the raw numbers of :class:`RationalQuadraticSpline`.
+    Its slope jumps at each knot, and so does the density that it makes, as a histogram does, and the gradient of that
+    density says nothing of the jumps. For posteriors and for anything smooth take another.
 
     Args:
         num_bins: the number K of bins.

@@ -33,9 +33,9 @@ class Bernstein:
     continuously differentiable, and no input is too large. All terms of the slope are positive, so that none is lost to
     rounding. The inverse has no closed form: it is found by bisection and Newton's method.
 
-    Choose it for one wide and smooth bend, such as skewness or light tails: M + 1 numbers make a map without kinks,
-    whose density has all derivatives inside the box. Each number acts on the whole box, so that narrow peaks take a
-    high degree: there take a spline.
+    Choose it for wide and smooth bends, such as skewness or tails: M + 1 numbers make a map without kinks, whose
+    density has all derivatives inside the box. Each number acts on the whole box, so that narrow peaks take a high
+    degree: there take a spline, or :class:`SumOfSquares`.
 
     Args:
         degree: the degree M, up to 100. A value costs about 6 M products, the inverse 30 values.
@@ -121,8 +121,8 @@ class SumOfSquares:
     polynomial overflows where its powers do, and a stack of n of them grows as :math:`x^{(2L+1)^n}`. So beyond the box
     the map goes on as the straight line that touches it.
 
-    Choose it where few numbers are to make a smooth bend: it is freer than :class:`Bernstein` of the same degree, which
-    needs increasing coefficients. For narrow peaks take a spline.
+    Choose it for smooth bends of all kinds, tails and peaks alike: it is freer than :class:`Bernstein` of the same
+    degree, which needs increasing coefficients. For very narrow peaks take a spline.
 
     Args:
         num_polynomials: the number K of squares.
