@@ -1,5 +1,7 @@
 """Small autoencoders, and the same few calls in either language."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,9 +93,18 @@ class FunctionModule(torch.nn.Module):
 both = pytest.mark.parametrize("lang", [Pyro, NumPyro], ids=["pyro", "numpyro"])
 
 
-def small(lang, flow="planar", *, dim=2, prior=None, likelihood="bernoulli", num_outputs=9):
+def small(lang, flow="planar", **options):
+    """In NumPyro, whose autoencoders hold no weights, one for all tests: what it is compiled to is then theirs, too."""
+    shared = lang is NumPyro and all(isinstance(value, str | int | fp.Bijection) for value in options.values())
+    return (_shared if shared else _small)(lang, flow, **options)
+
+
+def _small(lang, flow, *, dim=2, prior=None, likelihood="bernoulli", num_outputs=9):
     posterior = fp.amortized_posterior(dim, 6, flow, None if flow in (None, "householder") else 2)
     return lang.adapter.FlowVAE(*lang.networks(9, 6, dim, num_outputs), posterior, prior, likelihood)
+
+
+_shared = functools.cache(_small)
 
 
 def stripes(num=60):
