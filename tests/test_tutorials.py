@@ -16,8 +16,7 @@ SECTIONS = ("*You should know*", "*Run time*", "## What to take away", "## Exerc
 TAGS = {"remove-cell", "hide-input", "hide-cell"}
 
 
-# Local latents has its older form still: without prerequisites and exercises.
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem[:2] != "04"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_a_lesson(path):
     notebook = nbformat.read(path, as_version=4)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
