@@ -156,6 +156,8 @@ def quick(monkeypatch):
     for name, module in CLOCKS.items():
         monkeypatch.setattr(module, name, math.inf)
     monkeypatch.setattr(modes, "NUM_SCREENED", 512)
+    monkeypatch.setattr(modes, "NUM_SEARCHES", 8)
+    monkeypatch.setattr(modes, "MAX_SEARCHES", 16)
     monkeypatch.setattr(outside, "NUM_WIDE", 512)
 
 
@@ -208,37 +210,46 @@ FILE_CHANGES = [
 ]
 
 
+def fit(lang, path, callback=None, kind="one mode", **options):
+    """Of a small flow, which is soon compiled."""
+    flow = {} if kind == "another guide" else {"flow": small_flow}
+    return lang.fit(kind, path, callback, **flow | options)
+
+
+def small_flow(dim):
+    return fp.iaf(dim, num_flows=1, hidden_dims=4)
+
+
 @each_language
 def test_a_fit_goes_on_from_where_it_was_stopped(language, path, quick):
     """In the midst of the affine steps, at the start of the flow's and at the very end; and of others it is refused."""
     lang, seen = LANGUAGES[language], []
-    plain, whole = lang.fit("one mode", None), lang.fit("one mode", path, lambda *step: seen.append(step))
-    assert_same(whole, plain)
+    whole = fit(lang, path, lambda *step: seen.append(step))
     (*_, first_of_flow, last) = [step for step, _ in seen]
-    assert_same(lang.fit("one mode", path, stop), whole)
+    assert_same(fit(lang, path, stop), whole)
     path.unlink()
     again = []
     for step in (100, first_of_flow, last):
         with pytest.raises(Stopped):
-            lang.fit("one mode", path, stop_at(step, again))
+            fit(lang, path, stop_at(step, again))
         if step == 100:
             told(lang, path)
-    resumed = lang.fit("one mode", path, stop)
+    resumed = fit(lang, path, stop)
     assert_same(resumed, whole)
     assert again == seen
-    assert_same(lang.fit("one mode", path), whole)
+    assert_same(fit(lang, path), whole)
     content = path.read_bytes()
     for change, message in CHANGES:
         with pytest.raises(ValueError, match=f"{path} is a checkpoint of another training, {message}"):
-            lang.fit(**{"kind": "one mode", "checkpoint": path} | change)
+            fit(lang, path, **change)
     if language == "numpyro":
         with pytest.raises(ValueError, match="with other rng_key"):
-            lang.fit("one mode", path, seed=1)
+            fit(lang, path, seed=1)
     with pytest.raises(ValueError, match=r"holds a checkpoint of fit, which flowppl.load does not read; fit goes on"):
         fp.load(path)
     assert path.read_bytes() == content
     with pytest.raises(ValueError, match="fit: a checkpoint cannot tell an optimizer of the host"):
-        lang.fit("one mode", path, optimizer=lang.optimizer)
+        fit(lang, path, optimizer=lang.optimizer)
     assert os.listdir(path.parent) == [path.name]
 
 
@@ -251,7 +262,7 @@ def told(lang, path):
         write_file(path, config, arrays)
         content = path.read_bytes()
         with pytest.raises(ValueError, match=message):
-            lang.fit("one mode", path)
+            fit(lang, path)
         assert path.read_bytes() == content
     write_file(path, *whole)
 
