@@ -227,8 +227,8 @@ class ImageCoupling(FlowTransform):
     transform needs a context c of shape ``(..., context_dim)``, whose batch axes broadcast with those of x:
     ``transform.condition(c)``.
 
-    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each; with :class:`flowppl.LogisticMixture` the
-    inverse is iterative.
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each; with a map whose inverse is a root, such as
+    :class:`flowppl.LogisticMixture` or :class:`flowppl.Bernstein`, the inverse is iterative.
 
     Args:
         shape: the shape (C, H, W) of an image.

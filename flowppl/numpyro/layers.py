@@ -327,8 +327,8 @@ class Coupling(FlowTransform):
     transform needs a context c of shape ``(..., context_dim)``, whose batch axes broadcast with those of x:
     ``transform.condition(c)``.
 
-    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each; with :class:`flowppl.LogisticMixture` the
-    inverse is iterative.
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each; with a map whose inverse is a root, such as
+    :class:`flowppl.LogisticMixture` or :class:`flowppl.Bernstein`, the inverse is iterative.
 
     Args:
         dim: the number of coordinates.
@@ -510,8 +510,8 @@ class Elementwise(FlowTransform):
 
     x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
 
-    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each; with :class:`flowppl.LogisticMixture` the
-    inverse is iterative.
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each; with a map whose inverse is a root, such as
+    :class:`flowppl.LogisticMixture` or :class:`flowppl.Bernstein`, the inverse is iterative.
 
     Args:
         dim: the number D of coordinates, or the shape of an event.
