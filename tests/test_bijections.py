@@ -548,6 +548,7 @@ def test_maps_over_events_and_weights(name, rng):
 
 
 COMPILED = ["planar-conditional", "coupling-mixed", "autoregressive-narrow", "triangular-affine", "repeat"]
+COMPILED += ["elementwise-linear-spline"]
 
 
 @pytest.mark.parametrize("name", COMPILED)

@@ -271,8 +271,14 @@ def _torch_namespace():
     import torch.nn.functional as F
     from array_api_compat import torch as compat
 
-    # Those of array-api-compat write in place or have no rule for torch.func.vmap.
-    xp = _extended(compat, moveaxis=torch.movedim, sign=torch.sign, unstack=lambda x, axis=0: torch.unbind(x, dim=axis))
+    # Those of array-api-compat write in place, have no rule for torch.func.vmap, or make torch.compile warn.
+    xp = _extended(
+        compat,
+        moveaxis=torch.movedim,
+        sign=torch.sign,
+        unstack=lambda x, axis=0: torch.unbind(x, dim=axis),
+        cumulative_sum=lambda x, axis: torch.cumsum(x, dim=axis),
+    )
     shared = _shared(xp)
 
     def linear(x, weight, bias):

@@ -10,7 +10,7 @@ import operator
 import numpy as np
 
 from flowppl._arrays.namespace import namespace
-from flowppl.checks import check_sizes
+from flowppl.checks import assign, check_sizes, derived
 from flowppl.univariate.base import align, bounded, in_single
 from flowppl.univariate.curves import MIN_SLOPE, check_bound, down, positive_slope, up
 
@@ -147,12 +147,15 @@ class SumOfSquares:
     num_polynomials: int = 2
     degree: int = 2
     bound: float = 5.0
+    _rule: tuple[tuple[float, float], ...] = derived()  # nodes from 0 to 1, and their weights
 
     inverse_cost = "iterative"
 
     def __post_init__(self):
         check_sizes("SumOfSquares", num_polynomials=self.num_polynomials, degree=self.degree)
         check_bound("SumOfSquares", self.bound)
+        nodes, weights = np.polynomial.legendre.leggauss(self.degree + 1)
+        assign(self, _rule=tuple(zip(((1 + nodes) / 2).tolist(), (weights / 2).tolist(), strict=True)))
 
     @property
     def num_raw(self) -> int:
@@ -177,9 +180,7 @@ class SumOfSquares:
         return shift[0, ...], tuple(pace * bounded(power, MAX_COEFFICIENT) for power in powers)
 
     def _curve(self, x, *coefficients):
-        nodes, weights = np.polynomial.legendre.leggauss(self.degree + 1)
-        parts = zip(((1 + nodes) / 2).tolist(), (weights / 2).tolist(), strict=True)
-        mean = sum(weight * self._slope(node * x, coefficients) for node, weight in parts)
+        mean = sum(weight * self._slope(node * x, coefficients) for node, weight in self._rule)
         return x * mean, self._slope(x, coefficients)
 
     def _slope(self, x, coefficients):
