@@ -79,7 +79,7 @@ def numpyro_results(seconds, num_draws):
 
     def by_fit(model, data, centred):
         result = fit(jax.random.key(0), model, *data, max_seconds=seconds)
-        return result.sample(num_draws), result.diagnose().verdict
+        return result.sample(num_draws), said_of(result)
 
     problems = {SCHOOLS: (schools, (ERRORS, EFFECTS), "theta"), DIABETES: (diabetes, diabetes_data(), "beta")}
     ways = {"NUTS": by_nuts, "mean field, NumPyro": by_mean_field, "fit, NumPyro": by_fit}
@@ -112,10 +112,15 @@ def pyro_results(seconds, num_draws):
     def by_fit(model, data):
         pyro.set_rng_seed(0)
         result = fit(model, *(torch.tensor(array) for array in data), max_seconds=seconds)
-        return result.sample(num_draws), result.diagnose().verdict
+        return result.sample(num_draws), said_of(result)
 
     problems = {SCHOOLS: (schools, (ERRORS, EFFECTS)), DIABETES: (diabetes, diabetes_data())}
     return {name: {"fit, Pyro": timed(by_fit, *problem)} for name, problem in problems.items()}
+
+
+def said_of(result):
+    """The verdict, with a star if the time ended before the fit was good."""
+    return result.diagnose().verdict + "*" * (result.stopped == "max_seconds")
 
 
 def timed(run, *args):
@@ -172,6 +177,8 @@ def print_table(results):
             print(f"{name:<14} {way:<20} {verdict:<20} {errors} {seconds:>7.0f}")
     print("\nworst mean, worst sd: the largest error of a mean, in posterior standard deviations, and of a standard")
     print("deviation, against NUTS. What the words mean: help(flowppl.diagnostics.Diagnosis).")
+    if any("*" in verdict for ways in results.values() for _, verdict, _ in ways.values()):
+        print("* Cut short: a fit had no more time; `python tutorials/demo.py --seconds 200` gives it more.")
 
 
 def draw_figure(results, path):
