@@ -18,10 +18,17 @@ from pyro import poutine
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl.bijections.linear import UNIT
 from flowppl.inference import guides
 from flowppl.inference.guides import MAX_DENSE, MAX_TRIANGULAR
-from flowppl.inference.starts import dense_start, newton_start, quasi_newton_start
+from flowppl.inference.starts import (
+    Gaussian,
+    check_start,
+    dense_start,
+    newton_start,
+    quasi_newton_start,
+    search_until,
+    widths,
+)
 
 DIM = 6
 
@@ -77,6 +84,46 @@ def test_points_where_the_density_is_not_finite_are_passed_over(search, rng):
     target = Normal(np.zeros(2), np.eye(2), wall=5.0)
     start = search([np.array([9.0, 9.0]), np.array([1.0, 2.0])], target, rng)
     np.testing.assert_allclose(start.loc, 0.0, atol=0.01)
+
+
+class FarOff:
+    """A positive latent of a tiny scale, seen with a small error, and a latent with a Laplace prior of a tinier one."""
+
+    tiny, noise, width = 1e-8, 1e-10, 2e-11
+
+    def log_probs(self, points):
+        u, v = np.asarray(points).T
+        with np.errstate(over="ignore"):
+            error = (np.exp(u) - self.tiny) / self.noise
+        return -0.5 * error**2 - 0.5 * (u - np.log(self.tiny)) ** 2 - np.abs(v) / self.width
+
+    def derivatives(self, point):
+        u, v = point
+        error, slope = (np.exp(u) - self.tiny) / self.noise, np.exp(u) / self.noise
+        gradient = [-error * slope - u + np.log(self.tiny), -np.sign(v) / self.width]
+        return np.array(gradient), np.diag([-(slope**2) - error * slope - 1, 0.0])
+
+    def value_and_gradient(self, point):
+        return self.log_probs([point])[0], self.derivatives(point)[0]
+
+    def hessian_products(self, point, vectors):
+        return vectors @ self.derivatives(point)[1]
+
+
+def test_slopes_without_curvature_and_steep_ones_lead_to_the_posterior(rng):
+    """Newton's steps alone end far off, where the search then said that there is no posterior."""
+    target = FarOff()
+    start = newton_start([rng.uniform(-1, 1, 2) for _ in range(4)], target, rng)
+    assert abs(start.loc[0] - np.log(target.tiny)) < 0.05
+    assert abs(start.loc[1]) < target.width
+    np.testing.assert_allclose(widths(start), [target.noise / target.tiny, target.width], rtol=0.7)
+
+
+def test_a_search_that_was_cut_short_proves_nothing():
+    target, far = FarOff(), Gaussian(np.array([0.0, 0.1]), np.diag([1e-10, 1e-5]), 0.0)
+    check_start(far, target, np.random.default_rng(0))
+    with search_until(0.0):
+        newton_start([np.array([0.0, 0.1])], target, np.random.default_rng(0))
 
 
 X = np.random.default_rng(0).normal(size=(40, 3)) * [1.0, 100.0, 0.01]
@@ -170,7 +217,9 @@ def test_a_random_density_is_not_searched(language):
     assert np.asarray(others["1"]["scale"].tolist()).max() < 0
     # All ten data have the mean 4.5: the posterior is N(45 / 11, 1 / 11).
     assert np.asarray(params["2"]["loc"].tolist()) == pytest.approx(45 / 11, abs=0.9)
-    assert np.log1p(np.exp(np.asarray(params["2"]["scale"].tolist()) + UNIT)) == pytest.approx(11**-0.5, rel=1e-6)
+    assert np.log1p(np.exp(np.asarray(params["2"]["scale"].tolist()) + math.log(math.e - 1))) == pytest.approx(
+        11**-0.5, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("language", ["numpyro", "pyro"])

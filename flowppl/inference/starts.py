@@ -140,10 +140,10 @@ def newton_start(points: list[np.ndarray], target: Target, rng: np.random.Genera
 
     def proposals(points, num_steps):
         for start in points:
-            for step, (point, values, vectors) in enumerate(_newton_path(start, target, num_steps)):
+            for step, (point, curvatures, vectors) in enumerate(_newton_path(start, target, num_steps)):
                 if step >= num_steps - 10:
                     late.append(point)
-                yield from ((point, vectors / np.sqrt(curvature)) for curvature in _floored(values))
+                yield from ((point, vectors / np.sqrt(curvature)) for curvature in curvatures)
 
     best = _best(proposals(points, MAX_NEWTON_STEPS), len(points[0]), target, rng)
     if best is None:
@@ -160,8 +160,8 @@ def dense_start(points: list[np.ndarray], target: Target, rng: np.random.Generat
         return None
     proposals = (
         (point, vectors / np.sqrt(curvature))
-        for point, values, vectors in _newton_path(first.loc, target, DENSE_STEPS)
-        for curvature in _floored(values)
+        for point, curvatures, vectors in _newton_path(first.loc, target, DENSE_STEPS)
+        for curvature in curvatures
     )
     best = _best(itertools.chain([(first.loc, np.diag(first.scale))], proposals), len(first.loc), target, rng)
     best = _improved(first if best is None else best, target, rng)
@@ -322,8 +322,16 @@ def check_start(start: Gaussian, target: Target, rng: np.random.Generator) -> fl
                 if not gains[-1] > gains[-2] + math.log(10):
                     break
             else:
-                _refuse_improper(start, width, axis)
+                if not _climbs(start, axis, target):
+                    _refuse_improper(start, width, axis)
     return float(np.mean(finite))
+
+
+def _climbs(start, axis, target):
+    """Whether a start lies on a concave slope, far from its top: a search that did not come there proves nothing."""
+    slope = target.value_and_gradient(start.loc)[1] @ axis
+    bend = target.hessian_products(start.loc, np.tile(axis, (NUM_TRIALS, 1)))[0] @ axis
+    return slope**2 > -1e3 * bend > 0
 
 
 def _refuse_improper(start, width, axis):
@@ -366,8 +374,9 @@ def _check_width(best, target):
                 f"coordinate {i}, and the log density rises on. Its mass is infinite: no data bound this latent and "
                 "its prior is flat, or a factor rewards large values. Give it a proper prior"
             )
-    if (width < np.maximum(eps * np.abs(best.loc), NARROWEST)).any():
-        i = int(np.argmin(width / np.maximum(np.abs(best.loc), NARROWEST)))
+    i = int(np.argmin(width / np.maximum(np.abs(best.loc), NARROWEST)))
+    is_narrow = (width < np.maximum(eps * np.abs(best.loc), NARROWEST)).any()
+    if is_narrow and not _climbs(best, np.eye(len(width))[i], target):
         raise RuntimeError(
             f"the posterior is degenerate: the search for a start ended at {best.loc[i]:.6g} +- {width[i]:.2g} in the "
             f"unconstrained coordinate {i}, which is narrower than neighbouring numbers of this precision. The log "
@@ -390,27 +399,50 @@ def _elbo(loc, scale, noise, target):
 
 
 def _newton_path(point, target, num_steps):
-    """Yield each point of the path with the eigenvalues and the eigenvectors of the Hessian there."""
+    """Yield each point of the path with what may be the curvature there, and its axes, the Hessian's eigenvectors."""
     value = -target.log_probs(np.tile(point, (NUM_TRIALS, 1)))[0]
     for _ in range(num_steps):
         gradient, hessian = _derivatives(point, target)
         if not (np.isfinite(value) and np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             return
         values, vectors = np.linalg.eigh(-hessian)
-        yield point, values, vectors
         sizes, slopes = np.maximum(np.abs(values), FLOORS[0]), -gradient @ vectors
+        curvatures, shift = list(_floored(values)), np.zeros_like(point)
+        for i in np.flatnonzero(sizes <= FLOORS[0]):
+            found = _tip(point, -value, vectors[:, i] * np.copysign(1.0, -slopes[i]), target)
+            if found is not None:
+                shift, slopes[i], sizes[i] = shift + found[0], 0.0, max(found[1], sizes[i])
+        yield point, [*curvatures, sizes], vectors
         if values[0] > 0 and 0.5 * np.sum(slopes**2 / sizes) < 1e-7:
             return
-        # Newton steps that go down along every eigenvector, cut back in two ways.
-        halvings = np.arange(NUM_TRIALS // 2)[:, None]
-        steps = np.concatenate([2.0**-halvings / sizes, 1 / (sizes + sizes.max() * 10.0**-halvings)])
-        trials = point - (steps * slopes) @ vectors.T
+        # Newton steps that go down along every eigenvector, cut back in two ways; and longer ones, for a density that
+        # falls as exp(-exp(u)), along which Newton's own go by 1/2.
+        powers = 2.0 ** np.array([3, 1.5, *range(0, -12, -1), -13, -15])[:, None]
+        ridges = 10.0 ** -np.arange(NUM_TRIALS // 2)[:, None]
+        steps = np.concatenate([powers / sizes, 1 / (sizes + sizes.max() * ridges)])
+        trials = point + shift - (steps * slopes) @ vectors.T
         trial_values = -target.log_probs(trials)
         trial_values = np.where(np.isfinite(trial_values), trial_values, np.inf)
         best = np.argmin(trial_values)
         if not trial_values[best] < value:
             return
         point, value = trials[best], trial_values[best]
+
+
+def _tip(point, log_p, axis, target):
+    """The step to the tip of a density without curvature along an axis, and one over its squared width.
+
+    Such is a Laplace distribution, of which the logarithm changes by 1 over the width. ``None`` if there is no tip, as
+    where a log density rises without end.
+    """
+    lengths = 4 * max(1.0, np.abs(point).max()) * 4.0 ** -np.arange(NUM_TRIALS)
+    steps = lengths[:, None] * axis
+    gains = target.log_probs(point + steps) - log_p
+    best = int(np.argmax(np.where(np.isfinite(gains), gains, -np.inf)))
+    if best == 0 or not np.isfinite(gains[best - 1]):
+        return None
+    seen = np.isfinite(gains) & (np.abs(gains) > 1e-8 * (1 + abs(log_p)))  # by more than rounding
+    return steps[best] * (gains[best] > 0), np.max(np.where(seen, gains / lengths, 0.0) ** 2)
 
 
 def _derivatives(point, target):
