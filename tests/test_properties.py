@@ -8,12 +8,15 @@ import os
 import hypothesis
 import jax.numpy as jnp
 import numpy as np
+import pyro
+import pyro.distributions as pdist
 import pytest
 import torch
-from catalogue import NAMESPACES, NumpyDraws, draw, merged, numpy
+from catalogue import BIJECTIONS, NAMESPACES, RECIPES, VECTOR_RECIPES, NumpyDraws, draw, merged, numpy
 from hypothesis import strategies as st
 
 import flowppl as fp
+import flowppl.pyro as fpp
 from flowppl._arrays import tree as _tree
 
 NUM = int(os.environ.get("FLOWPPL_EXAMPLES", "3000"))  # of each test of thousands
@@ -294,3 +297,70 @@ def test_numbers_of_any_kind_and_dtype(flow, scale, seed, dtype, kinds):
 @of_numbers
 def test_thousands_of_numbers_of_any_kind_and_dtype(flow, scale, seed, dtype, kinds):
     tell_values(flow, scale, seed, dtype, kinds)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_that_of_the_dtype(dtype, rng):
+    """At their first weights, and under autocast with these, all flows give what they give in double precision."""
+    for name, flow in (BIJECTIONS | RECIPES).items():
+        params = merged(flow, weights(flow, 0.0, rng), "torch")
+        half = _tree.map_tree(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, params)
+        x = torch.tensor(rng.normal(size=(5, *flow.x_shape))).to(dtype)
+        context = torch.tensor(rng.normal(size=(5, flow.context_dim))).to(dtype) if flow.context_dim else None
+        for direction in ("forward", "inverse"):
+            event = x.reshape(5, *start(flow, direction)[0])
+            found = getattr(flow, direction)(half, event, context)
+            expected = getattr(flow, direction)(params, event.double(), None if context is None else context.double())
+            for a, b in zip(found, expected, strict=True):
+                assert a.dtype == dtype, name
+                assert (a.double() - b).abs().max() < 40 * torch.finfo(dtype).eps, (name, direction)
+
+
+def test_autocast_gives_the_same_numbers_but_for_its_rounding(rng):
+    for name in VECTOR_RECIPES:
+        flow = RECIPES[name]
+        params = _tree.map_tree(
+            lambda leaf: leaf.float() if leaf.is_floating_point() else leaf,
+            merged(flow, weights(flow, 0.03, rng), "torch"),
+        )
+        x = torch.tensor(rng.normal(size=(5, *flow.x_shape)), dtype=torch.float32)
+        for direction in ("forward", "inverse"):
+            expected = getattr(flow, direction)(params, x)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = getattr(flow, direction)(params, x)
+            for a, b in zip(found, expected, strict=True):
+                assert (a - b).abs().max() < 0.2, (name, direction)
+
+
+def test_arrays_of_several_dtypes_are_told():
+    flow = fpp.Flow(fp.realnvp(2)).double()
+    with pytest.raises(TypeError, match=r"one dtype, got event: torch.float32, weights: torch.float64; convert"):
+        flow().log_prob(torch.zeros(3, 2, dtype=torch.float32))
+    assert flow().log_prob(torch.zeros(3, 2, dtype=torch.float64)).dtype == torch.float64
+    flow = fpp.Flow(fp.iaf(2, context_dim=1)).double()
+    with pytest.raises(TypeError, match=r"event: torch.float64, context: torch.float32, weights: torch.float64; conv"):
+        flow(torch.zeros(1, dtype=torch.float32)).log_prob(torch.zeros(3, 2, dtype=torch.float64))
+
+
+def test_a_flow_made_without_memory_gets_its_weights_later():
+    with torch.device("meta"):
+        flow = fpp.Flow(fp.realnvp(2))
+    flow, other = flow.to_empty(device="cpu"), fpp.Flow(fp.realnvp(2))
+    flow._zeros.fill_(7.0)  # what may stand in empty memory
+    flow.load_state_dict(other.state_dict())
+    x = torch.ones(3, 2)
+    assert torch.equal(flow().log_prob(x), other().log_prob(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_of_any_dtype_are_run_for_many_draws(dtype):
+    """Also where tensors without axes decide the dtype, which they do not for many draws."""
+
+    def model():
+        z = pyro.sample("z", pdist.Normal(torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype)))
+        pyro.sample("y", pdist.Gumbel(z, torch.tensor(0.5)), obs=torch.tensor(0.3))
+
+    guide = fpp.AutoFlow(model)
+    guide.setup()
+    assert fpp.log_weights(model, guide, num_samples=50).dtype == torch.float64
+    assert guide()["z"].dtype == dtype

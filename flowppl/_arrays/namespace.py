@@ -184,13 +184,14 @@ def _conv1d(conv2d):
 
 
 def _widened(xp, function):
-    """``function`` with half precision computed in single precision, as LAPACK has no other."""
+    """``function`` of arrays of one dtype; LAPACK has no half precision, which is computed in single precision."""
 
     def call(*arrays, **options):
         dtype = xp.result_type(*arrays)
-        if xp.finfo(dtype).bits >= 32:
+        wide = dtype if xp.finfo(dtype).bits >= 32 else xp.float32
+        if all(array.dtype == wide for array in arrays):
             return function(*arrays, **options)
-        return xp.astype(function(*(xp.astype(array, xp.float32) for array in arrays), **options), dtype)
+        return xp.astype(function(*(xp.astype(array, wide) for array in arrays), **options), dtype)
 
     return call
 

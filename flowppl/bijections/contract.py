@@ -205,8 +205,26 @@ def _naming_what_is_missing(direction: Callable[..., Any]) -> Callable[..., Any]
             if not isinstance(params, dict):
                 check_tree(self, params)
             raise
+        except RuntimeError as error:  # of torch, whose products take one dtype
+            _tell_dtypes(self, params, event, context, error)
+            raise
 
     return named
+
+
+def _tell_dtypes(bijection: Bijection, params: Tree, event: Array, context: Array | None, error: Exception) -> None:
+    """Raise TypeError if ``error`` is about arrays of several dtypes, and event, context and weights are such."""
+    declared = {path for path, _ in _tree.leaves(bijection.parameters())}
+    of_weights = {leaf.dtype for path, leaf in _tree.leaves(params) if path in declared}
+    given = {"event": {event.dtype}, "context": set() if context is None else {context.dtype}, "weights": of_weights}
+    if "dtype" in str(error) and len(set().union(*given.values())) > 1:
+        listed = ", ".join(
+            f"{name}: {' and '.join(sorted(map(str, dtypes)))}" for name, dtypes in given.items() if dtypes
+        )
+        raise TypeError(
+            f"{type(bijection).__name__} takes arrays of one dtype, got {listed}; convert the data or the flow, as by "
+            "x.to(torch.float64) or flow.to(torch.float32)"
+        ) from error
 
 
 def check_tree(bijection: Bijection, params: Tree) -> None:

@@ -15,8 +15,6 @@ from flowppl.bijections.contract import Bijection, check_event
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.declare import Parameter
 
-UNIT = math.log(math.expm1(1.0))  # softplus(UNIT) = 1
-
 
 @dataclasses.dataclass(frozen=True)
 class Permute(Bijection):
@@ -408,7 +406,8 @@ def join(*arrays: Array) -> Array:
 
 def positive(raw: Array) -> Array:
     """A positive number for any real one; 1 for 0."""
-    return namespace(raw).softplus(raw + UNIT) + _least_scale(raw)
+    least = _least_scale(raw)
+    return namespace(raw).softplus(raw + _unit(least)) + least
 
 
 def raw_of_positive(scale: Array) -> Array:
@@ -416,7 +415,12 @@ def raw_of_positive(scale: Array) -> Array:
     xp, scale = namespace(scale), 1.0 * scale
     least = _least_scale(scale)
     rest = xp.where(scale > least, scale - least, scale)
-    return rest + xp.log(-xp.expm1(-rest)) - UNIT
+    return rest + xp.log(-xp.expm1(-rest)) - _unit(least)
+
+
+def _unit(least: float) -> float:
+    """The number whose softplus is 1 less the least scale, which counts in half precision."""
+    return math.log(math.expm1(1 - least))
 
 
 def _least_scale(like: Array) -> float:

@@ -22,11 +22,11 @@ from flowppl.inference.simulation import (
     draws_or_says_so,
 )
 from flowppl.pyro._host import one_at_a_time
-from flowppl.pyro.diagnostics import aside, is_guide, plates_of, to_numpy
+from flowppl.pyro.diagnostics import aside, is_guide, plates_of
 from flowppl.pyro.enumeration import is_summed_out, trace_of
 from flowppl.pyro.fit import fit as default_fit
 from flowppl.pyro.predictive import uncondition
-from flowppl.pyro.transforms import numpy_rng
+from flowppl.pyro.transforms import numpy_rng, to_numpy
 
 
 @one_at_a_time

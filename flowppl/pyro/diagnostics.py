@@ -28,7 +28,7 @@ from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, tr
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.predictive import with_deterministic
 from flowppl.pyro.target import Target, place_of
-from flowppl.pyro.transforms import numpy_rng
+from flowppl.pyro.transforms import numpy_rng, to_numpy
 
 ROWS = 1024  # draws of a part at a time, in a look at what a guide does not draw,
 SLOW_ROWS = 64  # and of a model that is run for one after the other
@@ -370,7 +370,3 @@ def _look_outside(check, model, guide, args, kwargs):
     rows = SLOW_ROWS if target.is_slow else ROWS
     density = GuideDensity(log_prob, log_weights, len(like), weigh, rows, block=rows)
     return look_outside(check, modes, density, target)
-
-
-def to_numpy(value) -> np.ndarray:
-    return torch.as_tensor(value).detach().cpu().numpy()

@@ -191,7 +191,7 @@ class Flow(torch.nn.Module):
         base: Any = self.base
         if base is None:
             check_standard_base(self.bijection)
-            base = standard_normal(self._zeros)
+            base = standard_normal(torch.zeros_like(self._zeros))  # which to_empty leaves undefined
         elif isinstance(base, torch.nn.Module):
             base = base()
         if context is not None and not isinstance(context, torch.Tensor):

@@ -54,7 +54,7 @@ from flowppl.pyro.enumeration import is_summed_out
 from flowppl.pyro.flow import Flow, FlowDistribution, standard_normal
 from flowppl.pyro.mixture import FlowMixture, MixtureOfFlows
 from flowppl.pyro.target import Target
-from flowppl.pyro.transforms import FlowTransform, numpy_rng
+from flowppl.pyro.transforms import FlowTransform, numpy_rng, to_numpy
 from flowppl.serialization import absent_model
 
 MANY_DRAWS = 2**14  # as many at a time: what the layers of a flow see of a million draws is 30 times what they give
@@ -241,7 +241,7 @@ class AutoFlow(AutoContinuous):
             loc, scale = (torch.as_tensor(array).to(like) for array in (start.loc, start.scale))
             weights.assign(start_at(bijection, weights.tree(), loc, scale, fixed=True))
             return flow
-        first = map_tree(lambda leaf: leaf.detach().cpu().numpy(), select(bijection.parameters(), weights.tree()))
+        first = map_tree(to_numpy, select(bijection.parameters(), weights.tree()))
         parts = [start_at(bijection, first, each.loc, each.scale, fixed=True) for each in modes.gaussians]
         return MixtureOfFlows(bijection, stack_parts(parts, modes.log_weights), like)
 

@@ -231,7 +231,7 @@ class Target:
                     obstacle = obstacle or place_of(error)
                     continue
                 if all(
-                    torch.allclose(each, expected[:num], rtol=tolerance, equal_nan=True)
+                    torch.allclose(each.to(expected), expected[:num], rtol=tolerance, equal_nan=True)
                     for num, each in zip((3, 2), found, strict=True)
                 ):
                     return way, obstacle

@@ -54,8 +54,8 @@ from flowppl.pyro.flow import Flow
 from flowppl.pyro.objectives import PathELBO
 from flowppl.pyro.steps import Optimizer, has_rate, make_optimizer, record, take_step
 from flowppl.pyro.target import Target, to_float64
-from flowppl.pyro.training import memory_of, recall, to_array
-from flowppl.pyro.transforms import numpy_rng
+from flowppl.pyro.training import memory_of, recall
+from flowppl.pyro.transforms import numpy_rng, to_numpy
 
 
 class _Trainer(abc.ABC):
@@ -136,7 +136,7 @@ class _Trainer(abc.ABC):
     # What a checkpoint asks for: see `flowppl.training.fits.Trainer`.
 
     def arrays_of(self, params):
-        return {f"{i}.{name}": to_array(value) for i, each in enumerate(params) for name, value in each.items()}
+        return {f"{i}.{name}": to_numpy(value) for i, each in enumerate(params) for name, value in each.items()}
 
     def params_of(self, arrays):
         return [
@@ -181,9 +181,7 @@ class PathTrainer(KeepsAffine, _Trainer):
         self.like = guide.flow._zeros
         self.target = Target(guide, args, kwargs, self.like, model) if target is None else target
         self.flows = [guide.flow, *(self._another_flow() for _ in range(num_restarts - 1))]
-        self._affine = affine_part(
-            self.bijection, map_tree(lambda leaf: leaf.detach().cpu().numpy(), self._first_tree())
-        )
+        self._affine = affine_part(self.bijection, map_tree(to_numpy, self._first_tree()))
         self._programs: dict[tuple[bool, int], Any] = {}
         self._may_record = self.target.can_be_mapped and not self.target.is_random()
         self.obstacle = self.target.obstacle if self.target.is_slow else ""

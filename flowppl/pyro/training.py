@@ -11,6 +11,7 @@ import torch
 
 from flowppl.pyro.distributed import Workers
 from flowppl.pyro.steps import Optimizer, make_optimizer, take_step
+from flowppl.pyro.transforms import to_numpy
 from flowppl.training.loop import average_share
 
 
@@ -98,14 +99,14 @@ class ModuleTrainer:
             yield shared
 
     def weights(self) -> dict[str, np.ndarray]:
-        return {name: to_array(tensor).copy() for name, tensor in self.module.state_dict().items()}
+        return {name: to_numpy(tensor).copy() for name, tensor in self.module.state_dict().items()}
 
     def averages(self) -> dict[str, np.ndarray]:
         with self.with_averages():
             return self.weights()
 
     def state(self) -> dict[str, np.ndarray]:
-        averages = {f"average.{i}": to_array(average) for i, average in enumerate(self.average)}
+        averages = {f"average.{i}": to_numpy(average) for i, average in enumerate(self.average)}
         return memory_of(self.optimizer) | averages
 
     def restore(self, weights: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray] | None) -> None:
@@ -121,7 +122,7 @@ class ModuleTrainer:
 def memory_of(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
     """What an optimiser remembers, as arrays by name."""
     memory = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": to_array(value) for i, of in memory.items() for name, value in of.items()}
+    return {f"{i}.{name}": to_numpy(value) for i, of in memory.items() for name, value in of.items()}
 
 
 def recall(optimizer: torch.optim.Optimizer, memory: Mapping[str, np.ndarray]) -> None:
@@ -149,9 +150,3 @@ def _copy(tensors, values):
 
 def _at_least_float32(tensor):
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def to_array(tensor):
-    # NumPy has no bfloat16.
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -37,6 +37,12 @@ def numpy_rng() -> np.random.Generator:
     return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
 
+def to_numpy(values: Any) -> np.ndarray:
+    """A tensor, or what makes one, as an array of NumPy, which has no bfloat16."""
+    tensor = torch.as_tensor(values).detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 class Weights(torch.nn.Module):
     """A tree of parameters and constants as a module: parameters are trained, constants are buffers."""
 
