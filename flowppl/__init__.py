@@ -15,6 +15,7 @@ from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.contract import Bijection, initialize, num_parameters
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, LogTails, Sigmoid, Softplus, Tanh
+from flowppl.bijections.exponential import MatrixExponential
 from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
@@ -101,6 +102,7 @@ __all__ = [
     "LinearSpline",
     "LogTails",
     "LogisticMixture",
+    "MatrixExponential",
     "Normal",
     "OrthogonalSylvester",
     "Parameter",

@@ -34,6 +34,8 @@ BIJECTIONS = {
     "lu": fp.LU(5),
     "lu-permuted": fp.LU(3, permutation=(2, 0, 1)),
     "qr": fp.QR(5),
+    "matrix-exponential": fp.MatrixExponential(4),
+    "matrix-exponential-conditional": fp.Conditional(fp.MatrixExponential(2), context_dim=2),
     "act-norm": fp.ActNorm(5),
     "elementwise-spline": fp.Elementwise(5, fp.RationalQuadraticSpline(4, bound=3.0)),
     "elementwise-mixture": fp.Elementwise(3, fp.LogisticMixture(3)),

@@ -304,6 +304,7 @@ def test_weights_may_carry_batch_axes(name, namespace, rng):
         fp.TriangularAffine,
         fp.LU,
         fp.QR,
+        fp.MatrixExponential,
         lambda dim: fp.OrthogonalSylvester(dim, 2),
         lambda dim: fp.HouseholderSylvester(dim, 2, 2),
         fp.TriangularSylvester,
@@ -419,6 +420,7 @@ HUGE = {
     "act-norm": ("loc", "scale"),
     "triangular-affine": ("loc", "scale"),
     "lu": ("scale",),
+    "matrix-exponential": ("weight",),
 }
 
 

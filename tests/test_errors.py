@@ -57,6 +57,7 @@ def test_wrong_events_and_contexts_are_refused(name, direction, rng):
         fp.Householder,
         fp.LU,
         fp.QR,
+        fp.MatrixExponential,
         fp.ActNorm,
         fp.ElementwiseAffine,
         fp.TriangularAffine,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import paramax
 import pytest
+import scipy.linalg
 import scipy.stats
 import torch
 import zuko
@@ -176,6 +177,25 @@ def test_linear_factors_are_the_dense_matrices(rng):
     y, log_det = qr.forward(merged(qr, params), x)
     np.testing.assert_allclose(y, x @ dense.T, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(log_det, np.linalg.slogdet(dense)[1], rtol=1e-8)
+
+
+@pytest.mark.parametrize("norm", [0.01, 5.0, 15.0])
+def test_a_matrix_exponential_is_that_of_scipy(norm, rng):
+    """Equation 1 of Xiao & Liu 2020, at a matrix of this norm, and at the documented bound of one that is larger."""
+    layer, x = fp.MatrixExponential(4), rng.normal(size=(6, 4))
+    matrix = rng.normal(size=(4, 4))
+    matrix *= norm / np.linalg.norm(matrix)
+    for params, bounded_matrix in (
+        (layer.parameters_for(matrix), matrix),
+        ({"weight": 1e200 * matrix}, 16 / norm * matrix),
+    ):
+        dense, back = scipy.linalg.expm(bounded_matrix), scipy.linalg.expm(-bounded_matrix)
+        y, log_det = layer.forward(params, x)
+        np.testing.assert_allclose(y, x @ dense.T, rtol=1e-11, atol=1e-11 * np.abs(dense).max())
+        np.testing.assert_allclose(log_det, np.trace(bounded_matrix), rtol=1e-12)
+        y, log_det = layer.inverse(params, x)
+        np.testing.assert_allclose(y, x @ back.T, rtol=1e-11, atol=1e-11 * np.abs(back).max())
+        np.testing.assert_allclose(log_det, -np.trace(bounded_matrix), rtol=1e-12)
 
 
 def test_act_norm_normalises_the_first_data_of_every_layer(rng):

@@ -80,6 +80,7 @@ class Maker:
             lambda: fp.Householder(dim, few),
             lambda: fp.LU(dim, permutation=self.order(dim)),
             lambda: fp.QR(dim),
+            lambda: fp.MatrixExponential(dim),
             lambda: fp.ActNorm(dim),
             lambda: fp.ElementwiseAffine(dim),
             lambda: fp.TriangularAffine(dim),

@@ -52,7 +52,16 @@ from flowppl.numpyro.layers import (
     Radial,
     TriangularSylvester,
 )
-from flowppl.numpyro.linear import LU, QR, ActNorm, ElementwiseAffine, Householder, Permute, TriangularAffine
+from flowppl.numpyro.linear import (
+    LU,
+    QR,
+    ActNorm,
+    ElementwiseAffine,
+    Householder,
+    MatrixExponential,
+    Permute,
+    TriangularAffine,
+)
 from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.logistic_mixture import DiscretizedLogisticMixture
 from flowppl.numpyro.mcmc import Chains
@@ -116,6 +125,7 @@ __all__ = [
     "ImageAutoregressive",
     "ImageCoupling",
     "ImportanceWeightedELBO",
+    "MatrixExponential",
     "ModuleNetwork",
     "OrthogonalSylvester",
     "PathELBO",

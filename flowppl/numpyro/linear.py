@@ -11,7 +11,7 @@ from typing import Self
 import jax
 
 from flowppl._arrays.tree import Tree
-from flowppl.bijections import linear, orthogonal
+from flowppl.bijections import exponential, linear, orthogonal
 from flowppl.numpyro.transforms import FlowTransform
 
 
@@ -191,6 +191,57 @@ class QR(FlowTransform):
     def init(cls, key: jax.Array, dim: int, num_reflections: int | None = None, start: str = "identity") -> Self:
         """The transform with first weights drawn by ``key``; the other arguments are those of the class."""
         return cls._drawn(key, orthogonal.QR(dim, num_reflections, start))
+
+
+class MatrixExponential(FlowTransform):
+    r"""A linear map as the exponential of a matrix.
+
+    .. math::
+        y = e^A x, \qquad A = \frac{W}{\sqrt{1 + \|W\|^2 / 16^2}}, \qquad \log|\det| = \mathrm{trace}(A)
+
+    with :math:`e^A = I + A + A^2/2! + \dots` and the root :math:`\|W\|` of the sum of the squares of W. A is W while
+    that is small, and :math:`\|A\| < 16` always: no weights make a number that is not finite, or a map that has no
+    inverse. The exponential is twelve terms of the series at :math:`A / 2^6`, squared six times.
+
+    Choose it where many events are mapped, in both directions: :class:`LU` and :class:`QR` solve a triangular system on
+    the way back, which took six times as long for 4096 events of 64 coordinates. A coordinate is stretched by at most
+    :math:`e^{16}`, and all D alike by less than :math:`e^{16 / \sqrt{D}}`: put :class:`ElementwiseAffine` beside it
+    for units.
+
+    The weight is ``weight``, of shape ``(dim, dim)``, for W. At the start it is 0, and the transform the identity.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each, of the same cost: a product with a matrix,
+    which itself takes 11 products of D x D matrices.
+
+    Args:
+        dim: the number D of coordinates.
+        params: the weights, a nested dict of arrays; :meth:`init` draws them.
+
+    Raises:
+        ValueError: if ``dim`` < 1.
+        ValueError: if ``params`` lacks a weight or one has a wrong shape.
+
+    References:
+        Xiao, Liu: Generative Flows with Matrix Exponential, 2020, arXiv 2007.09651. The bound is ours.
+
+    Example:
+        >>> import jax.numpy as jnp, flowppl as fp
+        >>> from flowppl.numpyro import MatrixExponential
+        >>> quarter_turn = jnp.array([[0.0, -jnp.pi / 2], [jnp.pi / 2, 0.0]])
+        >>> transform = MatrixExponential(2, params=fp.MatrixExponential(2).parameters_for(quarter_turn))
+        >>> transform(jnp.array([1.0, 2.0])).round(4).tolist()
+        [-2.0, 1.0]
+    """
+
+    def __init__(self, dim: int, *, params: Tree) -> None:
+        super().__init__(exponential.MatrixExponential(dim), params)
+
+    @classmethod
+    def init(cls, key: jax.Array, dim: int) -> Self:
+        """The transform with first weights drawn by ``key``; the other arguments are those of the class."""
+        return cls._drawn(key, exponential.MatrixExponential(dim))
 
 
 class ActNorm(FlowTransform):

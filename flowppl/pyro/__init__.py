@@ -51,7 +51,16 @@ from flowppl.pyro.layers import (
     Radial,
     TriangularSylvester,
 )
-from flowppl.pyro.linear import LU, QR, ActNorm, ElementwiseAffine, Householder, Permute, TriangularAffine
+from flowppl.pyro.linear import (
+    LU,
+    QR,
+    ActNorm,
+    ElementwiseAffine,
+    Householder,
+    MatrixExponential,
+    Permute,
+    TriangularAffine,
+)
 from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.logistic_mixture import DiscretizedLogisticMixture
 from flowppl.pyro.mcmc import Chains
@@ -115,6 +124,7 @@ __all__ = [
     "ImageAutoregressive",
     "ImageCoupling",
     "ImportanceWeightedELBO",
+    "MatrixExponential",
     "ModuleNetwork",
     "OrthogonalSylvester",
     "PathELBO",

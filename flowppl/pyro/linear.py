@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowppl.bijections import linear, orthogonal
+from flowppl.bijections import exponential, linear, orthogonal
 from flowppl.pyro.transforms import FlowTransform
 
 
@@ -156,6 +156,51 @@ class QR(FlowTransform):
 
     def __init__(self, dim: int, num_reflections: int | None = None, start: str = "identity") -> None:
         super().__init__(orthogonal.QR(dim, num_reflections, start))
+
+
+class MatrixExponential(FlowTransform):
+    r"""A linear map as the exponential of a matrix.
+
+    .. math::
+        y = e^A x, \qquad A = \frac{W}{\sqrt{1 + \|W\|^2 / 16^2}}, \qquad \log|\det| = \mathrm{trace}(A)
+
+    with :math:`e^A = I + A + A^2/2! + \dots` and the root :math:`\|W\|` of the sum of the squares of W. A is W while
+    that is small, and :math:`\|A\| < 16` always: no weights make a number that is not finite, or a map that has no
+    inverse. The exponential is twelve terms of the series at :math:`A / 2^6`, squared six times.
+
+    Choose it where many events are mapped, in both directions: :class:`LU` and :class:`QR` solve a triangular system on
+    the way back, which took six times as long for 4096 events of 64 coordinates. A coordinate is stretched by at most
+    :math:`e^{16}`, and all D alike by less than :math:`e^{16 / \sqrt{D}}`: put :class:`ElementwiseAffine` beside it
+    for units.
+
+    The weight is ``weight``, of shape ``(dim, dim)``, for W. At the start it is 0, and the transform the identity.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are one parallel pass each, of the same cost: a product with a matrix,
+    which itself takes 11 products of D x D matrices.
+
+    Args:
+        dim: the number D of coordinates.
+
+    Raises:
+        ValueError: if ``dim`` < 1.
+
+    References:
+        Xiao, Liu: Generative Flows with Matrix Exponential, 2020, arXiv 2007.09651. The bound is ours.
+
+    Example:
+        >>> import torch, flowppl as fp
+        >>> from flowppl.pyro import MatrixExponential
+        >>> transform = MatrixExponential(2)
+        >>> quarter_turn = torch.tensor([[0.0, -torch.pi / 2], [torch.pi / 2, 0.0]])
+        >>> transform.weights.assign(fp.MatrixExponential(2).parameters_for(quarter_turn))
+        >>> transform(torch.tensor([1.0, 2.0])).detach().round(decimals=4).tolist()
+        [-2.0, 1.0]
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(exponential.MatrixExponential(dim))
 
 
 class ActNorm(FlowTransform):

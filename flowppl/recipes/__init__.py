@@ -8,6 +8,7 @@ from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Elementwise
+from flowppl.bijections.exponential import MatrixExponential
 from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
 from flowppl.bijections.image.emerging import EmergingConvolution
@@ -49,6 +50,7 @@ NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
     Householder,
     LU,
     QR,
+    MatrixExponential,
     ActNorm,
     ElementwiseAffine,
     TriangularAffine,

@@ -12,6 +12,7 @@ from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, LogTails, Sigmoid, Softplus, Tanh
+from flowppl.bijections.exponential import MatrixExponential
 from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
@@ -69,6 +70,7 @@ CLASSES: dict[str, type] = {
         LinearSpline,
         LogTails,
         LogisticMixture,
+        MatrixExponential,
         OrthogonalSylvester,
         Permute,
         Pixelwise,

@@ -12,6 +12,7 @@ from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.combine import Chain, Invert, SameWeights, Wrapper
 from flowppl.bijections.contract import Bijection, check_bijection, check_event
+from flowppl.bijections.exponential import MatrixExponential
 from flowppl.bijections.frozen import Frozen
 from flowppl.bijections.linear import LU, ElementwiseAffine, Permute
 from flowppl.bijections.orthogonal import QR, Householder
@@ -24,7 +25,7 @@ def _is_linear(bijection: Bijection) -> bool:
         return all(map(_is_linear, bijection.bijections))
     if isinstance(bijection, (Frozen, Invert)):
         return _is_linear(bijection.bijection)
-    return isinstance(bijection, (LU, QR, Householder, Permute))
+    return isinstance(bijection, (LU, QR, MatrixExponential, Householder, Permute))
 
 
 @dataclasses.dataclass(frozen=True)
