@@ -331,7 +331,7 @@ def _climbs(start, axis, target):
     """Whether a start lies on a concave slope, far from its top: a search that did not come there proves nothing."""
     slope = target.value_and_gradient(start.loc)[1] @ axis
     bend = target.hessian_products(start.loc, np.tile(axis, (NUM_TRIALS, 1)))[0] @ axis
-    return slope**2 > -1e3 * bend > 0
+    return bend < 0 and abs(slope) > 30 * math.sqrt(-bend)
 
 
 def _refuse_improper(start, width, axis):
@@ -442,7 +442,7 @@ def _tip(point, log_p, axis, target):
     if best == 0 or not np.isfinite(gains[best - 1]):
         return None
     seen = np.isfinite(gains) & (np.abs(gains) > 1e-8 * (1 + abs(log_p)))  # by more than rounding
-    return steps[best] * (gains[best] > 0), np.max(np.where(seen, gains / lengths, 0.0) ** 2)
+    return steps[best] * (gains[best] > 0), min(np.max(np.where(seen, np.abs(gains) / lengths, 0.0)), 1e100) ** 2
 
 
 def _derivatives(point, target):
