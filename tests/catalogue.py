@@ -76,6 +76,8 @@ BIJECTIONS = {
     "elementwise-affine-conditional": fp.Conditional(fp.ElementwiseAffine(5), context_dim=2),
     "triangular-affine": fp.TriangularAffine(5),
     "triangular-affine-conditional": fp.Conditional(fp.TriangularAffine(3), context_dim=2),
+    "low-rank-affine": fp.LowRankAffine(4, rank=2),
+    "low-rank-affine-conditional": fp.Conditional(fp.LowRankAffine(3, rank=1), context_dim=2),
     "subspace": fp.Subspace(5, fp.TriangularAffine(2)),
     "subspace-coupling": fp.Subspace(4, fp.Coupling(3, hidden_dims=4, context_dim=2)),
     "subspace-conditional": fp.Conditional(fp.Subspace(4, fp.ElementwiseAffine(2)), context_dim=2),

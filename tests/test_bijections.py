@@ -305,6 +305,7 @@ def test_weights_may_carry_batch_axes(name, namespace, rng):
         fp.LU,
         fp.QR,
         fp.MatrixExponential,
+        lambda dim: fp.LowRankAffine(dim, 2),
         lambda dim: fp.OrthogonalSylvester(dim, 2),
         lambda dim: fp.HouseholderSylvester(dim, 2, 2),
         fp.TriangularSylvester,
@@ -421,6 +422,7 @@ HUGE = {
     "triangular-affine": ("loc", "scale"),
     "lu": ("scale",),
     "matrix-exponential": ("weight",),
+    "low-rank-affine": ("loc", "scale", "directions"),
 }
 
 

@@ -198,6 +198,47 @@ def test_a_matrix_exponential_is_that_of_scipy(norm, rng):
         np.testing.assert_allclose(log_det, -np.trace(bounded_matrix), rtol=1e-12)
 
 
+def test_a_low_rank_affine_layer_is_its_dense_matrix(rng):
+    layer, x = fp.LowRankAffine(4, rank=2), rng.normal(size=(6, 4))
+    params = draw(layer, rng, 3.0)
+    rows = params["directions"] / 2
+    rows /= np.sqrt(1 + (rows**2).sum(axis=1, keepdims=True) / 32**2)
+    wider, narrower = (np.eye(4) + each.T @ each for each in (rows[::2], rows[1::2]))
+    dense = np.diag(unit_positive(params["scale"])) @ wider @ np.linalg.inv(narrower)
+    y, log_det = layer.forward(params, x)
+    np.testing.assert_allclose(y, params["loc"] + x @ dense.T, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(dense)[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("which", ["covariance", "precision"])
+def test_a_low_rank_affine_layer_makes_every_normal_that_it_says(which, rng):
+    """Ong, Nott & Smith 2017, equation 3: a diagonal plus B B', and the same of the inverse of the covariance."""
+    width, factor = rng.uniform(0.5, 2.0, size=5), 2 * rng.normal(size=(5, 2))
+    wanted = np.diag(width**2) + factor @ factor.T
+    # (I + U'U)^2 = I + B B', in the basis in which U U' is diagonal
+    left, values, _ = np.linalg.svd(factor / width[:, None], full_matrices=False)
+    rows = (left * np.sqrt(np.sqrt(1 + values**2) - 1)).T
+    raw = 5**0.5 * rows / np.sqrt(1 - (rows**2).sum(axis=1, keepdims=True) / 32**2)
+    directions, is_precision = np.zeros((4, 5)), which == "precision"
+    directions[int(is_precision) :: 2] = raw
+    scale = 1 / width if is_precision else width
+    params = {"loc": np.zeros(5), "scale": np.log(np.expm1(scale)) - np.log(np.expm1(1.0)), "directions": directions}
+    dense = fp.LowRankAffine(5, rank=2).forward(params, np.eye(5))[0].T
+    covariance = np.linalg.inv(wanted) if is_precision else wanted
+    np.testing.assert_allclose(dense @ dense.T, covariance, rtol=1e-9, atol=1e-10)
+
+
+def test_a_low_rank_affine_layer_does_not_start_at_a_saddle(rng):
+    """Where U and V are zero the first derivatives are."""
+    layer = fp.LowRankAffine(3, rank=1)
+    weights = merged(layer, fp.initialize(layer, NumpyDraws(rng)), "torch")
+    data = torch.tensor(rng.normal(size=(100, 1)) + 0.1 * rng.normal(size=(100, 3)))
+    weights["directions"].requires_grad_()
+    x, log_det = layer.inverse(weights, data)
+    (x.square().sum(axis=-1) / 2 - log_det).mean().backward()
+    assert np.abs(weights["directions"].grad.numpy()).max() > 0.01
+
+
 def test_act_norm_normalises_the_first_data_of_every_layer(rng):
     flow = fp.glow(3, num_flows=3)
     params = fp.initialize(flow, NumpyDraws(rng))

@@ -81,6 +81,7 @@ class Maker:
             lambda: fp.LU(dim, permutation=self.order(dim)),
             lambda: fp.QR(dim),
             lambda: fp.MatrixExponential(dim),
+            lambda: fp.LowRankAffine(dim, units),
             lambda: fp.ActNorm(dim),
             lambda: fp.ElementwiseAffine(dim),
             lambda: fp.TriangularAffine(dim),

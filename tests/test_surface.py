@@ -53,6 +53,7 @@ def test_every_argument_reaches_the_bijection(name):
         "dim": 4,
         "num_flows": 3,
         "num_units": 2,
+        "rank": 2,
         "num_reflections": 4,
         "univariate": fp.RationalQuadraticSpline(3),
         "hidden_dims": (5, 5),
@@ -168,6 +169,7 @@ def test_definition_and_documentation_stand_in_the_source(language, name):
 def example_arguments(name):
     return {
         "Permute": [(1, 0)],
+        "LowRankAffine": [3, 2],
         "Elementwise": [2, fp.Scale()],
         "Squeeze": [(1, 2, 2)],
         "Reshape": [(4,), (2, 2)],

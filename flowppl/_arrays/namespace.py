@@ -20,6 +20,7 @@ What is added to the standard:
 ``reordered(x, order, pattern)``       ``x[..., order]`` for a permutation that is "reverse", or (a, b), the columns of
                                        a grid of a rows, one after the other, or ``None``, any other
 ``solve_unit_triangular(matrix, x)``   the z with ``(I + strict lower part of matrix) @ z = x``; or ``upper=True``
+``cholesky(matrix)``                   the lower triangle L with ``L @ L.mT`` the positive definite matrix
 ``orthonormal(matrix)``                orthonormal columns that span those of the matrix, of as many
 ``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
 ``vjp(function, *primals)``            its values, a tuple, and a function of their cotangents to those of the primals,
@@ -150,6 +151,7 @@ def _shared(xp):
 
     return {
         "linear": linear,
+        "cholesky": _widened(xp, lambda matrix: xp.linalg.cholesky(matrix)),
         "orthonormal": _widened(xp, lambda matrix: xp.linalg.qr(matrix)[0]),
         "reordered": lambda x, order, pattern: xp.take(x, order, axis=-1),
         "matmul_add": lambda x, weight, added: xp.matmul(weight, x) + added,
@@ -421,9 +423,13 @@ def _torch_namespace():
 
         return values if torch.is_grad_enabled() else tuple(value.detach() for value in values), pull
 
+    def cholesky(matrix):
+        return torch.linalg.cholesky_ex(matrix)[0]  # without waiting for the device to say whether it is one
+
     convolutions = {"conv2d": conv2d, "conv1d": _conv1d(conv2d)}
     products = {"linear": linear, "matmul_add": matmul_add}
-    own = products | {"reordered": reordered, "split": split, "vmap": vmap, "collect": collect}
+    parts = {"reordered": reordered, "split": split, "cholesky": _widened(xp, cholesky)}
+    own = products | parts | {"vmap": vmap, "collect": collect}
     return _extended(
         xp,
         **(shared | convolutions | own | {"reversible": reversible}),

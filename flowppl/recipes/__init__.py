@@ -16,6 +16,7 @@ from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
+from flowppl.bijections.low_rank import LowRankAffine
 from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
@@ -54,6 +55,7 @@ NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
     ActNorm,
     ElementwiseAffine,
     TriangularAffine,
+    LowRankAffine,
     Squeeze,
     Reshape,
     Pixelwise,

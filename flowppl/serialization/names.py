@@ -21,6 +21,7 @@ from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import LU, ActNorm, ElementwiseAffine, Permute, TriangularAffine
+from flowppl.bijections.low_rank import LowRankAffine
 from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.repeat import Repeat
 from flowppl.bijections.residual import Planar, Radial
@@ -70,6 +71,7 @@ CLASSES: dict[str, type] = {
         LinearSpline,
         LogTails,
         LogisticMixture,
+        LowRankAffine,
         MatrixExponential,
         OrthogonalSylvester,
         Permute,
