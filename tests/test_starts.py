@@ -443,7 +443,8 @@ def test_a_fit_at_a_tiny_scale_has_the_evidence():
     assert result.k_hat < 0.5
 
 
-@pytest.mark.parametrize("value", [3.0, 0.0, 0.1])
+# Away from zero and at zero the width is held against different limits.
+@pytest.mark.parametrize("value", [3.0, 0.0, pytest.param(0.1, marks=pytest.mark.stress)])
 @pytest.mark.parametrize("language", ["numpyro", "pyro"])
 def test_constant_data_have_a_degenerate_posterior(language, value):
     """The density of what is all the same rises without end as its scale goes to zero."""

@@ -100,16 +100,18 @@ def test_the_operation_that_cannot_be_vectorised_is_named_once():
 
 
 def test_a_slow_model_keeps_the_time_limit():
+    calls = []
+
     def model():
+        calls.append(1)
         z = pyro.sample("z", pdist.Normal(torch.zeros(2), 1.0).to_event(1))
         time.sleep(0.005)
         pyro.sample("y", pdist.Normal(z[0] ** 2 + z[1] if z[0] > 0 else z[1], 0.1), obs=torch.tensor(1.0))
 
-    begin = time.monotonic()
     with pytest.warns(RuntimeWarning, match="one after the other"):
         result = fpp.fit(model, max_seconds=1.0, progress=False)
     assert result.stopped == "max_seconds"
-    assert time.monotonic() - begin < 15  # 16,384 draws would take 82
+    assert len(calls) < 3000  # of five milliseconds, however busy the machine is; 16,384 draws would take more
 
 
 def test_the_arguments_of_a_decorated_method_are_known():

@@ -33,6 +33,9 @@ from pyro.poutine.enum_messenger import EnumMessenger as EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame as CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan as warn_if_nan
+from torch._guards import TracingContext as TracingContext
+from torch._guards import tracing as tracing
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.distributions.transforms import _InverseTransform as _InverseTransform
 from torch.fx.experimental.proxy_tensor import make_fx as make_fx
 from torch.overrides import TorchFunctionMode as TorchFunctionMode
@@ -49,9 +52,11 @@ except ImportError:  # a torch that has them no more; steps.py tells
 NAMES = {
     "CondIndepStackFrame": "a plate around a latent, written into a file and read from it",
     "EnumMessenger": "enumerates sites; overridden so that `vmap` may pass",
+    "FakeTensorMode": "the one mode of all shapes that `make_fx` notes; else each operation has its own",
     "LogRing": "the sums and products by which sites are summed out; overridden so that `vmap` may pass",
     "Tensordot": "makes the product that `opt_einsum` asks for of an einsum",
     "TorchFunctionMode": "sees the tensors that a model makes and then fills",
+    "TracingContext": "tells `make_fx` of that mode",
     "_InverseTransform": "in the message about a transform without an inverse, to name the one inside",
     "_compute_model_factors": "the parts of a log density that depend on sites summed out, and their scale",
     "_create_function_from_graph": "the program of a recorded step, which is freed with its last user",
@@ -65,6 +70,7 @@ NAMES = {
     "param_with_module_name": "the names under which the store keeps the parameters of a module",
     "sum_rightmost": "the sum of a log density over the axes of an event",
     "torch_item": "the number in a loss, which may be a tensor or a number",
+    "tracing": "puts that context around `make_fx`",
     "tree_leaves": "the tensors among a model's arguments, however they are nested",
     "tree_map": "the shapes of a model's arguments, however they are nested",
     "warn_if_nan": "the host's warning about a loss",

@@ -12,7 +12,15 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from flowppl.pyro._host import _create_function_from_graph, _create_graph_by_tracing, make_fx, normalize_param_name
+from flowppl.pyro._host import (
+    FakeTensorMode,
+    TracingContext,
+    _create_function_from_graph,
+    _create_graph_by_tracing,
+    make_fx,
+    normalize_param_name,
+    tracing,
+)
 
 Optimizer: TypeAlias = str | PyroOptim | Callable[..., Any]
 """What the ``optimizer`` of a training may be: see :func:`make_optimizer`."""
@@ -181,7 +189,9 @@ def record(function, inputs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the age of the recorder
         try:
-            program, fault = _compiled(make_fx(function)(*inputs), inputs)
+            with tracing(TracingContext(FakeTensorMode())):  # else each operation has a mode, which notes the stack
+                module = make_fx(function)(*inputs)
+            program, fault = _compiled(module, inputs)
             others = [0.5 * tensor for tensor in inputs]
             same = zip(function(*others), program(*others), strict=True)
             is_same = all(torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True) for one, other in same)

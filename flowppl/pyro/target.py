@@ -275,7 +275,10 @@ class Target:
     @contextlib.contextmanager
     def _seeded(self, seed):
         with torch.random.fork_rng(), pyro.validation_enabled(False):
-            torch.manual_seed(seed)
+            if self._like.device.type == "cpu" and not torch.cuda.is_initialized():
+                torch.default_generator.manual_seed(seed)
+            else:  # for a device that is not in use it notes the whole call stack, each time
+                torch.manual_seed(seed)
             yield
 
     def _tensor(self, array):
