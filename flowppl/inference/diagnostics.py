@@ -281,7 +281,8 @@ class Diagnosis:
             num_above = sum(shape > self.k_hat_threshold for shape in shapes.values())
             above = f", above the limit in {num_above} of {len(shapes)}" if num_above else ""
             worst = max(shapes, key=shapes.__getitem__)
-            rows["marginals"] = f"k-hat up to {shapes[worst]:.2f}, in {worst}{above}"
+            where = f", in {worst}" if shapes[worst] >= 0.1 else ""  # below that no tail is heavier than another
+            rows["marginals"] = f"k-hat up to {shapes[worst]:.2f}{where}{above}"
         table = "\n".join(f"  {name:<16} {value}" for name, value in rows.items())
         return f"{self.verdict}\n{table}\n{self.advice}"
 
