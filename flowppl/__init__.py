@@ -29,6 +29,7 @@ from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.repeat import Repeat
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.reversible import reversible
+from flowppl.bijections.stack import Stack
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.declare import Constant, Normal, Parameter, Uniform
@@ -121,6 +122,7 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "Squeeze",
+    "Stack",
     "Subspace",
     "SumOfSquares",
     "Tanh",

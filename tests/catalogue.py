@@ -82,6 +82,10 @@ BIJECTIONS = {
     "subspace-coupling": fp.Subspace(4, fp.Coupling(3, hidden_dims=4, context_dim=2)),
     "subspace-conditional": fp.Conditional(fp.Subspace(4, fp.ElementwiseAffine(2)), context_dim=2),
     "chain": fp.Chain([fp.Planar(3), fp.Permute((1, 2, 0)), fp.Coupling(3, hidden_dims=4, context_dim=2)]),
+    "stack": fp.Stack([fp.Coupling(2, hidden_dims=4, context_dim=2), fp.Permute((1, 0)), fp.ElementwiseAffine(1)]),
+    "stack-conditional": fp.Stack(
+        [fp.Coupling(1, hidden_dims=4, context_dim=2), fp.Coupling(2, hidden_dims=4, context_dim=3)], conditional=True
+    ),
     "repeat": fp.Repeat(fp.Chain([fp.Coupling(3, hidden_dims=4), fp.Permute((1, 2, 0))]), 3),
     "amortized-gaussian": fp.amortized_posterior(3, 2, None),
     "amortized-sylvester": fp.amortized_posterior(3, 2, "sylvester", 2, num_units=2),

@@ -162,6 +162,27 @@ def test_a_context_size_must_be_an_integer(build):
             ValueError,
             "real numbers to real numbers, but Elementw",
         ),
+        (lambda: fp.Stack([]), ValueError, "Stack: bijections must not be empty"),
+        (
+            lambda: fp.Stack([fp.LU(2), fp.Squeeze((1, 2, 2))]),
+            ValueError,
+            r"bijections\[1\] \(Squeeze\) must map vectors",
+        ),
+        (
+            lambda: fp.Stack([fp.LU(2), fp.Elementwise(1, fp.Sigmoid())]),
+            ValueError,
+            r"values of y in \(-inf, inf\), but bijections\[1\] \(Elementwise\) in \(0.0, 1.0\); a flow has one",
+        ),
+        (
+            lambda: fp.Stack([fp.Coupling(2, context_dim=1), fp.Coupling(2, context_dim=2)], conditional=True),
+            ValueError,
+            r"bijections\[1\] \(Coupling\) must have context_dim=3, .* 2 coordinates before, got 2",
+        ),
+        (
+            lambda: fp.Stack([fp.Coupling(2, context_dim=1), fp.Coupling(2, context_dim=2)]),
+            ValueError,
+            r"Stack: all parts that take a context must take the same one, got sizes \[1, 2\]",
+        ),
         (lambda: fp.LowRankAffine(3, rank=4), ValueError, "rank must be at most dim=3, got 4"),
         (lambda: fp.LU(3, permutation=(0, 1)), ValueError, "must have dim=3 entries, got 2"),
         (lambda: fp.LU(3, permutation=(0, 1, 1)), ValueError, "exactly once"),

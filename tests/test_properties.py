@@ -135,6 +135,7 @@ class Maker:
             ]
         if depth and dim > 1:
             kinds.append(lambda: fp.Subspace(dim, self.layer(dim - 1, context_dim, 0)))
+            kinds.append(lambda: fp.Stack([self.layer(1, context_dim, 0), self.layer(dim - 1, context_dim, 0)]))
         return self.one_of(*kinds)()
 
 

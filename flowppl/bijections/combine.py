@@ -1,4 +1,4 @@
-"""Bijections made of bijections: ``Chain`` and ``Invert``, and what those around one other share."""
+"""Bijections made of bijections: ``Chain`` and ``Invert``, and what those of others share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,53 @@ from flowppl.bijections.reversible import check_reversible, run
 from flowppl.checks import assign, derived
 
 
+class Several(Bijection):
+    """A bijection made of others, its field ``bijections``, whose weights it has under their numbers."""
+
+    bijections: Sequence[Bijection]
+
+    def __post_init__(self):
+        name = type(self).__name__
+        if isinstance(self.bijections, Bijection):
+            raise TypeError(f"{name}: bijections must be a list of them, got one {type(self.bijections).__name__}")
+        assign(self, bijections=tuple(self.bijections))
+        if not self.bijections:
+            raise ValueError(f"{name}: bijections must not be empty")
+        for i, part in enumerate(self.bijections):
+            if not isinstance(part, Bijection):
+                raise TypeError(f"{name}: bijections[{i}] must be a Bijection, got {type(part).__name__}")
+
+    def _check_contexts(self):
+        sizes = {part.context_dim for part in self.bijections} - {0}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{type(self).__name__}: all parts that take a context must take the same one, got sizes "
+                f"{sorted(sizes)}"
+            )
+
+    @property
+    def context_dim(self) -> int:  # type: ignore[override]
+        return max(part.context_dim for part in self.bijections)
+
+    @property
+    def forward_cost(self) -> str:
+        return slowest(part.forward_cost for part in self.bijections)
+
+    @property
+    def inverse_cost(self) -> str:
+        return slowest(part.inverse_cost for part in self.bijections)
+
+    def parameters(self) -> Tree:
+        declared = {str(i): part.parameters() for i, part in enumerate(self.bijections)}
+        return {key: tree for key, tree in declared.items() if tree}
+
+    def constants(self) -> Tree:
+        declared = {str(i): part.constants() for i, part in enumerate(self.bijections)}
+        return {key: tree for key, tree in declared.items() if tree}
+
+
 @dataclasses.dataclass(frozen=True)
-class Chain(Bijection):
+class Chain(Several):
     r"""Bijections one after the other: :math:`f = f_n \circ \dots \circ f_1`.
 
     ``forward`` applies the first of the list first. The log determinants add up. All parts that take a
@@ -47,14 +92,7 @@ class Chain(Bijection):
     _bounding: tuple[Bijection, ...] = derived()  # without those that only move numbers, and leave supports as they are
 
     def __post_init__(self):
-        if isinstance(self.bijections, Bijection):
-            raise TypeError(f"Chain: bijections must be a list of them, got one {type(self.bijections).__name__}")
-        assign(self, bijections=tuple(self.bijections))
-        if not self.bijections:
-            raise ValueError("Chain: bijections must not be empty")
-        for i, part in enumerate(self.bijections):
-            if not isinstance(part, Bijection):
-                raise TypeError(f"Chain: bijections[{i}] must be a Bijection, got {type(part).__name__}")
+        super().__post_init__()
         for i, (first, second) in enumerate(zip(self.bijections, self.bijections[1:], strict=False)):
             if first.y_shape != second.x_shape:
                 raise ValueError(
@@ -70,14 +108,8 @@ class Chain(Bijection):
                     "bounds its values comes last"
                 )
         assign(self, _bounding=tuple(part for _, part in bounding))
-        sizes = {part.context_dim for part in self.bijections} - {0}
-        if len(sizes) > 1:
-            raise ValueError(f"Chain: all parts that take a context must take the same one, got sizes {sorted(sizes)}")
+        self._check_contexts()
         check_reversible(self, self.reversible)
-
-    @property
-    def context_dim(self) -> int:  # type: ignore[override]
-        return max(part.context_dim for part in self.bijections)
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -94,22 +126,6 @@ class Chain(Bijection):
     @property
     def y_support(self) -> tuple[float, float]:
         return self._bounding[-1].y_support if self._bounding else REAL_LINE
-
-    @property
-    def forward_cost(self) -> str:
-        return slowest(part.forward_cost for part in self.bijections)
-
-    @property
-    def inverse_cost(self) -> str:
-        return slowest(part.inverse_cost for part in self.bijections)
-
-    def parameters(self) -> Tree:
-        declared = {str(i): part.parameters() for i, part in enumerate(self.bijections)}
-        return {key: tree for key, tree in declared.items() if tree}
-
-    def constants(self) -> Tree:
-        declared = {str(i): part.constants() for i, part in enumerate(self.bijections)}
-        return {key: tree for key, tree in declared.items() if tree}
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)

@@ -25,6 +25,7 @@ from flowppl.bijections.low_rank import LowRankAffine
 from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.repeat import Repeat
 from flowppl.bijections.residual import Planar, Radial
+from flowppl.bijections.stack import Stack
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.networks import MADE, MLP, CausalConv1d, ConvNet, ModuleNetwork, PixelConvNet
@@ -87,6 +88,7 @@ CLASSES: dict[str, type] = {
         Sigmoid,
         Softplus,
         Squeeze,
+        Stack,
         Subspace,
         SumOfSquares,
         Tanh,
