@@ -76,6 +76,24 @@ def test_a_guide_in_svi_with_predictive_in_numpyro():
     assert posterior["slope"].mean() == pytest.approx(2.0, abs=0.2)
 
 
+@pytest.mark.parametrize(("AutoFlow", "model"), [(fpp.AutoFlow, pyro_model), (fnp.AutoFlow, numpyro_model)])
+def test_a_guide_takes_the_options_of_its_recipe_as_the_hosts_do(AutoFlow, model):
+    for flow in ("iaf", fp.iaf):
+        assert AutoFlow(model, flow, num_flows=2, hidden_dims=(3,)).flow_choice(4) == fp.iaf(4, 2, hidden_dims=(3,))
+    with pytest.raises(
+        TypeError, match=r"unexpected keyword argument 'num_flow'; the options of iaf are num_flows, hid"
+    ):
+        AutoFlow(model, "iaf", num_flow=2)
+    with pytest.raises(
+        TypeError, match=r"no option 'init_loc'; it takes those of a recipe .* did you mean 'init_loc_fn'"
+    ):
+        AutoFlow(model, init_loc=2)
+    with pytest.raises(TypeError, match="no option 'num_flows'; it takes those of a recipe where flow is one"):
+        AutoFlow(model, fp.iaf(2), num_flows=2)
+    with pytest.raises(ValueError, match="unknown flow 'iav'"):
+        AutoFlow(model, "iav", num_flows=2)
+
+
 # 2. An optimiser of one's own.
 
 

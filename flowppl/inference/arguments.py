@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flowppl.bijections.contract import Bijection
 from flowppl.checks import describe, did_you_mean
+from flowppl.recipes import recipe_of
 
 
 def check_roles(owner: str, order: str, is_guide: Callable[[Any], bool], **given: Any) -> None:
@@ -49,6 +52,40 @@ def check_fit(guide: Any, flow: Any, num_modes: Any, args: tuple, is_guide: Call
         raise TypeError("fit: the first argument of the model is a guide; pass it as guide=...")
 
 
+def with_options(flow: Any, options: Mapping[str, Any], function: Callable[..., Any]) -> Any:
+    """The choice of a flow as a function of the dimension, with the options of its recipe; as it is without any.
+
+    Args:
+        flow: the choice of a flow of ``AutoFlow``.
+        options: by keyword, all that are not its own.
+        function: where its own are arguments by keyword only.
+
+    Raises:
+        TypeError: if the choice is not a recipe, or its recipe has no such option.
+        ValueError: if no flow has this name.
+    """
+    if not options:
+        return flow
+    unknown = next(iter(options))
+    if isinstance(flow, Bijection) or not (isinstance(flow, str) or callable(flow)) or flow == "auto":
+        raise TypeError(
+            f"AutoFlow has no option {unknown!r}; it takes those of a recipe where flow is one, as in "
+            f'AutoFlow(model, flow="realnvp", num_flows=4){did_you_mean(unknown, _keywords(function))}'
+        )
+    recipe = recipe_of(flow) if isinstance(flow, str) else flow
+    try:
+        inspect.signature(recipe).bind(1, **options)
+    except TypeError as error:
+        taken = ", ".join(list(inspect.signature(recipe).parameters)[1:]) or "none"
+        name = flow if isinstance(flow, str) else getattr(flow, "__name__", "the recipe")
+        raise TypeError(f"AutoFlow: {error}; the options of {name} are {taken}") from None
+    return functools.partial(recipe, **options)
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    return [name for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY]
+
+
 def check_loss(loss: Any, *methods: str) -> None:
     """Raise TypeError unless ``loss`` is an objective with these methods."""
     if loss is not None and (isinstance(loss, type) or not all(hasattr(loss, method) for method in methods)):
@@ -86,7 +123,7 @@ def check_arguments(
             p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in kwargs
         ]
         if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            options = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+            options = _keywords(function)
             hint = did_you_mean(unknown[0], [*options, *names]) or "."
             message = (
                 f"{owner}: model takes no argument {unknown[0]!r}, nor does {owner}{hint} {owner}'s options are "

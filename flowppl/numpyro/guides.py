@@ -23,6 +23,7 @@ from numpyro.infer.initialization import init_to_median
 from numpyro.infer.util import find_valid_initial_params, log_density
 
 from flowppl._arrays.tree import Tree, merge
+from flowppl.inference.arguments import with_options
 from flowppl.inference.guides import (
     NUM_DRAWS,
     FlowChoice,
@@ -121,9 +122,11 @@ class AutoFlow(AutoContinuous):
             of the search. :func:`fit` trains both.
         create_plates: as for other guides of NumPyro.
         prefix: the guide's parameters are the site ``{prefix}_flow``.
+        options: of the recipe, where ``flow`` is the name of one or the recipe itself, as in
+            ``AutoFlow(model, flow="iaf", num_flows=3, hidden_dims=(32, 32))``.
 
     Raises:
-        TypeError: if the model is not a function, or if ``flow`` is none of the above.
+        TypeError: if the model is not a function, ``flow`` is none of the above, or its recipe has no such option.
         ValueError: when it first sees the model, if that has no latents, discrete ones, ones whose support depends on
             other latents, or ones local to a subsampled plate, or if the flow does not fit the model.
         RuntimeError: if the model's log density is finite at no point that was tried, or if the search finds that the
@@ -159,12 +162,13 @@ class AutoFlow(AutoContinuous):
         num_modes: int | str = 1,
         create_plates: Callable[..., Any] | None = None,
         prefix: str = "auto",
+        **options: Any,
     ) -> None:
         check_model("AutoFlow", model)
         check_num_modes("AutoFlow", num_modes)
         check_init(init, init_scale, num_modes)
         super().__init__(model, init_loc_fn=init_loc_fn or init_to_median, create_plates=create_plates, prefix=prefix)
-        self.flow_choice = flow
+        self.flow_choice = with_options(flow, options, AutoFlow.__init__)
         self.init = init
         self.init_scale = init_scale
         self.num_modes = num_modes

@@ -19,6 +19,7 @@ from torch.distributions import biject_to
 from flowppl._arrays.tree import Tree, map_tree, select
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
+from flowppl.inference.arguments import with_options
 from flowppl.inference.draws import in_parts
 from flowppl.inference.guides import (
     NUM_DRAWS,
@@ -110,9 +111,11 @@ class AutoFlow(AutoContinuous):
             ``SVI`` trains the K flows, but not the weights of the mixture, to which no gradient leads: they stay those
             of the search. :func:`fit` trains both.
         create_plates: as for other guides of Pyro.
+        options: of the recipe, where ``flow`` is the name of one or the recipe itself, as in
+            ``AutoFlow(model, flow="iaf", num_flows=3, hidden_dims=(32, 32))``.
 
     Raises:
-        TypeError: if the model is not a function, or if ``flow`` is none of the above.
+        TypeError: if the model is not a function, ``flow`` is none of the above, or its recipe has no such option.
         ValueError: when it first sees the model, if that has no latents, discrete ones, ones whose support depends on
             other latents, or ones local to a subsampled plate, or if the flow does not fit the model.
         RuntimeError: if the model's log density is finite at no point that was tried, or if the search finds that the
@@ -147,6 +150,7 @@ class AutoFlow(AutoContinuous):
         init_scale: float | None = None,
         num_modes: int | str = 1,
         create_plates: Callable[..., Any] | None = None,
+        **options: Any,
     ) -> None:
         check_model("AutoFlow", model)
         check_num_modes("AutoFlow", num_modes)
@@ -154,7 +158,7 @@ class AutoFlow(AutoContinuous):
         super().__init__(model, init_loc_fn=_or_origin(init_loc_fn or init_to_median))
         self._model: Any = (self.model, model)  # the second is the user's own, without the host's draws of a start
         self.create_plates = create_plates
-        self.flow_choice = flow
+        self.flow_choice = with_options(flow, options, AutoFlow.__init__)
         self.init = init
         self.init_scale = init_scale
         self.num_modes = num_modes

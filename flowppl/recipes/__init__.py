@@ -115,10 +115,19 @@ def make_flow(name: str, dim: int | Sequence[int], **options) -> Bijection:
         >>> fp.make_flow("planar", 3, num_flows=4)
         Planar(dim=3, num_flows=4)
     """
+    return recipe_of(name)(dim, **options)
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        ValueError: if no flow has it.
+    """
     if name not in _RECIPES:
         known = available_flows()
         raise ValueError(f"unknown flow {name!r}; known flows are {', '.join(known)}{did_you_mean(name, known)}")
-    return _RECIPES[name](dim, **options)
+    return _RECIPES[name]
 
 
 def register_flow(name: str, recipe: Recipe) -> None:
