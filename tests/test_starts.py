@@ -299,15 +299,15 @@ def test_bad_data_and_bad_options_are_told(adapter, model):
         adapter.AutoFlow(model, init="newton", init_scale=1.0)
 
 
-BAND = 0.1 * (np.eye(300) + 0.9 * np.eye(300, k=-1))
+BAND = 0.1 * (np.eye(260) + 0.9 * np.eye(260, k=-1))
 
 
 def numpyro_band():
-    numpyro.sample("z", ndist.MultivariateNormal(jnp.arange(300.0), scale_tril=jnp.asarray(BAND)))
+    numpyro.sample("z", ndist.MultivariateNormal(jnp.arange(260.0), scale_tril=jnp.asarray(BAND)))
 
 
 def pyro_band():
-    loc = torch.arange(300.0, dtype=torch.float64)
+    loc = torch.arange(260.0, dtype=torch.float64)
     pyro.sample("z", pdist.MultivariateNormal(loc, scale_tril=torch.tensor(BAND)))
 
 
@@ -315,10 +315,10 @@ def pyro_band():
 @pytest.mark.parametrize("is_dense", [True, False])
 def test_hundreds_of_dimensions_start_with_their_correlations(language, is_dense, monkeypatch, rng):
     """Up to a limit, above which the coordinates are independent."""
-    assert MAX_TRIANGULAR < 300 < MAX_DENSE
+    assert MAX_TRIANGULAR < 260 < MAX_DENSE
     if not is_dense:
-        monkeypatch.setattr(guides, "MAX_DENSE", 299)
-    noise = np.concatenate([np.zeros((1, 300)), rng.normal(size=(7, 300))])
+        monkeypatch.setattr(guides, "MAX_DENSE", 259)
+    noise = np.concatenate([np.zeros((1, 260)), rng.normal(size=(7, 260))])
     if language == "numpyro":
         guide = fnp.AutoFlow(numpyro_band, flow=fp.ElementwiseAffine)
         moved = guide.get_transform(guide.setup())(jnp.asarray(noise))
@@ -327,7 +327,7 @@ def test_hundreds_of_dimensions_start_with_their_correlations(language, is_dense
         guide.setup()
         moved = guide.get_transform()(torch.tensor(noise)).detach().numpy()
     if is_dense:
-        np.testing.assert_allclose(moved, np.arange(300) + noise @ BAND.T, atol=0.02)
+        np.testing.assert_allclose(moved, np.arange(260) + noise @ BAND.T, atol=0.02)
     else:
         width = (moved[1:] - moved[0]) / noise[1:]
         np.testing.assert_allclose(width, width[:1].repeat(7, 0), rtol=1e-6)
@@ -337,7 +337,7 @@ def test_hundreds_of_dimensions_start_with_their_correlations(language, is_dense
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])
 def test_guides_of_hundreds_of_dimensions_without_correlations_still_load(backend, tmp_path, monkeypatch):
     """As they were saved before guides had them."""
-    path, z = tmp_path / "guide.safetensors", np.arange(300.0) + 0.05
+    path, z = tmp_path / "guide.safetensors", np.arange(260.0) + 0.05
     with monkeypatch.context() as patch:
         patch.setattr(fnp.guides, "guide_bijection", partial(guides.guide_bijection, has_margins=False))
         guide = fnp.AutoFlow(numpyro_band, flow="planar", init="diagonal")

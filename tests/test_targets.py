@@ -404,8 +404,10 @@ def test_what_depends_on_a_site_summed_out_has_its_posterior():
             numpyro.deterministic("sign", 2 * kind - 1)
             numpyro.sample("y", ndist.Normal(4.0 * (2 * kind - 1), 1.0), obs=y)
 
+    guide, y = fpp.AutoFlow(ours), torch.tensor(PAIRS)
+    guide.setup(y)
     results = (
-        fpp.fit(ours, torch.tensor(PAIRS), num_steps=100),
+        fpp.Fit(guide, {}, None, ours, ((y,), {})),
         fnp.fit(jax.random.key(0), theirs, PAIRS, num_steps=100),
     )
     for result in results:
