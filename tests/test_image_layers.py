@@ -40,7 +40,8 @@ ROTATED = fp.Chain([fp.LU(3), fp.Invert(fp.Frozen(fp.Householder(3, 2, start="ro
 
 
 @pytest.mark.parametrize(
-    "bijection", [fp.LU(3, (1, 2, 0)), fp.QR(3), fp.Householder(3), fp.Permute((2, 0, 1)), ROTATED]
+    "bijection",
+    [fp.LU(3, (1, 2, 0)), fp.QR(3), fp.MatrixExponential(3), fp.Householder(3), fp.Permute((2, 0, 1)), ROTATED],
 )
 def test_a_linear_map_of_pixels_is_a_convolution_with_a_kernel_of_one_pixel(bijection, rng):
     """Kingma & Dhariwal 2018, equation 9: the log determinant is H W log|det W|."""
