@@ -21,6 +21,7 @@ from flowppl.inference.simulation import (
     choose_data,
     draws_or_says_so,
 )
+from flowppl.inference.turns import one_at_a_time
 from flowppl.numpyro.diagnostics import is_guide
 from flowppl.numpyro.enumeration import is_summed_out
 from flowppl.numpyro.fit import fit as default_fit
@@ -28,6 +29,7 @@ from flowppl.numpyro.target import shared_programs
 from flowppl.numpyro.transforms import check_key, numpy_rng
 
 
+@one_at_a_time
 def sbc(
     rng_key: jax.Array,
     model: Callable[..., Any],

@@ -22,6 +22,7 @@ from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
 from flowppl.inference.outside import SEARCH_SECONDS, GuideDensity, look_outside
 from flowppl.inference.starts import search_until
+from flowppl.inference.turns import one_at_a_time
 from flowppl.numpyro.enumeration import is_summed_out, log_joint, nesting_of_sums
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.predictive import with_deterministic
@@ -31,6 +32,7 @@ from flowppl.numpyro.transforms import check_key, default_dtype, numpy_rng
 ROWS = 512  # draws of a part at a time, in a look at what a guide does not draw
 
 
+@one_at_a_time
 def log_weights(
     rng_key: jax.Array,
     model: Callable[..., Any],
@@ -72,6 +74,7 @@ def log_weights(
     return draw_weighted(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=False)[0]
 
 
+@one_at_a_time
 def diagnose(
     rng_key: jax.Array,
     model: Callable[..., Any],
@@ -137,6 +140,7 @@ def diagnose(
     return check
 
 
+@one_at_a_time
 def resample(
     rng_key: jax.Array,
     model: Callable[..., Any],

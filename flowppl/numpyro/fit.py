@@ -36,6 +36,7 @@ from flowppl.inference.outside import look_outside
 from flowppl.inference.result import FitBase
 from flowppl.inference.resuming import NO_CHECKPOINT, remembering
 from flowppl.inference.starts import search_until
+from flowppl.inference.turns import one_at_a_time
 from flowppl.numpyro.diagnostics import diagnose, draw_weighted, is_guide, model_plates, resample
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
@@ -104,6 +105,7 @@ class Fit(FitBase):
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     rng_key: jax.Array
 
+    @one_at_a_time
     def sample(self, num_samples: int = 1000, *, rng_key: jax.Array | None = None) -> dict[str, jax.Array]:
         """Draws from the guide.
 
@@ -125,6 +127,7 @@ class Fit(FitBase):
             return draws
         return with_deterministic(self.model, self.params, draws, args, kwargs)
 
+    @one_at_a_time
     def resample(
         self,
         num_samples: int = 1000,
@@ -153,6 +156,7 @@ class Fit(FitBase):
         known: Any = partial(resample, self._key(1, rng_key), self.model, self.guide, self.params, *args, **kwargs)
         return known(num_samples=num_samples, num_proposals=num_proposals, chunk_size=chunk_size)
 
+    @one_at_a_time
     def mcmc(
         self,
         num_samples: int = 1000,
@@ -224,6 +228,7 @@ class Fit(FitBase):
             progress=progress,
         )
 
+    @one_at_a_time
     def predict(
         self, *args: Any, num_samples: int = 1000, rng_key: jax.Array | None = None, **kwargs: Any
     ) -> dict[str, jax.Array]:
@@ -258,6 +263,7 @@ class Fit(FitBase):
         draws = self._latents(latent_key, num_samples, *seen)
         return predict(key, model, self.params, draws, args, kwargs)
 
+    @one_at_a_time
     def diagnose(
         self,
         num_samples: int = 10_000,
@@ -391,6 +397,7 @@ class Fit(FitBase):
         return given
 
 
+@one_at_a_time
 def fit(
     rng_key: jax.Array,
     model: Callable[..., Any],
@@ -421,6 +428,9 @@ def fit(
 
     Discrete sites marked with ``infer={"enumerate": "parallel"}`` are summed out, as by NUTS;
     ``numpyro.infer.Predictive(..., infer_discrete=True)`` draws them afterwards, given the others.
+
+    NumPyro has one stack of handlers for all threads: a thread that calls this waits until another has ended such a
+    call.
 
     Args:
         rng_key: determines the start, the training and the draws of the result.

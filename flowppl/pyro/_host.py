@@ -5,11 +5,6 @@ A new version of a host may change it without a word: tests/test_host.py holds a
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import sum_rightmost as sum_rightmost
@@ -145,22 +140,3 @@ SITE_KEYS = {
 }
 # What `Trace.compute_score_parts` adds; the host's ELBO takes its gradient from it.
 SCORE_PARTS = {"entropy_term": "replaced by `PathELBO`, which has its gradient from the path of the draws"}
-
-P = ParamSpec("P")
-R = TypeVar("R")
-_lock = threading.RLock()
-
-
-def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which waits while another thread is in one such call.
-
-    Pyro keeps its stack of handlers, its parameters and its settings for the whole process, so that the programs of
-    two threads would see each other's. To fit at the same time, take processes.
-    """
-
-    @functools.wraps(function)
-    def waits(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _lock:
-            return function(*args, **kwargs)
-
-    return waits

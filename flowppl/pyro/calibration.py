@@ -21,7 +21,7 @@ from flowppl.inference.simulation import (
     choose_data,
     draws_or_says_so,
 )
-from flowppl.pyro._host import one_at_a_time
+from flowppl.inference.turns import one_at_a_time
 from flowppl.pyro.diagnostics import aside, is_guide, plates_of
 from flowppl.pyro.enumeration import is_summed_out, trace_of
 from flowppl.pyro.fit import fit as default_fit

@@ -23,7 +23,7 @@ from flowppl.inference.importance import resample_indices
 from flowppl.inference.losses import standard_log_prob
 from flowppl.inference.outside import SEARCH_SECONDS, GuideDensity, look_outside
 from flowppl.inference.starts import search_until
-from flowppl.pyro._host import one_at_a_time
+from flowppl.inference.turns import one_at_a_time
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
 from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.predictive import with_deterministic

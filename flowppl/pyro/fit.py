@@ -33,7 +33,8 @@ from flowppl.inference.outside import look_outside
 from flowppl.inference.result import FitBase
 from flowppl.inference.resuming import NO_CHECKPOINT, remembering
 from flowppl.inference.starts import search_until
-from flowppl.pyro._host import one_at_a_time, tree_leaves
+from flowppl.inference.turns import one_at_a_time
+from flowppl.pyro._host import tree_leaves
 from flowppl.pyro.diagnostics import (
     aside,
     diagnose,
