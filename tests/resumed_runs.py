@@ -92,13 +92,13 @@ class InPyro:
         options = SHORT | options
         if kind == "two modes":
             return cls.two_modes, (), options
-        if kind in ("three latents", "another prior"):
-            return getattr(cls, kind.replace(" ", "_")), (y,), options
+        if kind == "three latents":
+            return cls.three_latents, (y,), options
         if kind == "two restarts":
             options["num_restarts"] = 2
-        if kind == "another guide":
+        if kind.startswith("another guide"):
             options["guide"] = auto_normal(cls.one_mode)
-        return cls.one_mode, (y,), options
+        return cls.another_prior if kind.endswith("another prior") else cls.one_mode, (y,), options
 
     @staticmethod
     def density(checkpoint, **options):

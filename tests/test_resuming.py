@@ -109,7 +109,7 @@ class Drunkard:
             self.speed = memory["speed"]
         set_place(self.rng, memory["random"])
 
-    def log_density(self):
+    def log_density(self, params):
         return [1.0, math.nan, -math.inf]
 
 
@@ -273,6 +273,8 @@ def test_what_a_callback_ended_goes_on(language, path):
     whole = lang.fit("another guide", None, num_steps=300)
     short = lang.fit("another guide", path, lambda step, _: step == 100, num_steps=300)
     assert (short.stopped, len(short.losses)) == ("callback", 100)
+    with pytest.raises(ValueError, match="with other log density of the model"):
+        lang.fit("another guide, another prior", path, num_steps=300)
     assert_same(lang.fit("another guide", path, num_steps=300), whole)
 
 

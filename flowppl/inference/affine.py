@@ -179,7 +179,7 @@ class KeepsAffine:
         for i, steps in enumerate(self._steps_alone):
             steps.recall(under(f"alone.{i}.", memory))
 
-    def log_density(self) -> list[float]:
+    def log_density(self, params: Any) -> list[float]:
         points = np.random.default_rng(0).uniform(-2, 2, (NUM_TRIALS, *self.bijection.x_shape))
         return self.target.log_probs(points)[:4].tolist()  # of so many as in a search, for which there is a program
 

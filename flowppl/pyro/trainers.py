@@ -161,8 +161,8 @@ class _Trainer(abc.ABC):
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(torch.as_tensor(memory["random of the device"]), self._device)
 
-    def log_density(self) -> list[float]:
-        return []
+    @abc.abstractmethod
+    def log_density(self, params) -> list[float]: ...
 
     @property
     def _device(self) -> torch.device:
@@ -463,6 +463,17 @@ class ElboTrainer(_Trainer):
 
         # All draws of a batch see one batch of the data.
         return [in_time(draw, NUM_CHECKS // 4, 32 if self.is_subsampled or self.alone else 512)]
+
+    def log_density(self, params):
+        """Less that of the guide, at the same draws each time."""
+        now, memory = self.get(), self.memory(in_round=False)
+        try:
+            self.set(params)
+            torch.manual_seed(0)
+            options: dict[str, Any] = {"keep": False, "alone": self.alone}
+            return draw_weighted(*self.programs, self.args, self.kwargs, 4, 4, **options)[0].tolist()
+        finally:
+            self.recall(now, memory, None)
 
     def parameters(self):
         """The parameters by name."""

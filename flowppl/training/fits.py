@@ -1,7 +1,7 @@
 """Checkpoints of ``fit``: what its searches found, and where its training is.
 
 The file has the format of :mod:`flowppl.serialization`, with other entries: ``fixed``, what must be the same in a later
-call; ``log_density``, that of the model at a few points, by which another model is told; ``searches``, what the
+call; ``log_density``, the model's at a few points, by which another model is told; ``searches``, what the
 searches for a start and for modes found, so that they need not be made again; and ``progress``, all plain numbers of a
 :class:`flowppl.inference.resuming.Training`. Of the arrays those under ``now/`` are the parameters, ``best/`` the best
 ones so far, ``state/`` what else the steps need, and ``start/`` what the searches found.
@@ -78,8 +78,8 @@ class Trainer(Protocol):
     def recall(self, params: Any, memory: Mapping[str, np.ndarray], affine: bool | None) -> None:
         """Go back to parameters and a memory, in a round of such layers; ``None`` between two rounds."""
 
-    def log_density(self) -> list[float]:
-        """That of the model at a few points, by which another model is told; empty if there is none."""
+    def log_density(self, params: Any) -> list[float]:
+        """The model's at a few points, with such parameters as ``get`` gives, by which another model is told."""
 
 
 class FitCheckpoint(Checkpoint):
@@ -93,7 +93,7 @@ class FitCheckpoint(Checkpoint):
     def __init__(self, path: str | os.PathLike[str], fixed: Mapping[str, Any]) -> None:
         check_target(path)
         self.path, self.fixed = pathlib.Path(path), dict(fixed)
-        self._begin, self._next, self._log_density = time.monotonic(), -math.inf, [math.nan]
+        self._begin, self._next = time.monotonic(), -math.inf
         self._saved: Any = None
         self.searches = self._searches = Searches([], [], lambda: other_training(path, ["latents"]))
         if self.path.exists():
@@ -110,15 +110,9 @@ class FitCheckpoint(Checkpoint):
 
     def describe(self, trainer: Any, told: Mapping[str, Any]) -> None:
         self.fixed |= told
-        self._log_density = trainer.log_density()
         if self._saved is not None:
             config, now, best, *_ = self._saved
             changed = changes(self.fixed, config["fixed"])
-            with _told(self.path):
-                if not changed and not np.allclose(
-                    self._log_density, config["log_density"], rtol=1e-3, atol=1e-3, equal_nan=True
-                ):
-                    changed = ["log density of the model"]
             if changed:
                 raise other_training(self.path, changed)
             if config["progress"]["num_restarts"] == 1 < trainer.num_restarts:
@@ -126,6 +120,11 @@ class FitCheckpoint(Checkpoint):
             ours = shapes_of(trainer.arrays_of(trainer.get()))
             if not ours == shapes_of(now) == shapes_of(best):
                 raise other_training(self.path, ["networks and flows"])
+            with _told(self.path):
+                log_density = trainer.log_density(trainer.params_of(best))
+                is_same = np.allclose(log_density, config["log_density"], rtol=1e-3, atol=1e-3, equal_nan=True)
+            if not is_same:
+                raise other_training(self.path, ["log density of the model"])
 
     def resume(self, trainer: Any) -> Training | None:
         if self._saved is None:
@@ -171,7 +170,7 @@ class FitCheckpoint(Checkpoint):
         config = {
             "kind": KIND,
             "fixed": self.fixed,
-            "log_density": self._log_density,
+            "log_density": trainer.log_density(training.kept),
             "searches": searches,
             "progress": progress,
         }
