@@ -3,6 +3,7 @@
 This file needs no more than NumPyro and ArviZ; what is Pyro's is left out where there is no torch.
 """
 
+import inspect
 import sys
 import types
 import warnings
@@ -34,6 +35,7 @@ except ImportError:
 X = np.array([-1.5, -1.0, -0.3, 0.0, 0.2, 0.9, 1.4, 2.0])
 Y = np.array([-2.1, -1.0, -0.4, 0.3, 0.1, 1.3, 1.2, 2.4])
 IS_NEW = arviz.__version__ >= "1"
+NORMALIZES = IS_NEW or "normalize" not in inspect.signature(arviz.psislw).parameters
 
 
 def in_numpyro():
@@ -303,11 +305,14 @@ def weights_of_all_kinds(rng):
 
 
 def psislw(log_weights):
-    if not IS_NEW:
+    if not NORMALIZES:
         return arviz.psislw(log_weights.copy(), normalize=False)
-    from arviz_stats.base import array_stats
+    if IS_NEW:
+        from arviz_stats.base import array_stats
 
-    smoothed, shape = array_stats.psislw(-log_weights)  # of a log likelihood; normalised
+        smoothed, shape = array_stats.psislw(-log_weights)  # of a log likelihood; normalised
+    else:
+        smoothed, shape = arviz.psislw(log_weights.copy())
     return smoothed + np.logaddexp.reduce(smoothed_scale(log_weights, smoothed)), shape
 
 
@@ -325,8 +330,10 @@ def test_smooths_as_arviz():
         smoothed, shape = smooth(weights)
         np.testing.assert_array_equal(weights, before)
         has_zeros = len(np.unique(weights)) < len(weights) or np.ptp(weights) > 600
-        if IS_NEW and (has_zeros or min(len(weights) / 5, 3 * len(weights) ** 0.5) % 1):
-            continue  # ArviZ 1 has no value where weights are equal or zero, and rounds the length of the tail down
+        if NORMALIZES and has_zeros:
+            continue  # ArviZ before 0.21 and from 1 on has no value, or a wrong one, where weights are equal or zero
+        if IS_NEW and min(len(weights) / 5, 3 * len(weights) ** 0.5) % 1:
+            continue  # ArviZ 1 rounds the length of the tail down
         expected, expected_shape = quiet(psislw, weights)
         if shape == 0.0:  # equal but for rounding, where arviz has no value
             np.testing.assert_array_equal(smoothed, weights)

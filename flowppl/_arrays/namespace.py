@@ -15,6 +15,8 @@ What is added to the standard:
 ``softmax(x)``, ``log_softmax(x)``     over the first axis, the former over another ``axis`` where that is given
 ``logsumexp(x)``                       over the first axis
 ``log_ndtr(x)``                        log of the standard normal distribution function, exact in both tails
+``broadcast_shapes(*shapes)``          as NumPy has it
+``broadcast_shapes(*shapes)``           as NumPy has it
 ``pick(table, index)``                 ``table[index]``, entry by entry, in the first axis of ``table``
 ``split(x, sizes, axis=0)``            ``x`` cut into parts of these sizes along an axis
 ``reordered(x, order, pattern)``       ``x[..., order]`` for a permutation that is "reverse", or (a, b), the columns of
@@ -427,7 +429,8 @@ def _torch_namespace():
         return torch.linalg.cholesky_ex(matrix)[0]  # without waiting for the device to say whether it is one
 
     convolutions = {"conv2d": conv2d, "conv1d": _conv1d(conv2d)}
-    products = {"linear": linear, "matmul_add": matmul_add}
+    # NumPy's shapes cannot be traced by torch.compile before torch 2.6.
+    products = {"linear": linear, "matmul_add": matmul_add, "broadcast_shapes": torch.broadcast_shapes}
     parts = {"reordered": reordered, "split": split, "cholesky": _widened(xp, cholesky)}
     own = products | parts | {"vmap": vmap, "collect": collect}
     return _extended(

@@ -185,7 +185,8 @@ class Autoregressive(Bijection):
         weights[-1], sums[-1] = arrange_outputs(weights[-1]), arrange_outputs(sums[-1])
         dtype = xp.result_type(y, *sums, *weights)  # the carry of a loop must not change its own
         y, sums = xp.astype(plan.arrange(y, params["index"]), dtype), [xp.astype(added, dtype) for added in sums]
-        batch = np.broadcast_shapes(*(a.shape[:-1] for a in (y, *sums)), *(weight.shape[:-2] for weight in weights))
+        shapes = [array.shape[:-1] for array in (y, *sums)] + [weight.shape[:-2] for weight in weights]
+        batch = xp.broadcast_shapes(*shapes)
 
         # From here on coordinates and units are rows, and events that share their weights are columns: small products
         # are faster this way round, and a part of the rows is one piece of memory.

@@ -399,7 +399,7 @@ def join(*arrays: Array) -> Array:
     """Arrays whose batch axes broadcast, one behind the other along the last axis."""
     shapes = {a.shape[:-1] for a in arrays}
     if len(shapes) > 1:
-        batch = np.broadcast_shapes(*shapes)
+        batch = namespace(arrays[0]).broadcast_shapes(*shapes)
         arrays = tuple(namespace(a).broadcast_to(a, (*batch, a.shape[-1])) for a in arrays)
     return namespace(arrays[0]).concat(arrays, axis=-1)
 

@@ -110,7 +110,7 @@ class Sylvester(Bijection):
         outer, inner, gain = self._matrices(params)
         t = self._to_frame(frame, y)
         shapes = [t.shape[:-1], params["b"].shape[:-1], *(matrix.shape[:-2] for matrix in (outer, inner))]
-        t = xp.broadcast_to(t, (*np.broadcast_shapes(*shapes), self.num_units))
+        t = xp.broadcast_to(t, (*xp.broadcast_shapes(*shapes), self.num_units))
 
         def find(carry, row):
             """One component, those before it still zero: its activation a solves ``a + gain * tanh(a) = target``."""

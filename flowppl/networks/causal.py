@@ -198,7 +198,7 @@ class Causal:
         weights = {"weight": -4, "bias": -1}
         parts = [(leaf, weights[path[-1]]) for path, leaf in leaves(layers)] + [(array, -3) for array in added]
         parts += [(item, -3) for item in items]
-        batch = np.broadcast_shapes(*(array.shape[:end] for array, end in parts))
+        batch = xp.broadcast_shapes(*(array.shape[:end] for array, end in parts))
         dtype = xp.result_type(*(array for array, _ in parts if xp.isdtype(array.dtype, "real floating")))
         return xp.broadcast_to(xp.astype(xp.zeros_like(items[0][..., 0, 0, 0]), dtype), batch)
 

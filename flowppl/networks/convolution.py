@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.checks import assign, check_sizes
@@ -287,7 +285,7 @@ class ConvNet:
         entering = x
         if self.context_shape is not None:
             context = self._as_image(context, *self.context_shape)
-            batch = np.broadcast_shapes(x.shape[:-3], context.shape[:-3])
+            batch = xp.broadcast_shapes(x.shape[:-3], context.shape[:-3])
             parts = (xp.broadcast_to(part, (*batch, *part.shape[-3:])) for part in (x, context))
             entering = xp.concat(list(parts), axis=-3)
         hidden = convolve(params["first"], entering, context)

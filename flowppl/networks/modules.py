@@ -178,7 +178,7 @@ class BoundNetwork:
             batches.append(tuple(context.shape[:-1]))
         flat = {".".join(path): leaf for path, leaf in leaves(weights)}
         own = {name: tuple(flat[name].shape[: flat[name].ndim - len(shape)]) for name, shape in shapes.items()}
-        batch = np.broadcast_shapes(*batches, *own.values())
+        batch = xp.broadcast_shapes(*batches, *own.values())
         rows = [_as_rows(xp, x, batch, self.in_shape)]
         if context is not None:
             rows.append(_as_rows(xp, context, batch, (self.context_dim,)))

@@ -132,7 +132,7 @@ class EmergingConvolution(Bijection):
         """The x with ``y = (I + centre) x + the sum of others``, diagonal of pixels by diagonal."""
         xp, (channels, height, width), reach = namespace(y), self.shape, self._reach
         dtype = xp.result_type(y, centre, others)
-        batch = np.broadcast_shapes(y.shape[:-3], centre.shape[:-2], others.shape[:-3])
+        batch = xp.broadcast_shapes(y.shape[:-3], centre.shape[:-2], others.shape[:-3])
         y = xp.astype(xp.broadcast_to(y, (*batch, channels, height, width)), dtype)
         flat = xp.reshape(y, (*batch, channels, height * width))
         padded = xp.concat([flat, xp.zeros_like(flat[..., :1])], axis=-1)
@@ -166,7 +166,7 @@ def _convolve(image: Array, centre: Array, others: Array, padding, behind: bool 
     """``(I + centre) x + the sum of others``, those with larger offsets being farther from the pixel."""
     xp = namespace(image)
     reach = round((others.shape[-3] + 1) ** 0.5)
-    batch = np.broadcast_shapes(centre.shape[:-2], others.shape[:-3])
+    batch = xp.broadcast_shapes(centre.shape[:-2], others.shape[:-3])
     centre, others = (xp.broadcast_to(a, (*batch, *a.shape[-k:])) for a, k in ((centre, 2), (others, 3)))
     kernels = xp.concat([centre[..., None, :, :], others], axis=-3)
     kernels = kernels if behind else xp.flip(kernels, axis=-3)

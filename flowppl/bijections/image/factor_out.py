@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree, replace
 from flowppl.bijections.contract import REAL_LINE, Bijection, added, check_bijection, check_event, slowest
@@ -172,6 +170,6 @@ def join_channels(*images):
     """Images whose batch axes broadcast, with the channels of one behind those of the other."""
     shapes = {image.shape[:-3] for image in images}
     if len(shapes) > 1:
-        batch = np.broadcast_shapes(*shapes)
+        batch = namespace(images[0]).broadcast_shapes(*shapes)
         images = tuple(namespace(image).broadcast_to(image, (*batch, *image.shape[-3:])) for image in images)
     return namespace(images[0]).concat(images, axis=-3)

@@ -113,7 +113,7 @@ class Pixelwise(SameWeights, Wrapper):
         xp, (_, height, width) = namespace(event), self.shape
         loc, scale = self.bijection.loc_and_scale(params)  # type: ignore[attr-defined]
         log_det = height * width * xp.sum(xp.log(scale), axis=-1) + xp.zeros_like(event[..., 0, 0, 0])
-        batch = np.broadcast_shapes(log_det.shape, loc.shape[:-1])
+        batch = xp.broadcast_shapes(log_det.shape, loc.shape[:-1])
         return loc[..., None, None], scale[..., None, None], xp.broadcast_to(log_det, batch)
 
     def init_from(self, params, y, context=None):
