@@ -194,6 +194,7 @@ def test_a_context_size_must_be_an_integer(build):
         (lambda: fp.CubicSpline(bound=-1.0), ValueError, "bound must be positive and finite"),
         (lambda: fp.Bernstein(101), ValueError, "degree must be at most 100"),
         (lambda: fp.Bernstein(bound=0.0), ValueError, "bound must be positive and finite"),
+        (lambda: fp.SumOfSquares(2, 10**6), ValueError, "degree must be at most 100"),
         (lambda: fp.SumOfSquares(bound=float("inf")), ValueError, "bound must be positive and finite"),
         (lambda: fp.LogTails(0.0), ValueError, "threshold must be positive and finite"),
         (lambda: fp.LogisticMixture(log_scale_bound=0.0), ValueError, "log_scale_bound must be positive"),

@@ -276,6 +276,8 @@ LARGE = [
     {"type": "Coupling", "dim": 10**9, "network": {"type": "MLP", "in_dim": 1, "out_dim": 1}},
     {"type": "Coupling", "dim": 2, "network": {"type": "MADE", "dim": 10**6, "num_outputs": 2}},
     {"type": "Elementwise", "dim": 10**12, "univariate": {"type": "Tanh"}},
+    {"type": "Elementwise", "dim": 1, "univariate": {"type": "SumOfSquares", "num_polynomials": 1, "degree": 10**6}},
+    {"type": "MatrixExponential", "dim": 10**9},
     {"type": "Planar", "dim": 10**9, "num_flows": 10**9},
     {"type": "Repeat", "num": 10**15, "bijection": {"type": "TriangularAffine", "dim": 3}},
     {"type": "Householder", "dim": 3, "num_reflections": 10**12},

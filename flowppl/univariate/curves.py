@@ -15,7 +15,7 @@ MAX_SLOPE = 1e8  # its square is still a number in float32
 UNIT_SLOPE = math.log(math.expm1(1 - MIN_SLOPE))  # softplus(UNIT_SLOPE) + MIN_SLOPE = 1
 
 
-def check_bound(owner: str, bound: float) -> None:
+def check_box(owner: str, bound: float) -> None:
     """Raise ValueError unless the half-width of a box is positive and finite."""
     if not 0 < bound < math.inf:
         raise ValueError(f"{owner}: bound must be positive and finite, got {bound!r}")
@@ -27,7 +27,7 @@ def check_bins(spline: Any) -> None:
     check_sizes(name, num_bins=spline.num_bins)
     if spline.num_bins > 500:
         raise ValueError(f"{name}: num_bins must be at most 500, since every bin keeps {MIN_BIN} of the box")
-    check_bound(name, spline.bound)
+    check_box(name, spline.bound)
 
 
 def knots(raw: Array, bound: float) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import numpy as np
 from flowppl._arrays.namespace import namespace
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.univariate.base import align, bounded, in_single
-from flowppl.univariate.curves import MIN_SLOPE, check_bound, down, positive_slope, up
+from flowppl.univariate.curves import MIN_SLOPE, check_box, down, positive_slope, up
 
 MAX_COEFFICIENT = 1e3  # its square times 1e30 is still a number in float32
 
@@ -64,7 +64,7 @@ class Bernstein:
 
     def __post_init__(self):
         check_sizes("Bernstein", degree=self.degree)
-        check_bound("Bernstein", self.bound)
+        check_box("Bernstein", self.bound)
         if self.degree > 100:
             raise ValueError(
                 f"Bernstein: degree must be at most 100, since float32 has no larger binomials, got {self.degree}"
@@ -126,11 +126,12 @@ class SumOfSquares:
 
     Args:
         num_polynomials: the number K of squares.
-        degree: the degree L of each polynomial. A value costs about 2 K L (L + 2) products, the inverse 30 values.
+        degree: the degree L of each polynomial, up to 100. A value costs about 2 K L (L + 2) products, the inverse 30
+            values.
         bound: the half-width B of the box.
 
     Raises:
-        ValueError: if ``num_polynomials`` or ``degree`` < 1, or the bound is not positive.
+        ValueError: if ``num_polynomials`` < 1, the degree is not from 1 to 100, or the bound is not positive.
 
     References:
         Jaini, Selby, Yu: Sum-of-Squares Polynomial Flow, 2019, arXiv 1905.02325.
@@ -153,7 +154,12 @@ class SumOfSquares:
 
     def __post_init__(self):
         check_sizes("SumOfSquares", num_polynomials=self.num_polynomials, degree=self.degree)
-        check_bound("SumOfSquares", self.bound)
+        check_box("SumOfSquares", self.bound)
+        if self.degree > 100:
+            raise ValueError(
+                "SumOfSquares: degree must be at most 100, up to where the nodes of the rule are known to be exact, "
+                f"got {self.degree}"
+            )
         nodes, weights = np.polynomial.legendre.leggauss(self.degree + 1)
         assign(self, _rule=tuple(zip(((1 + nodes) / 2).tolist(), (weights / 2).tolist(), strict=True)))
 
