@@ -119,6 +119,27 @@ def test_slopes_without_curvature_and_steep_ones_lead_to_the_posterior(rng):
     np.testing.assert_allclose(widths(start), [target.noise / target.tiny, target.width], rtol=0.7)
 
 
+class Multiscale(FarOff):
+    """A positive latent of a tiny scale, of which no data are seen, beside a narrow latent."""
+
+    def log_probs(self, points):
+        u, v = np.asarray(points).T
+        with np.errstate(over="ignore"):
+            return -3 * u - self.tiny * np.exp(-u) - 0.5 * (v / 1e-12) ** 2
+
+    def derivatives(self, point):
+        u, v = point
+        bend = self.tiny * np.exp(-u)
+        return np.array([bend - 3, -v / 1e-24]), np.diag([-bend, -1e24])
+
+
+def test_a_slope_far_from_the_top_is_climbed_beside_a_narrow_latent(rng):
+    """The steps of Newton overshoot there, and those cut back for the narrow latent hardly move the other."""
+    start = newton_start([rng.uniform(-1, 1, 2) for _ in range(4)], Multiscale(), rng)
+    assert start.loc[0] == pytest.approx(np.log(FarOff.tiny / 3), abs=1.0)
+    assert widths(start)[0] == pytest.approx(3**-0.5, rel=0.5)
+
+
 def test_a_search_that_was_cut_short_proves_nothing():
     target, far = FarOff(), Gaussian(np.array([0.0, 0.1]), np.diag([1e-10, 1e-5]), 0.0)
     check_start(far, target, np.random.default_rng(0))

@@ -43,6 +43,7 @@ import scipy.optimize
 
 NUM_TRIALS = 32  # points in each call of the log density: the trial steps of an iteration, or the draws of a score
 MAX_NEWTON_STEPS = 60
+SLIGHT = 0.01  # nats that a Newton step gains where it does not get on
 LONG = 400  # steps of a second path, if the best start is the end of one
 MAX_QUASI_NEWTON_STEPS = 500
 DENSE_STEPS = 10  # Newton steps with a Hessian of hundreds of dimensions
@@ -408,11 +409,13 @@ def _newton_path(point, target, num_steps):
         values, vectors = np.linalg.eigh(-hessian)
         sizes, slopes = np.maximum(np.abs(values), FLOORS[0]), -gradient @ vectors
         curvatures, shift = list(_floored(values)), np.zeros_like(point)
+        num_floors = len(curvatures)
         for i in np.flatnonzero(sizes <= FLOORS[0]):
             found = _tip(point, -value, vectors[:, i] * np.copysign(1.0, -slopes[i]), target)
             if found is not None:
                 shift, slopes[i], sizes[i] = shift + found[0], 0.0, max(found[1], sizes[i])
-        yield point, [*curvatures, sizes], vectors
+                curvatures = [*curvatures[:num_floors], sizes]
+        yield point, curvatures, vectors
         if values[0] > 0 and 0.5 * np.sum(slopes**2 / sizes) < 1e-7:
             return
         # Newton steps that go down along every eigenvector, cut back in two ways; and longer ones, for a density that
@@ -424,9 +427,28 @@ def _newton_path(point, target, num_steps):
         trial_values = -target.log_probs(trials)
         trial_values = np.where(np.isfinite(trial_values), trial_values, np.inf)
         best = np.argmin(trial_values)
-        if not trial_values[best] < value:
+        steep = np.flatnonzero(slopes**2 > 1e6 * sizes)
+        if value - trial_values[best] > SLIGHT or not len(steep):
+            if not trial_values[best] < value:
+                return
+            point, value = trials[best], trial_values[best]
+            continue
+        # Such a slope is far from a top, at a distance that its curvature does not tell: each such axis for itself.
+        before = value
+        for i in steep:
+            _, steps, gains, furthest = _along(point, -value, vectors[:, i] * np.copysign(1.0, -slopes[i]), target)
+            if gains[furthest] > 0:
+                point, value = point + steps[furthest], value - gains[furthest]
+        if not value < before:
             return
-        point, value = trials[best], trial_values[best]
+
+
+def _along(point, log_p, axis, target):
+    """Lengths, the steps along an axis that have them, what the log density gains by each, and which gains most."""
+    lengths = 4 * max(1.0, np.abs(point).max()) * 4.0 ** -np.arange(NUM_TRIALS)
+    steps = lengths[:, None] * axis
+    gains = target.log_probs(point + steps) - log_p
+    return lengths, steps, gains, int(np.argmax(np.where(np.isfinite(gains), gains, -np.inf)))
 
 
 def _tip(point, log_p, axis, target):
@@ -435,10 +457,7 @@ def _tip(point, log_p, axis, target):
     Such is a Laplace distribution, of which the logarithm changes by 1 over the width. ``None`` if there is no tip, as
     where a log density rises without end.
     """
-    lengths = 4 * max(1.0, np.abs(point).max()) * 4.0 ** -np.arange(NUM_TRIALS)
-    steps = lengths[:, None] * axis
-    gains = target.log_probs(point + steps) - log_p
-    best = int(np.argmax(np.where(np.isfinite(gains), gains, -np.inf)))
+    lengths, steps, gains, best = _along(point, log_p, axis, target)
     if best == 0 or not np.isfinite(gains[best - 1]):
         return None
     seen = np.isfinite(gains) & (np.abs(gains) > 1e-8 * (1 + abs(log_p)))  # by more than rounding
