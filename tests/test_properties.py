@@ -23,6 +23,9 @@ NUM = int(os.environ.get("FLOWPPL_EXAMPLES", "3000"))  # of each test of thousan
 EVERYTHING = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck)}
 quick = hypothesis.settings(max_examples=100, derandomize=True, **EVERYTHING)
 thorough = hypothesis.settings(max_examples=NUM, **EVERYTHING)
+# Without a compiler each takes JAX a good part of a second.
+few = hypothesis.settings(max_examples=2, derandomize=True, **EVERYTHING)
+hundreds = hypothesis.settings(max_examples=NUM // 15, **EVERYTHING)
 SCALES = st.sampled_from([0.0, 0.3, 1.0, 3.0])  # of weights; 0 is their start
 WHOLE = st.integers(0, 2**32 - 1)
 BATCHES = [(), (0,), (1,), (3,), (2, 0), (2, 3), (2, 1, 3)]
@@ -183,18 +186,20 @@ def tell_tame(flow, scale, seed, batch, library):
     if not math.prod(batch):
         return
     one = (0,) * len(batch)
-    if library == "torch":
-        given = None if context is None else context[one]
-        matrix = torch.func.jacfwd(lambda x: flow.forward(params, x, given)[0])(to(x)[one])
-        matrix = numpy(matrix).reshape(x[one].size, x[one].size)
-        condition = np.linalg.cond(matrix)
-        hypothesis.assume(condition < 1e8)
-        np.testing.assert_allclose(
-            numpy(log_det)[one], np.linalg.slogdet(matrix)[1], rtol=1e-9, atol=1e-9 + 1e-14 * condition
-        )
-        rounding = 1e-12 * condition
-        np.testing.assert_allclose(numpy(again)[one], x[one], rtol=1e-6 + rounding, atol=1e-6 + rounding)
-        np.testing.assert_allclose(numpy(back)[one], -numpy(log_det)[one], rtol=1e-6, atol=1e-6 + rounding)
+    # Derivatives by torch for all libraries: those of JAX take a second without a compiler, and longer with it.
+    tensors, given = _tree.map_tree(lambda leaf: torch.tensor(numpy(leaf)), params), None
+    if context is not None:
+        given = torch.tensor(numpy(context)[one])
+    matrix = torch.func.jacfwd(lambda x: flow.forward(tensors, x, given)[0])(torch.tensor(x[one]))
+    matrix = numpy(matrix).reshape(x[one].size, x[one].size)
+    condition = np.linalg.cond(matrix)
+    hypothesis.assume(condition < 1e8)
+    np.testing.assert_allclose(
+        numpy(log_det)[one], np.linalg.slogdet(matrix)[1], rtol=1e-9, atol=1e-9 + 1e-14 * condition
+    )
+    rounding = 1e-12 * condition
+    np.testing.assert_allclose(numpy(again)[one], x[one], rtol=1e-6 + rounding, atol=1e-6 + rounding)
+    np.testing.assert_allclose(numpy(back)[one], -numpy(log_det)[one], rtol=1e-6, atol=1e-6 + rounding)
 
 
 of_compositions = hypothesis.given(flow=flows(), scale=SCALES, seed=WHOLE, batch=st.sampled_from(BATCHES))
@@ -211,6 +216,19 @@ def test_compositions_are_bijections(flow, scale, seed, batch):
 @of_compositions
 def test_thousands_of_compositions_are_bijections(flow, scale, seed, batch):
     tell_tame(flow, scale, seed, batch, "torch")
+
+
+@few
+@of_compositions
+def test_compositions_are_bijections_in_jax(flow, scale, seed, batch):
+    tell_tame(flow, scale, seed, batch, "jax")
+
+
+@pytest.mark.stress
+@hundreds
+@of_compositions
+def test_hundreds_of_compositions_are_bijections_in_jax(flow, scale, seed, batch):
+    tell_tame(flow, scale, seed, batch, "jax")
 
 
 VALUES = {"tame": None, "zero": 0.0, "minus zero": -0.0, "subnormal": 1.0, "far": 1.0, "inf": math.inf, "nan": math.nan}
@@ -244,9 +262,16 @@ def largest():
             setattr(kind, direction, function)
 
 
-def tell_values(flow, scale, seed, dtype, kinds):
+def in_jax(array, dtype):
+    """A tensor as an array of JAX, in a dtype that NumPy need not know; a whole number keeps its own."""
+    if array is None or not array.is_floating_point():
+        return None if array is None else jnp.asarray(numpy(array))
+    return jnp.asarray(numpy(array.double())).astype(dtype)
+
+
+def tell_values(flow, scale, seed, dtype, kinds, library):
     """What a dtype can hold comes out as a number, and what is no number in an event is none in its image."""
-    rng, dtype = np.random.default_rng(seed), DTYPES[dtype][0]
+    rng, (dtype, in_other) = np.random.default_rng(seed), DTYPES[dtype]
     params = _tree.map_tree(
         lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf,
         merged(flow, weights(flow, scale, rng), "torch"),
@@ -268,7 +293,13 @@ def tell_values(flow, scale, seed, dtype, kinds):
             event = inside(support, event)
             kinds = ["tame"] * len(kinds)
         event = torch.tensor(event).to(dtype)
-        image, log_det = getattr(flow, direction)(params, event, context)
+        if library == "torch":
+            image, log_det = getattr(flow, direction)(params, event, context)
+        else:
+            others = _tree.map_tree(lambda leaf: in_jax(leaf, in_other), params)
+            found = getattr(flow, direction)(others, in_jax(event, in_other), in_jax(context, in_other))
+            assert all(each.dtype == in_other for each in found)
+            image, log_det = (torch.tensor(np.asarray(each.astype(float))).to(dtype) for each in found)
         assert image.dtype == log_det.dtype == dtype
         for i, kind in enumerate(kinds):
             ok = bool(torch.isfinite(image[i]).all() and torch.isfinite(log_det[i]))
@@ -292,14 +323,27 @@ of_numbers = hypothesis.given(flow=flows(), scale=SCALES, seed=WHOLE, dtype=st.s
 @quick
 @of_numbers
 def test_numbers_of_any_kind_and_dtype(flow, scale, seed, dtype, kinds):
-    tell_values(flow, scale, seed, dtype, kinds)
+    tell_values(flow, scale, seed, dtype, kinds, "torch")
 
 
 @pytest.mark.stress
 @thorough
 @of_numbers
 def test_thousands_of_numbers_of_any_kind_and_dtype(flow, scale, seed, dtype, kinds):
-    tell_values(flow, scale, seed, dtype, kinds)
+    tell_values(flow, scale, seed, dtype, kinds, "torch")
+
+
+@few
+@of_numbers
+def test_numbers_of_any_kind_and_dtype_in_jax(flow, scale, seed, dtype, kinds):
+    tell_values(flow, scale, seed, dtype, kinds, "jax")
+
+
+@pytest.mark.stress
+@hundreds
+@of_numbers
+def test_hundreds_of_numbers_of_any_kind_and_dtype_in_jax(flow, scale, seed, dtype, kinds):
+    tell_values(flow, scale, seed, dtype, kinds, "jax")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
