@@ -427,7 +427,7 @@ def _newton_path(point, target, num_steps):
         trial_values = -target.log_probs(trials)
         trial_values = np.where(np.isfinite(trial_values), trial_values, np.inf)
         best = np.argmin(trial_values)
-        steep = np.flatnonzero(slopes**2 > 1e6 * sizes)
+        steep = np.flatnonzero(np.abs(slopes) > 1e3 * np.sqrt(sizes))
         if value - trial_values[best] > SLIGHT or not len(steep):
             if not trial_values[best] < value:
                 return
