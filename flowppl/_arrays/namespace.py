@@ -16,7 +16,6 @@ What is added to the standard:
 ``logsumexp(x)``                       over the first axis
 ``log_ndtr(x)``                        log of the standard normal distribution function, exact in both tails
 ``broadcast_shapes(*shapes)``          as NumPy has it
-``broadcast_shapes(*shapes)``           as NumPy has it
 ``pick(table, index)``                 ``table[index]``, entry by entry, in the first axis of ``table``
 ``split(x, sizes, axis=0)``            ``x`` cut into parts of these sizes along an axis
 ``reordered(x, order, pattern)``       ``x[..., order]`` for a permutation that is "reverse", or (a, b), the columns of
@@ -153,6 +152,7 @@ def _shared(xp):
 
     return {
         "linear": linear,
+        "broadcast_shapes": np.broadcast_shapes,
         "cholesky": _widened(xp, lambda matrix: xp.linalg.cholesky(matrix)),
         "orthonormal": _widened(xp, lambda matrix: xp.linalg.qr(matrix)[0]),
         "reordered": lambda x, order, pattern: xp.take(x, order, axis=-1),
@@ -429,7 +429,7 @@ def _torch_namespace():
         return torch.linalg.cholesky_ex(matrix)[0]  # without waiting for the device to say whether it is one
 
     convolutions = {"conv2d": conv2d, "conv1d": _conv1d(conv2d)}
-    # NumPy's shapes cannot be traced by torch.compile before torch 2.6.
+    # torch.compile of torch 2.5 cannot trace NumPy's broadcast_shapes.
     products = {"linear": linear, "matmul_add": matmul_add, "broadcast_shapes": torch.broadcast_shapes}
     parts = {"reordered": reordered, "split": split, "cholesky": _widened(xp, cholesky)}
     own = products | parts | {"vmap": vmap, "collect": collect}
