@@ -38,7 +38,7 @@ from flowppl.numpyro.distributed import Workers
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
-from flowppl.numpyro.training import TreeTrainer, averaged, kept
+from flowppl.numpyro.training import TreeTrainer, averaged, in_step, kept
 from flowppl.numpyro.transforms import FlowTransform, check_key, numpy_rng
 from flowppl.training.checkpoints import base_in_words, in_words
 from flowppl.training.loop import average_share, check_options, train
@@ -271,7 +271,7 @@ class _Trainer(TreeTrainer):
             losses, validation_loss = self._run(epoch, rate, self.rows, batches, self.held_out)
             return np.asarray(losses), validation_loss
         losses = []
-        for rows, counts in self._steps(order):
+        for rows, counts in in_step(self._steps(order), losses):
             rows, weights = self.workers.joined(rows, counts)
             losses.append(self._run(epoch, rate, rows, (None, weights[None]), (None, None))[0][0])
         if self.held_out[0] is None:

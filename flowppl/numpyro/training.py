@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ import numpy as np
 from flowppl.numpyro.distributed import Workers
 from flowppl.numpyro.steps import Optimizer, make_optimizer
 from flowppl.serialization import BFLOAT16
+
+Batch = TypeVar("Batch")
 
 
 class TreeTrainer:
@@ -74,6 +76,18 @@ def kept(average: Any, params: Any) -> Any:
 def averaged(average: Any, params: Any, share: Any) -> Any:
     """Averages that take in new weights with this share."""
     return jax.tree.map(lambda mean, leaf: (mean + share * (leaf - mean)).astype(mean.dtype), average, params)
+
+
+def in_step(batches: Iterable[Batch], losses: Sequence[jax.Array]) -> Iterator[Batch]:
+    """The batches, each read once the step before the last one is done: all steps that JAX has yet to make hold theirs.
+
+    Args:
+        batches: what is read from a file or an iterable.
+        losses: the losses of the steps so far, to which each step adds its own.
+    """
+    for batch in batches:
+        yield batch
+        jax.block_until_ready(losses[-2:-1])
 
 
 def _at_least_float32(leaf):

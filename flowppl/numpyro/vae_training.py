@@ -21,7 +21,7 @@ from flowppl.numpyro.autoencoder import Autoencoder
 from flowppl.numpyro.distributed import Workers
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
-from flowppl.numpyro.training import TreeTrainer, averaged
+from flowppl.numpyro.training import TreeTrainer, averaged, in_step
 from flowppl.numpyro.transforms import check_key
 from flowppl.training.loop import average_share
 
@@ -232,11 +232,11 @@ class _Trainer(TreeTrainer):
         self.options = (optimizer, free_bits, self.clip_norm, workers)
 
     def run_epoch(self, epoch, order, rate, beta):
-        losses = []
+        losses: list[jax.Array] = []
         key = jax.random.fold_in(self.key, epoch + 1)
         if not isinstance(self.data, Batches):
             self.num_steps = epoch * math.ceil(len(order) / self.batch_size)
-        for i, batch in enumerate(self._batches(order)):
+        for i, batch in enumerate(self._batches(order, losses)):
             known = ((self.params, self.memory), *batch, jax.random.fold_in(key, i), rate, beta)
             (self.params, self.memory), loss = _take_step(self.vae, self.options, *known)
             losses.append(loss)
@@ -246,7 +246,7 @@ class _Trainer(TreeTrainer):
                 self.average = _average(self.average, self.params, share)
         return [float(loss) for loss in losses], None if self.held_out is None else self._validation_loss()
 
-    def _batches(self, order):
+    def _batches(self, order, losses):
         """The data of each step, the indices of its rows if they are some of these, and their weights."""
         if not isinstance(self.data, Batches | Mapped):
             for index, weights in zip(*split_batches(order, self.batch_size), strict=True):
@@ -256,7 +256,7 @@ class _Trainer(TreeTrainer):
             batches = self.data.steps(self.workers)
         else:
             batches = steps(lambda here: (self.data[order[here]], None), len(order), self.batch_size, self.workers)
-        for (rows, _), counts in batches:
+        for (rows, _), counts in in_step(batches, losses):
             rows, weights = self.workers.joined(rows, counts)
             yield rows, None, weights
 
