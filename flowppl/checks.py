@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -38,10 +39,20 @@ def as_image_shape(owner: str, shape: Sequence[int]) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, or an array of one without axes."""
+    return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
+
+
+def is_rising(*values: Any) -> bool:
+    """Whether all are numbers, each above the one before."""
+    return all(map(is_number, values)) and all(a < b for a, b in itertools.pairwise(values))
+
+
 def check_positive(owner: str, **values: float) -> None:
     """Raise ValueError unless all ``values`` are positive and finite."""
     for name, value in values.items():
-        if not 0 < value < math.inf:
+        if not is_rising(0, value, math.inf):
             raise ValueError(f"{owner}: {name} must be positive and finite, got {value!r}")
 
 

@@ -327,3 +327,39 @@ def test_a_guide_without_its_parameters_is_not_weighed():
     guide = fnp.AutoFlow(model, init="point")
     with pytest.raises(ValueError, match=r"params must hold all parameters of guide and model, but .*'auto_flow'"):
         fnp.log_weights(jax.random.key(0), model, guide, {"auto_flw": 0.0}, num_samples=3)
+
+
+@pytest.mark.parametrize("value", ["3", None, [1.0], (1.0, 2.0, 3.0)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda value: fp.nsf(2, bound=value),
+        lambda value: fp.realnvp(2, log_scale_bound=value),
+        lambda value: fp.Bounded(0.0, value),
+        lambda value: fp.LeakyReLU(value),
+        lambda value: fp.LogTails(value),
+        lambda value: fp.Damped(fp.Planar(2), value),
+        lambda value: fpp.fit_density(fpp.Flow(fp.Planar(2)), np.zeros((9, 2)), ema_decay=value),
+        lambda value: fnp.fit(jax.random.key(0), lambda: None, learning_rate=value or "3"),
+        lambda value: fnp.fit(jax.random.key(0), lambda: None, max_seconds=value or "3"),
+    ],
+)
+def test_what_is_no_number_is_told_by_name(build, value):
+    with pytest.raises(
+        ValueError, match=r"(bound|low|slope|threshold|factor|decay|learning_rate|max_seconds).* must be"
+    ):
+        build(value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fp.load(3),
+        lambda: fp.save(3, fpp.Flow(fp.Planar(2))),
+        lambda: fpp.fit(lambda: None, checkpoint=3),
+        lambda: fpp.fit_density(fpp.Flow(fp.Planar(2)), np.random.default_rng(0).normal(size=(9, 2)), checkpoint=3),
+    ],
+)
+def test_a_file_has_a_name(call):
+    with pytest.raises(TypeError, match=r"a file is named by a str or a path, such as .*, got 3"):
+        call()

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from flowppl.autoencoders.data import is_share
+from flowppl.checks import is_number
 from flowppl.inference.batches import Batches, Mapped, Workers
 from flowppl.inference.epochs import Epochs, hold_out, scheduled_rate
 from flowppl.training import loop
@@ -113,5 +114,5 @@ def train(
 def check_options(free_bits: float, **options: Any) -> None:
     """Raise ValueError for an option of ``fit_vae`` that cannot be meant."""
     loop.check_options("fit_vae", **options)
-    if not 0 <= free_bits < math.inf:
+    if not is_number(free_bits) or not 0 <= free_bits < math.inf:
         raise ValueError(f"fit_vae: free_bits must be at least 0 and finite, got {free_bits!r}")

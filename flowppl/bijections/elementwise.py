@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
-from flowppl.checks import as_shape, assign, check_sizes
+from flowppl.checks import as_shape, assign, check_positive, check_sizes, is_rising
 from flowppl.declare import Parameter
 from flowppl.univariate.base import Univariate, check_univariate
 
@@ -127,7 +127,7 @@ class Bounded(_Fixed):
     high: float
 
     def __post_init__(self):
-        if not -math.inf < self.low < self.high < math.inf:
+        if not is_rising(-math.inf, self.low, self.high, math.inf):
             raise ValueError(f"Bounded: low must be below high, both finite, got {self.low!r} and {self.high!r}")
 
     @property
@@ -242,8 +242,7 @@ class LeakyReLU(_Fixed):
     slope: float = 0.1
 
     def __post_init__(self):
-        if not 0 < self.slope < math.inf:
-            raise ValueError(f"LeakyReLU: slope must be positive and finite, got {self.slope!r}")
+        check_positive("LeakyReLU", slope=self.slope)
 
     def forward(self, raw, x):
         return self._bend(x, self.slope)
@@ -291,8 +290,7 @@ class LogTails(_Fixed):
     threshold: float = 100.0
 
     def __post_init__(self):
-        if not 0 < self.threshold < math.inf:
-            raise ValueError(f"LogTails: threshold must be positive and finite, got {self.threshold!r}")
+        check_positive("LogTails", threshold=self.threshold)
 
     def forward(self, raw, x):
         xp = namespace(x)

@@ -10,7 +10,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.bijections.combine import SameWeights, Wrapper
 from flowppl.bijections.contract import Bijection, held
 from flowppl.bijections.repeat import Stacked
-from flowppl.checks import assign, derived
+from flowppl.checks import assign, derived, is_number
 from flowppl.declare import Constant, Parameter
 
 
@@ -81,7 +81,7 @@ class Damped(SameWeights, Wrapper):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.factor <= 1:
+        if not is_number(self.factor) or not 0 < self.factor <= 1:
             raise ValueError(f"Damped: factor must be above 0 and at most 1, got {self.factor!r}")
         assign(self, _is_damped=_tree.map_tree(_is_zero_matrix, self.bijection.parameters()))
 

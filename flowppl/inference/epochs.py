@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from flowppl.checks import is_number
 from flowppl.progress import progress_bar
 
 Callback = Callable[[int, float], bool | None]  # of an epoch and its loss; True stops
@@ -172,7 +172,7 @@ def run_epochs(
 def scheduled_rate(owner: str, schedule: Callable[[int], float], epoch: int) -> float:
     """What a function gives as the learning rate of an epoch; raise ValueError unless it is one."""
     rate: Any = schedule(epoch)
-    if not (isinstance(rate, numbers.Real) or getattr(rate, "shape", None) == ()) or not 0 <= rate < math.inf:
+    if not is_number(rate) or not 0 <= rate < math.inf:
         raise ValueError(
             f"{owner}: learning_rate must give a finite number of at least 0 for each epoch, got {rate!r} for epoch "
             f"{epoch}"

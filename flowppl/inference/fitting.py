@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowppl.checks import check_positive, check_sizes
+from flowppl.checks import check_positive, check_sizes, is_rising
 from flowppl.inference.diagnostics import Diagnosis, diagnose
 from flowppl.inference.resuming import CHUNK, NO_CHECKPOINT, Checkpoint, Training
 from flowppl.progress import progress_bar, set_total
@@ -361,7 +361,7 @@ def check_options(num_steps, num_particles, learning_rate, clip_norm, num_restar
         raise TypeError(f"fit: callback must be a function of the step and the loss, got {callback!r}")
     sizes = {"num_steps": num_steps, "num_particles": num_particles, "num_restarts": num_restarts}
     check_sizes("fit", **{name: size for name, size in sizes.items() if size is not None})
-    if max_seconds is not None and not max_seconds > 0:
+    if max_seconds is not None and not is_rising(0, max_seconds):
         raise ValueError(f"fit: max_seconds must be positive, got {max_seconds!r}")
     positive = {"learning_rate": learning_rate, "clip_norm": clip_norm}
     check_positive("fit", **{name: value for name, value in positive.items() if value is not None})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from flowppl._arrays.namespace import Array, namespace
 from flowppl.bijections.contract import REAL_LINE, Bijection
 from flowppl.bijections.elementwise import Bounded, Elementwise, Softplus
-from flowppl.checks import check_positive, check_sizes
+from flowppl.checks import check_positive, check_sizes, is_number
 
 METHODS = ("map", "langevin")
 ACCEPTED = 0.574  # the share of Langevin's proposals at which they move fastest: Roberts, Rosenthal 1998
@@ -63,7 +62,7 @@ def tempered(noise: Array, centre: Array, temperature: Any) -> Array:
         TypeError: for a temperature that is no number.
         ValueError: for one below 0 or not finite, if it is known before it is compiled.
     """
-    if not isinstance(temperature, numbers.Real) and getattr(temperature, "shape", None) != ():
+    if not is_number(temperature):
         raise TypeError(f"sample: temperature must be a number of at least 0, such as 0.7, got {temperature!r:.80}")
     try:
         value = float(temperature)

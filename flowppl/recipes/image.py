@@ -16,7 +16,7 @@ from flowppl.bijections.image.squeeze import Reshape, Squeeze
 from flowppl.bijections.linear import ActNorm
 from flowppl.bijections.orthogonal import QR
 from flowppl.bijections.repeat import Repeat
-from flowppl.checks import as_image_shape, check_sizes
+from flowppl.checks import as_image_shape, check_sizes, is_rising
 from flowppl.networks import ConvNet
 from flowppl.recipes.coupling import nice
 from flowppl.univariate.base import Affine, Bound
@@ -304,7 +304,7 @@ def _logit(owner: str, shape: Shape, alpha: float | None) -> list[Bijection]:
     """The last layer, y = (sigmoid(x) - alpha) / (1 - 2 alpha), or none."""
     if alpha is None:
         return []
-    if isinstance(alpha, bool) or not 0 < alpha < 0.5:
+    if isinstance(alpha, bool) or not is_rising(0, alpha, 0.5):
         raise ValueError(f"{owner}: alpha must be between 0 and 1/2, got {alpha!r}")
     margin = alpha / (1 - 2 * alpha)
     return [Elementwise(shape, Bounded(-margin, 1 + margin))]

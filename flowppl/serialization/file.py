@@ -60,6 +60,11 @@ def check_entries(what: str, found: Any, entries: Entries) -> None:
             raise ValueError(f"{what}: {name!r} must be {expected}, got {_shown(found[name])}")
 
 
+def _check_path(path):
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a file is named by a str or a path, such as 'guide.flow', got {path!r:.80}")
+
+
 def _shown(value):
     """A value of any size in a few words."""
     return WORDS[type(value)] if isinstance(value, (list, dict)) else repr(value)[:80]
@@ -70,6 +75,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, n
 
     Of the entries of the configuration only ``format``, ``flowppl`` and ``kind`` are checked.
     """
+    _check_path(path)
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "cannot load a folder; give the name of a file in it", os.fspath(path))
@@ -119,6 +125,7 @@ def _read_config(path, text):
 
 def check_target(path: str | os.PathLike[str]) -> pathlib.Path:
     """Where a file of this name is to be written, which is where links lead; raise an error if it cannot be there."""
+    _check_path(path)
     target = pathlib.Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "cannot save to a folder; give the name of a file in it", os.fspath(path))

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from flowppl.checks import check_positive, check_sizes
+from flowppl.checks import check_positive, check_sizes, is_number
 from flowppl.inference.batches import ALONE, Workers
 from flowppl.inference.epochs import Callback, Progress, run_epochs
 from flowppl.serialization import check_entries, check_target, write_file
@@ -71,9 +71,9 @@ def train(
     Returns:
         The trainer, with the best weights, and the arguments of :class:`flowppl.inference.epochs.Epochs`.
     """
+    if checkpoint is not None:
+        check_target(checkpoint)
     path = None if checkpoint is None else pathlib.Path(checkpoint)
-    if path is not None:
-        check_target(path)
     saved = None if path is None or not path.exists() else read_checkpoint(owner, path)
     seed = int(workers.gather([seed if saved is None else saved[0]["seed"]])[0, 0])
     trainer, num_rows, data = make_trainer(seed)
@@ -164,7 +164,7 @@ def check_options(
     check_sizes(owner, at_least=0, warm_up=warm_up)
     check_positive(owner, learning_rate=1 if learning_rate is None or callable(learning_rate) else learning_rate)
     check_positive(owner, clip_norm=1 if clip_norm is None else clip_norm)
-    if not 0 <= ema_decay < 1:
+    if not is_number(ema_decay) or not 0 <= ema_decay < 1:
         raise ValueError(f"{owner}: ema_decay must be at least 0 and below 1, such as 0.999, got {ema_decay!r}")
     check_goes_on(owner, checkpoint, optimizer)
 

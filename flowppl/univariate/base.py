@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from flowppl._arrays.namespace import Array, namespace
+from flowppl.checks import is_rising
 
 
 def align(raw: Array, x: Array) -> Array:
@@ -67,8 +68,9 @@ def bounded(raw: Array, bound: Bound, sign: int = 1) -> Array:
 
 def check_bound(owner: str, log_scale_bound: Bound) -> None:
     """Raise ValueError unless the bound is positive and finite, or a pair of finite ones around zero."""
-    low, high = log_scale_bound if isinstance(log_scale_bound, tuple) else (-log_scale_bound, log_scale_bound)
-    if not -math.inf < low < 0 < high < math.inf:
+    pair: Any = log_scale_bound
+    low, high = pair if isinstance(pair, tuple) and len(pair) == 2 else (-1, pair)
+    if not is_rising(-math.inf, low, 0, high, math.inf):
         raise ValueError(
             f"{owner}: log_scale_bound must be positive and finite, or a pair of finite numbers, one below and one "
             f"above 0, got {log_scale_bound!r}; 10 bounds almost nothing"

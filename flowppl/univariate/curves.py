@@ -7,7 +7,7 @@ from typing import Any
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.roots import Equation, bracketed_root
-from flowppl.checks import check_sizes
+from flowppl.checks import check_positive, check_sizes
 
 MIN_BIN = 1e-3  # of the width and the height of the whole box
 MIN_SLOPE = 1e-3
@@ -17,8 +17,7 @@ UNIT_SLOPE = math.log(math.expm1(1 - MIN_SLOPE))  # softplus(UNIT_SLOPE) + MIN_S
 
 def check_box(owner: str, bound: float) -> None:
     """Raise ValueError unless the half-width of a box is positive and finite."""
-    if not 0 < bound < math.inf:
-        raise ValueError(f"{owner}: bound must be positive and finite, got {bound!r}")
+    check_positive(owner, bound=bound)
 
 
 def check_bins(spline: Any) -> None:
