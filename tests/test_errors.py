@@ -273,7 +273,11 @@ def test_weights_of_single_data_are_not_judged_as_weights_of_draws():
 
 @pytest.mark.parametrize("adapter", [fpp, fnp], ids=["pyro", "numpyro"])
 def test_options_of_objectives_are_checked(adapter):
-    for make in (adapter.ImportanceWeightedELBO, lambda num: adapter.ForwardKL({"x": "x_site"}, num)):
+    for make in (
+        adapter.ImportanceWeightedELBO,
+        lambda num: adapter.RenyiELBO(2, num),
+        lambda num: adapter.ForwardKL({"x": "x_site"}, num),
+    ):
         with pytest.raises(ValueError, match="num_particles must be an integer of at least 1"):
             make(0)
     assert float(adapter.linear_annealing(-1, 4)) == 0

@@ -370,28 +370,45 @@ def log_mean_exp(log_w):
     return jax.scipy.special.logsumexp(log_w, axis=-1) - math.log(log_w.shape[-1])
 
 
+@pytest.mark.parametrize("alpha", [0.0, -1.0, 0.5, 2.0])
 @pytest.mark.parametrize(("host", "vectorize"), [(Pyro, True), (Pyro, False), (NumPyro, True)])
-def test_the_importance_weighted_bound(host, vectorize):
-    """Its mean, and that of its gradients, against autodiff of the bound."""
+def test_bounds_of_all_orders(host, vectorize, alpha):
+    """Their mean, and that of their gradients, against autodiff of the bound; order 0 is importance weighted."""
     params, num = {"loc": 0.9, "log_scale": math.log(0.5), "theta": 0.25}, 3
     kwargs = {"vectorize_particles": vectorize} | ({"max_plate_nesting": 1} if host is Pyro else {})
     model, guide = conjugate(host, params["theta"]), gaussian(host, params["loc"], 0.5)
-    losses, grads = host.run(host.ours.ImportanceWeightedELBO(num, **kwargs), model, guide, range(120))
-    e = np.random.default_rng(0).normal(size=(100_000, num))
-    value, expected = jax.value_and_grad(lambda params: log_mean_exp(log_weight(params, e)).mean())(params)
-    assert is_mean(-losses, value)
+    objective = host.ours.RenyiELBO(alpha, num, **kwargs) if alpha else host.ours.ImportanceWeightedELBO(num, **kwargs)
+    losses, grads = host.run(objective, model, guide, range(120))
+    e, power, sign = np.random.default_rng(0).normal(size=(100_000, num)), 1 - alpha, 1 if alpha < 0 else -1
+
+    def bound(params):
+        return (log_mean_exp(power * log_weight(params, e)) / power).mean()
+
+    value, expected = jax.value_and_grad(bound)(params)
+    assert is_mean(sign * losses, value)
     for name, gradient in expected.items():
-        assert is_mean(-grads[name], gradient), name
+        if name == "theta" and alpha < 0:  # an upper bound says nothing of the model
+            assert not np.any(grads.get(name, 0.0))
+        else:
+            assert is_mean(sign * grads[name], gradient), name
 
 
 @both
-def test_importance_weights_are_exact_for_an_exact_guide(host):
+@pytest.mark.parametrize("alpha", [0.0, -1.0, 2.0])
+def test_bounds_are_exact_for_an_exact_guide(host, alpha):
     evidence = log_weight({"loc": POSTERIOR[0], "log_scale": math.log(POSTERIOR[1]), "theta": 0.0}, jnp.zeros(()))
-    objective = host.ours.ImportanceWeightedELBO(**host.vectorized)
+    objective = host.ours.RenyiELBO(alpha, **host.vectorized)
     losses, grads = host.run(objective, conjugate(host), gaussian(host, *POSTERIOR), range(3))
-    np.testing.assert_allclose(-losses, float(evidence), rtol=1e-12)
+    np.testing.assert_allclose(np.abs(losses), -float(evidence), rtol=1e-12)
     np.testing.assert_allclose(grads["loc"], 0.0, atol=1e-10)
     np.testing.assert_allclose(grads["log_scale"], 0.0, atol=1e-10)
+
+
+@both
+@pytest.mark.parametrize("alpha", [1, 1.0, math.inf, "0"])
+def test_there_is_no_bound_of_this_order(host, alpha):
+    with pytest.raises(ValueError, match="RenyiELBO: alpha must be a finite number other than 1"):
+        host.ours.RenyiELBO(alpha)
 
 
 @pytest.mark.parametrize(("host", "vectorize"), [(Pyro, True), (Pyro, False), (NumPyro, True)])

@@ -6,28 +6,46 @@ import math
 
 from flowppl._arrays.namespace import Array, namespace
 from flowppl.bijections.contract import Bijection
+from flowppl.checks import is_rising
 
 
-def importance_weighted(log_p: Array, log_w: Array, path: Array, scale: float) -> tuple[Array, Array]:
-    """The bound of K draws, and what has its doubly reparameterised gradient; particles are the first axis.
+def renyi_loss(log_p: Array, log_w: Array, path: Array, scale: float, alpha: float) -> Array:
+    """The bound of K draws, or minus a lower one, with doubly reparameterised gradients; particles are the first axis.
 
     Args:
         log_p: the log density of the model, whose gradient reaches the model's parameters alone.
         log_w: the log weights, of any gradient.
         path: anything that has the gradient of the log weights along the paths of the draws.
         scale: the factor by which all three were scaled for subsampling.
+        alpha: the order; below 0 the bound is an upper one, by which no model is trained.
     """
-    xp = namespace(log_w)
-    log_w = xp.stop_gradient(log_w) / scale
-    log_sum = xp.logsumexp(log_w)
-    weight = xp.exp(log_w - log_sum)
-    return scale * xp.sum(log_sum - math.log(len(log_w))), xp.sum(weight * log_p + weight**2 * path)
+    xp, power = namespace(log_w), 1 - alpha
+    log_powers = power * xp.stop_gradient(log_w) / scale
+    log_sum = xp.logsumexp(log_powers)
+    weight = xp.exp(log_powers - log_sum)
+    bound = scale * xp.sum(log_sum - math.log(len(log_w))) / power
+    # The path holds for the draws of which the weight consists, too: hence its square.
+    slopes = xp.sum((alpha * weight + power * weight**2) * path)
+    if alpha >= 0:
+        slopes = slopes + xp.sum(weight * log_p)
+    sign = 1 if alpha < 0 else -1
+    return sign * (bound + (slopes - xp.stop_gradient(slopes)))
 
 
-def common_plates(stacks, sizes) -> tuple[set[int], float]:
+def check_order(alpha: float) -> None:
+    """Raise ValueError unless there is a bound of this order."""
+    if not is_rising(-math.inf, alpha, math.inf) or alpha == 1:
+        raise ValueError(
+            f"RenyiELBO: alpha must be a finite number other than 1, got {alpha!r}; that of order 1 is the ELBO: "
+            "PathELBO"
+        )
+
+
+def common_plates(objective: str, stacks, sizes) -> tuple[set[int], float]:
     """The axes of the plates that enclose all sites, and the factor by which these are subsampled.
 
     Args:
+        objective: whose weights they are, for messages.
         stacks: for each site its plates as (name, axis, size).
         sizes: the full size of each plate by its name.
 
@@ -39,7 +57,7 @@ def common_plates(stacks, sizes) -> tuple[set[int], float]:
     for name, _, size in set.union(*stacks, set()) - common:
         if sizes[name] > size:
             raise ValueError(
-                f"ImportanceWeightedELBO: plate {name!r} is subsampled but does not enclose all sites: the weights "
+                f"{objective}: plate {name!r} is subsampled but does not enclose all sites: the weights "
                 "of global latents need all data. Do not subsample, or use PathELBO"
             )
     return {axis for _, axis, _ in common}, math.prod(sizes[name] / size for name, _, size in common)

@@ -67,7 +67,14 @@ from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.logistic_mixture import DiscretizedLogisticMixture
 from flowppl.numpyro.mcmc import Chains
 from flowppl.numpyro.modules import ModuleNetwork
-from flowppl.numpyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
+from flowppl.numpyro.objectives import (
+    ForwardKL,
+    ImportanceWeightedELBO,
+    PathELBO,
+    RenyiELBO,
+    annealed,
+    linear_annealing,
+)
 from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.recipes import (
     flowpp,
@@ -136,6 +143,7 @@ __all__ = [
     "Pixelwise",
     "Planar",
     "Radial",
+    "RenyiELBO",
     "Reshape",
     "SelfSupervisedVAE",
     "Squeeze",

@@ -66,7 +66,14 @@ from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.logistic_mixture import DiscretizedLogisticMixture
 from flowppl.pyro.mcmc import Chains
 from flowppl.pyro.modules import ModuleNetwork
-from flowppl.pyro.objectives import ForwardKL, ImportanceWeightedELBO, PathELBO, annealed, linear_annealing
+from flowppl.pyro.objectives import (
+    ForwardKL,
+    ImportanceWeightedELBO,
+    PathELBO,
+    RenyiELBO,
+    annealed,
+    linear_annealing,
+)
 from flowppl.pyro.pixelcnn import PixelCNN
 from flowppl.pyro.recipes import (
     flowpp,
@@ -135,6 +142,7 @@ __all__ = [
     "Pixelwise",
     "Planar",
     "Radial",
+    "RenyiELBO",
     "Reshape",
     "SelfSupervisedVAE",
     "Squeeze",

@@ -16,10 +16,11 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 
 from flowppl.checks import check_positive, check_sizes
 from flowppl.inference.objectives import (
+    check_order,
     check_reparameterised,
     check_simulated,
     common_plates,
-    importance_weighted,
+    renyi_loss,
     solves,
     sum_outside,
 )
@@ -116,7 +117,116 @@ class _Differentiable(ELBO):
         return torch_item(loss)
 
 
-class ImportanceWeightedELBO(_Differentiable):
+class RenyiELBO(_Differentiable):
+    r"""Rényi's bound of the order :math:`\alpha`, with doubly reparameterised gradients.
+
+    .. math::
+        L_\alpha = \frac{1}{1 - \alpha} \log E\big[w^{1 - \alpha}\big], \qquad w = \frac{p(x, z)}{q_\phi(z)},
+        \quad z \sim q_\phi,
+
+    in which the mean is that of K draws. All are log p(x) where the guide is the posterior. Elsewhere they fall with
+    the order:
+
+    - at 0 it is log p(x) itself, of which K draws give the importance weighted bound
+      (:class:`ImportanceWeightedELBO`). Above 0 it lies below: near 1 it is the ELBO, and beyond, the guide keeps to
+      where the posterior is high.
+    - below 0 it lies above log p(x), and training pushes it down. At -1 it is the chi-square bound: its guide covers
+      all that the posterior covers, so that importance weights have a finite variance where they can, and one of a
+      single peak spans several. The model's parameters have no gradient then.
+
+    The loss is minus a lower bound, or an upper bound itself. Of few draws the mean is too low for :math:`\alpha < 1`
+    and too high above, so that an estimate may lie on the wrong side of log p(x). Where guide and posterior are far
+    apart one draw has all the weight, the more so the further the order is from 1: train by the ELBO first.
+
+    With :math:`\tilde w` the normalised powers of the weights, the gradient with respect to the model's parameters is
+    :math:`\sum_k \tilde w_k \nabla \log p(x, z_k)`, and that with respect to the guide's
+
+    .. math::
+        \sum_k \big(\alpha \tilde w_k + (1 - \alpha) \tilde w_k^2\big)\, \frac{\partial z_k}{\partial \phi}\,
+        \nabla_z \log w_k,
+
+    which is zero draw by draw where the guide is the posterior. The host's ``RenyiELBO`` has the plain gradient.
+
+    Args:
+        alpha: the order, any number but 1, that of the ELBO, for which there is :class:`PathELBO`.
+        num_particles: K.
+        max_plate_nesting: as for Pyro's ELBOs.
+        vectorize_particles: as for Pyro's ELBOs.
+
+    Raises:
+        ValueError: for an order that is none; in use as :class:`ImportanceWeightedELBO`.
+
+    References:
+        Li, Turner: Rényi Divergence Variational Inference, 2016, arXiv 1602.02311. Dieng, Tran, Ranganath, Paisley,
+        Blei: Variational Inference via Chi Upper Bound Minimization, 2016, arXiv 1611.00328. Gradient: Tucker, Lawson,
+        Gu, Maddison: Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2018, arXiv 1810.04152.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from flowppl.pyro import RenyiELBO
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> loss = RenyiELBO(alpha=-1, vectorize_particles=True)
+        >>> svi = SVI(model, AutoNormal(model), pyro.optim.ClippedAdam({"lr": 5e-3}), loss)
+        >>> losses = [svi.step(torch.ones(10)) for _ in range(3)]
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.0,
+        num_particles: int = 16,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = False,
+    ):
+        check_order(alpha)
+        check_sizes(type(self).__name__, num_particles=num_particles)
+        super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
+        self.alpha = alpha
+
+    def _get_trace(self, model, guide, args, kwargs):
+        draws = _Draws()
+        poutine.block(draws(guide))(*args, **kwargs)
+        latents = _latents(type(self).__name__, draws.sites.values())
+        replay = _Replay(draws.sites, latents)
+        traces = get_importance_trace("flat", self.max_plate_nesting, model, replay(guide), args, kwargs)
+        if latents and torch.is_grad_enabled():
+            log_p, log_q = (trace.log_prob_sum() for trace in traces)
+            for name, slope in replay.slopes(log_p - log_q).items():
+                site = traces[1].nodes[name]
+                site["path"] = sum_rightmost(slope * draws.sites[name]["value"], site["fn"].event_dim)
+        return traces
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        vectorized = self.vectorize_particles and self.num_particles > 1
+
+        def terms(model_trace, guide_trace):
+            all_sites, latent = _samples(model_trace), _samples(guide_trace)
+            axes, scale = _common_plates(type(self).__name__, [*all_sites, *latent])
+
+            def total(sites, part, start=0.0):
+                return sum((sum_outside(site[part], axes) for site in sites if part in site), start=start)
+
+            log_p = total(all_sites, "log_prob")
+            log_w = log_p - total(latent, "log_prob")
+            return log_p, log_w, total(latent, "path", torch.zeros_like(log_w)), scale
+
+        once = _SameSubsample()
+        particles = [terms(*traces) for traces in self._get_traces(once(model), once(guide), args, kwargs)]
+        *columns, scales = zip(*particles, strict=True)
+        if vectorized:
+            log_p, log_w, path = (column[0].movedim(-self.max_plate_nesting, 0) for column in columns)
+        else:
+            log_p, log_w, path = map(torch.stack, columns)
+        loss = renyi_loss(log_p, log_w, path, scales[0], self.alpha)
+        warn_if_nan(loss, "loss")
+        return loss
+
+
+class ImportanceWeightedELBO(RenyiELBO):
     r"""The importance weighted bound on the evidence, with doubly reparameterised gradients.
 
     .. math::
@@ -161,46 +271,7 @@ class ImportanceWeightedELBO(_Differentiable):
     """
 
     def __init__(self, num_particles: int = 16, max_plate_nesting: float = math.inf, vectorize_particles: bool = False):
-        check_sizes("ImportanceWeightedELBO", num_particles=num_particles)
-        super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
-
-    def _get_trace(self, model, guide, args, kwargs):
-        draws = _Draws()
-        poutine.block(draws(guide))(*args, **kwargs)
-        latents = _latents("ImportanceWeightedELBO", draws.sites.values())
-        replay = _Replay(draws.sites, latents)
-        traces = get_importance_trace("flat", self.max_plate_nesting, model, replay(guide), args, kwargs)
-        if latents and torch.is_grad_enabled():
-            log_p, log_q = (trace.log_prob_sum() for trace in traces)
-            for name, slope in replay.slopes(log_p - log_q).items():
-                site = traces[1].nodes[name]
-                site["path"] = sum_rightmost(slope * draws.sites[name]["value"], site["fn"].event_dim)
-        return traces
-
-    def differentiable_loss(self, model, guide, *args, **kwargs):
-        vectorized = self.vectorize_particles and self.num_particles > 1
-
-        def terms(model_trace, guide_trace):
-            all_sites, latent = _samples(model_trace), _samples(guide_trace)
-            axes, scale = _common_plates([*all_sites, *latent])
-
-            def total(sites, part, start=0.0):
-                return sum((sum_outside(site[part], axes) for site in sites if part in site), start=start)
-
-            log_p = total(all_sites, "log_prob")
-            log_w = log_p - total(latent, "log_prob")
-            return log_p, log_w, total(latent, "path", torch.zeros_like(log_w)), scale
-
-        once = _SameSubsample()
-        particles = [terms(*traces) for traces in self._get_traces(once(model), once(guide), args, kwargs)]
-        *columns, scales = zip(*particles, strict=True)
-        if vectorized:
-            log_p, log_w, path = (column[0].movedim(-self.max_plate_nesting, 0) for column in columns)
-        else:
-            log_p, log_w, path = map(torch.stack, columns)
-        bound, surrogate = importance_weighted(log_p, log_w, path, scales[0])
-        warn_if_nan(bound, "loss")
-        return -(bound.detach() - surrogate.detach() + surrogate)
+        super().__init__(0.0, num_particles, max_plate_nesting, vectorize_particles)
 
 
 class ForwardKL(_Differentiable):
@@ -437,10 +508,12 @@ def _latents(objective, sites):
     return [site["name"] for site in latents]
 
 
-def _common_plates(sites):
+def _common_plates(objective, sites):
     frames = [[frame for frame in site["cond_indep_stack"] if frame.vectorized] for site in sites]
     sizes = {frame.name: frame.full_size or frame.size for stack in frames for frame in stack}
-    return common_plates([[(frame.name, frame.dim, frame.size) for frame in stack] for stack in frames], sizes)
+    return common_plates(
+        objective, [[(frame.name, frame.dim, frame.size) for frame in stack] for stack in frames], sizes
+    )
 
 
 def _check_same(first, second):

@@ -95,6 +95,7 @@ def guides() -> None:
     local = fnp.AutoLocalFlow(local_model, lambda y: y[:, None], flow="planar", plates="data")
     assert_type(local.setup(y), dict[str, dict[str, Any]])
     SVI(local_model, local, Adam(1e-3), fnp.ImportanceWeightedELBO(num_particles=4)).run(KEY, 10, y)
+    SVI(local_model, local, Adam(1e-3), fnp.RenyiELBO(-1, num_particles=4)).run(KEY, 10, y)
 
 
 def fits() -> None:

@@ -86,6 +86,7 @@ def guides() -> None:
     local.setup(y)
     assert_type(local.median(y), dict[str, torch.Tensor])
     SVI(local_model, local, ClippedAdam({"lr": 1e-3}), fpp.ImportanceWeightedELBO(num_particles=4)).step(y)
+    SVI(local_model, local, ClippedAdam({"lr": 1e-3}), fpp.RenyiELBO(-1, num_particles=4)).step(y)
 
 
 def fits() -> None:
