@@ -264,7 +264,7 @@ def test_own_networks_are_saved_if_they_are_dataclasses(path):
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: fp.Planar(2), TypeError, "expected a Flow or FlowTransform, .* got Planar"),
+        (lambda: fp.Planar(2), TypeError, "expected a Flow, FlowTransform or Mixture, .* got Planar"),
         (
             lambda: fpp.FlowTransform(fp.Coupling(2, context_dim=1)).condition(torch.ones(1)),
             ValueError,

@@ -18,6 +18,7 @@ from flowppl.inference.density_evaluation import DensityEvaluation
 from flowppl.numpyro.calibration import sbc
 from flowppl.numpyro.density import DensityFit, fit_density
 from flowppl.numpyro.density_evaluation import evaluate_density
+from flowppl.numpyro.density_mixture import Mixture
 from flowppl.numpyro.diagnostics import diagnose, log_weights, resample
 from flowppl.numpyro.discrete import Dequantized
 from flowppl.numpyro.fit import Fit, fit
@@ -135,6 +136,7 @@ __all__ = [
     "ImportanceWeightedELBO",
     "LowRankAffine",
     "MatrixExponential",
+    "Mixture",
     "ModuleNetwork",
     "OrthogonalSylvester",
     "PathELBO",

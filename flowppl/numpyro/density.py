@@ -33,6 +33,7 @@ from flowppl.inference.density import (
     warn_of_rounding,
 )
 from flowppl.inference.epochs import Callback
+from flowppl.numpyro.density_mixture import Mixture
 from flowppl.numpyro.discrete import Dequantized
 from flowppl.numpyro.distributed import Workers
 from flowppl.numpyro.flow import Flow
@@ -46,9 +47,9 @@ from flowppl.training.loop import average_share, check_options, train
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    FlowType = TypeVar("FlowType", bound="Flow | Dequantized | PixelCNN", default=Flow)
+    FlowType = TypeVar("FlowType", bound="Flow | Dequantized | Mixture | PixelCNN", default=Flow)
 
-_KINDS = (Flow, Dequantized, PixelCNN)  # what is fitted as it is
+_KINDS = (Flow, Mixture, Dequantized, PixelCNN)  # what is fitted as it is
 
 
 def fit_density(
@@ -98,8 +99,8 @@ def fit_density(
 
     Args:
         rng_key: determines the batches, the noise, which rows are held out, and the first weights of a bijection.
-        flow: the flow, a :class:`Dequantized`, a :class:`PixelCNN`, or a :class:`flowppl.Bijection` or
-            :class:`FlowTransform` of which a flow is made. Its
+        flow: the flow, a :class:`Mixture`, a :class:`Dequantized`, a :class:`PixelCNN`, or a :class:`flowppl.Bijection`
+            or :class:`FlowTransform` of which a flow is made. Its
             base distribution stays as it is.
         x: the data, of shape ``(n, *event_shape)``, one row for each datum: an array, a list, or a data frame, whose
             columns are the coordinates; it takes the dtype and device of the flow. Of a memory-mapped array only the
@@ -188,8 +189,11 @@ def fit_density(
     trained = jax.tree.leaves(fitted._params)
     if not trained:
         raise ValueError("fit_density: the flow has no parameters; nothing can be trained")
-    if isinstance(fitted, Flow) and fitted.base is not None:
-        check_base(fitted.bijection, fitted.base, np.asarray)
+    flows: Any = fitted.flows if isinstance(fitted, Mixture) else [getattr(fitted, "flow", fitted)]
+    bases = [getattr(flow, "base", None) for flow in flows]
+    for each, base in zip(flows, bases, strict=True):
+        if base is not None and not isinstance(fitted, Dequantized):
+            check_base(each.bijection, base, np.asarray)
     of_x = fitted._of_x
     convert = partial(np.asarray, dtype=jnp.result_type(*trained, jnp.float32))  # NumPy has no bfloat16
     batches: Batches | None = None
@@ -214,7 +218,8 @@ def fit_density(
             told = (x, context) if is_mapped else rows
         parts = zip(("data", "context", "validation", "context_val"), (*told, *(held_out or ())), strict=False)
         if init:
-            start = _init_from(start, jax.random.fold_in(rng_key, 1), *first)
+            is_mixture = isinstance(start, Mixture)  # which has to know the values of the data
+            start = start.init_from(*first) if is_mixture else _init_from(start, jax.random.fold_in(rng_key, 1), *first)
         if init and isinstance(start, Flow) and start.base is None:
             warn_of_far_data(first[0], *_noise_of(start, *jax.tree.map(lambda leaf: leaf[:256], first)))
         settings = batch_size, augment, optimizer, clip_norm, ema_decay, workers
@@ -224,7 +229,7 @@ def fit_density(
     def row_counts() -> list[int]:
         return batches.counts if batches else []
 
-    base = getattr(getattr(fitted, "flow", fitted), "base", None)
+    words = [base_in_words(base, jax.tree.leaves(base)) for base in bases]
     rate = rate_of(None if has_rate(optimizer) else learning_rate or LEARNING_RATE, warm_up, num_epochs)
     options = {"optimizer": optimizer, "clip_norm": clip_norm, "ema_decay": ema_decay, "warm_up": warm_up}
     trainer, record = train(
@@ -236,8 +241,7 @@ def fit_density(
         num_epochs=num_epochs,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "numpyro", "flow": in_words(of_x), "base": base_in_words(base, jax.tree.leaves(base))}
-        | options,
+        fixed={"backend": "numpyro", "flow": in_words(of_x), "base": words if len(words) > 1 else words[0]} | options,
         row_counts=row_counts if is_stream else None,
         callback=callback,
         progress=progress,

@@ -13,6 +13,7 @@ import numpy as np
 from flowppl.checks import check_sizes
 from flowppl.inference.density import checked_rows
 from flowppl.inference.density_evaluation import DensityEvaluation, check_evaluated, evaluate
+from flowppl.numpyro.density_mixture import Mixture
 from flowppl.numpyro.discrete import Dequantized
 from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.pixelcnn import PixelCNN
@@ -21,7 +22,7 @@ from flowppl.numpyro.transforms import check_key
 
 def evaluate_density(
     rng_key: jax.Array,
-    flow: Flow | Dequantized | PixelCNN,
+    flow: Flow | Mixture | Dequantized | PixelCNN,
     x: Any,
     context: Any = None,
     *,
@@ -44,7 +45,7 @@ def evaluate_density(
 
     Args:
         rng_key: determines the noise.
-        flow: a :class:`Flow`, a :class:`Dequantized` or a :class:`PixelCNN`.
+        flow: a :class:`Flow`, a :class:`Mixture`, a :class:`Dequantized` or a :class:`PixelCNN`.
         x: the data, of shape ``(n, *event_shape)``, as for :func:`fit_density`; no batches.
         context: for a conditional flow, the contexts of the rows, of shape ``(n, context_dim)``.
         num_samples: the number K of draws of noise for each datum, at least 2; unused where the density is exact.
@@ -71,7 +72,7 @@ def evaluate_density(
         (True, 3)
     """
     check_key("evaluate_density(key, flow, x)", rng_key)
-    check_evaluated(flow, (Flow, Dequantized, PixelCNN))
+    check_evaluated(flow, (Flow, Mixture, Dequantized, PixelCNN))
     check_sizes("evaluate_density", at_least=2, num_samples=num_samples)
     convert = partial(np.asarray, dtype=jnp.result_type(*jax.tree.leaves(flow), jnp.float32))
     rows, contexts = checked_rows(flow._of_x, x, context, convert, owner="evaluate_density")

@@ -35,6 +35,7 @@ class DequantizedDistribution(dist.Distribution):
 
     pytree_data_fields = ("dequantized", "context", "key")
     pytree_aux_fields = ("num_samples",)
+    has_rsample = False  # type: ignore[assignment]  # the host would take it for granted
 
     def __init__(
         self,

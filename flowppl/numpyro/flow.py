@@ -82,14 +82,20 @@ class FlowDistribution(dist.TransformedDistribution):
         for transform in reversed(self.transforms):
             x, log_det = transform.inverse_and_log_det(x)
             total = total + log_det
-        log_prob = _log_prob_within(self.base_dist, x) + total
-        bijection = self.transforms[-1].bijection
-        low, high = bijection.y_support
-        if (low, high) == REAL_LINE:
-            return log_prob
-        outside = (value < low) | (value > high)
-        outside = jnp.any(outside, axis=tuple(range(outside.ndim - len(bijection.y_shape), outside.ndim)))
-        return jnp.where(outside, -jnp.inf, log_prob)
+        return log_prob_at(self.base_dist, self.transforms[-1].bijection, value, x, total)
+
+
+def log_prob_at(
+    base: Distribution, bijection: Bijection, value: jax.Array, x: jax.Array, log_det: jax.Array | float
+) -> jax.Array:
+    """The log density of a flow at values, which it takes to ``x``: minus infinity outside of its support."""
+    log_prob = _log_prob_within(base, x) + log_det
+    low, high = bijection.y_support
+    if (low, high) == REAL_LINE:
+        return log_prob
+    outside = (value < low) | (value > high)
+    outside = jnp.any(outside, axis=tuple(range(outside.ndim - len(bijection.y_shape), outside.ndim)))
+    return jnp.where(outside, -jnp.inf, log_prob)
 
 
 def is_real(support: Any) -> bool:

@@ -28,6 +28,7 @@ class PixelCNNDistribution(dist.Distribution):
     """
 
     pytree_data_fields = ("pixelcnn", "context")
+    has_rsample = False  # type: ignore[assignment]  # the host would take it for granted
 
     def __init__(self, pixelcnn: PixelCNN, context: jax.Array | None = None) -> None:
         self.pixelcnn, self.context = pixelcnn, context

@@ -17,6 +17,7 @@ from flowppl.discrete import pixelcnn as discrete
 from flowppl.inference.fitting import History
 from flowppl.inference.mixture import is_mixture, stacked_part
 from flowppl.numpyro._host import CondIndepStackFrame
+from flowppl.numpyro.density_mixture import Mixture
 from flowppl.numpyro.discrete import Dequantized as Dequantized
 from flowppl.numpyro.fit import Fit
 from flowppl.numpyro.flow import Flow
@@ -57,6 +58,16 @@ def read_pixelcnn(pixelcnn: PixelCNN) -> Tree:
 def make_pixelcnn(core: discrete.PixelCNN, params: Tree) -> PixelCNN:
     """A network with these weights."""
     return PixelCNN.tree_unflatten(core, (map_tree(_to_jax, params),))
+
+
+def read_gate(mixture: Mixture) -> Tree:
+    """What makes the weights of a mixture, as NumPy arrays."""
+    return map_tree(np.asarray, mixture.gate)
+
+
+def make_mixture(flows: list[Flow], hidden_dims: tuple[int, ...], gate: Tree) -> Mixture:
+    """A mixture of these flows."""
+    return Mixture(flows, hidden_dims, map_tree(_to_jax, gate))
 
 
 def read_base(base) -> Tree:

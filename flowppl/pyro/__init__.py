@@ -17,6 +17,7 @@ from flowppl.inference.density_evaluation import DensityEvaluation
 from flowppl.pyro.calibration import sbc
 from flowppl.pyro.density import DensityFit, fit_density
 from flowppl.pyro.density_evaluation import evaluate_density
+from flowppl.pyro.density_mixture import Mixture
 from flowppl.pyro.diagnostics import diagnose, log_weights, resample
 from flowppl.pyro.discrete import Dequantized
 from flowppl.pyro.fit import Fit, fit
@@ -134,6 +135,7 @@ __all__ = [
     "ImportanceWeightedELBO",
     "LowRankAffine",
     "MatrixExponential",
+    "Mixture",
     "ModuleNetwork",
     "OrthogonalSylvester",
     "PathELBO",

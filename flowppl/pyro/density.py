@@ -33,6 +33,7 @@ from flowppl.inference.density import (
     warn_of_rounding,
 )
 from flowppl.inference.epochs import Callback
+from flowppl.pyro.density_mixture import Mixture
 from flowppl.pyro.discrete import Dequantized
 from flowppl.pyro.distributed import Workers
 from flowppl.pyro.flow import Flow, tensors_of
@@ -46,9 +47,9 @@ from flowppl.training.loop import check_options, train
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    FlowType = TypeVar("FlowType", bound="Flow | Dequantized | PixelCNN", default=Flow)
+    FlowType = TypeVar("FlowType", bound="Flow | Dequantized | Mixture | PixelCNN", default=Flow)
 
-_KINDS = (Flow, Dequantized, PixelCNN)  # what is fitted as it is
+_KINDS = (Flow, Mixture, Dequantized, PixelCNN)  # what is fitted as it is
 
 
 def fit_density(
@@ -97,8 +98,8 @@ def fit_density(
     step s of t it has the weight :math:`\mathrm{ema\_decay}^{t-s}`, divided by the sum of all.
 
     Args:
-        flow: the flow, a :class:`Dequantized`, a :class:`PixelCNN`, or a :class:`flowppl.Bijection` or
-            :class:`FlowTransform` of which a flow is made. What
+        flow: the flow, a :class:`Mixture`, a :class:`Dequantized`, a :class:`PixelCNN`, or a :class:`flowppl.Bijection`
+            or :class:`FlowTransform` of which a flow is made. What
             requires no gradient stays as it is, and so does the base distribution unless it is a module.
         x: the data, of shape ``(n, *event_shape)``, one row for each datum: an array, a list, or a data frame, whose
             columns are the coordinates; it takes the dtype and device of the flow. Of a memory-mapped array only the
@@ -189,10 +190,12 @@ def fit_density(
     of_x = fitted._of_x
 
     convert = partial(tensor_like, zeros)
-    if isinstance(fitted, Flow):
-        base = fitted.base() if isinstance(fitted.base, torch.nn.Module) else fitted.base
-        if base is not None:
-            check_base(fitted.bijection, base, lambda value: torch.as_tensor(value).detach().cpu().numpy())
+    flows: Any = fitted.flows if isinstance(fitted, Mixture) else [getattr(fitted, "flow", fitted)]
+    bases = [getattr(flow, "base", None) for flow in flows]
+    for each, base in zip(flows, bases, strict=True):
+        base = base() if isinstance(base, torch.nn.Module) else base
+        if base is not None and not isinstance(fitted, Dequantized):
+            check_base(each.bijection, base, lambda value: torch.as_tensor(value).detach().cpu().numpy())
     batches: Batches | None = None
     first: Any = None
 
@@ -223,8 +226,8 @@ def fit_density(
     def row_counts() -> list[int]:
         return batches.counts if batches else []
 
-    given = getattr(getattr(fitted, "flow", fitted), "base", None)
-    words = {"base": base_in_words(given, tensors_of(given) if isinstance(given, Distribution) else ())}
+    words = [base_in_words(base, tensors_of(base) if isinstance(base, Distribution) else ()) for base in bases]
+    base_words = {"base": words if len(words) > 1 else words[0]}
     rate = rate_of(None if has_rate(optimizer) else learning_rate or LEARNING_RATE, warm_up, num_epochs)
     options = {"optimizer": optimizer, "clip_norm": clip_norm, "ema_decay": ema_decay, "warm_up": warm_up}
     _, record = train(
@@ -236,7 +239,7 @@ def fit_density(
         num_epochs=num_epochs,
         patience=patience,
         checkpoint=checkpoint,
-        fixed={"backend": "pyro", "flow": in_words(of_x), "trained parameters": list(trained)} | words | options,
+        fixed={"backend": "pyro", "flow": in_words(of_x), "trained parameters": list(trained)} | base_words | options,
         row_counts=row_counts if is_stream else None,
         callback=callback,
         progress=progress,

@@ -13,13 +13,19 @@ from flowppl.checks import check_sizes
 from flowppl.inference.density import checked_rows
 from flowppl.inference.density_evaluation import DensityEvaluation, check_evaluated, evaluate
 from flowppl.pyro.density import tensor_like
+from flowppl.pyro.density_mixture import Mixture
 from flowppl.pyro.discrete import Dequantized
 from flowppl.pyro.flow import Flow
 from flowppl.pyro.pixelcnn import PixelCNN
 
 
 def evaluate_density(
-    flow: Flow | Dequantized | PixelCNN, x: Any, context: Any = None, *, num_samples: int = 100, chunk_size: int = 1000
+    flow: Flow | Mixture | Dequantized | PixelCNN,
+    x: Any,
+    context: Any = None,
+    *,
+    num_samples: int = 100,
+    chunk_size: int = 1000,
 ) -> DensityEvaluation:
     r"""How good a flow, or a distribution of integers, is on data.
 
@@ -36,7 +42,7 @@ def evaluate_density(
     The first is the bound that training maximises; the second comes up to log P(x) from below as K grows.
 
     Args:
-        flow: a :class:`Flow`, a :class:`Dequantized` or a :class:`PixelCNN`.
+        flow: a :class:`Flow`, a :class:`Mixture`, a :class:`Dequantized` or a :class:`PixelCNN`.
         x: the data, of shape ``(n, *event_shape)``, as for :func:`fit_density`; no batches.
         context: for a conditional flow, the contexts of the rows, of shape ``(n, context_dim)``.
         num_samples: the number K of draws of noise for each datum, at least 2; unused where the density is exact.
@@ -61,7 +67,7 @@ def evaluate_density(
         >>> found.bits_per_dim < found.bound_bits_per_dim, found.num_dims
         (True, 3)
     """
-    check_evaluated(flow, (Flow, Dequantized, PixelCNN))
+    check_evaluated(flow, (Flow, Mixture, Dequantized, PixelCNN))
     check_sizes("evaluate_density", at_least=2, num_samples=num_samples)
     zeros: Any = flow._zeros
 

@@ -94,15 +94,21 @@ class FlowDistribution(dist.TransformedDistribution):
             if value is y and value._version == version and (with_grad or not torch.is_grad_enabled()):
                 return self.base_dist.log_prob(x) - log_det
         x, log_det = self.transforms[0].inverse_and_log_det(value)
-        log_prob = _log_prob_within(self.base_dist, x) + log_det
-        bijection = self.transforms[0].bijection
-        low, high = bijection.y_support
-        if (low, high) == REAL_LINE:
-            return log_prob
-        outside = (value < low) | (value > high)
-        for _ in bijection.y_shape:
-            outside = outside.any(-1)
-        return torch.where(outside, -torch.inf, log_prob)
+        return log_prob_at(self.base_dist, self.transforms[0].bijection, value, x, log_det)
+
+
+def log_prob_at(
+    base: Distribution, bijection: Bijection, value: torch.Tensor, x: torch.Tensor, log_det: torch.Tensor
+) -> torch.Tensor:
+    """The log density of a flow at values, which it takes to ``x``: minus infinity outside of its support."""
+    log_prob = _log_prob_within(base, x) + log_det
+    low, high = bijection.y_support
+    if (low, high) == REAL_LINE:
+        return log_prob
+    outside = (value < low) | (value > high)
+    for _ in bijection.y_shape:
+        outside = outside.any(-1)
+    return torch.where(outside, -torch.inf, log_prob)
 
 
 def is_real(support: Any) -> bool:

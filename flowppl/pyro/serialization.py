@@ -18,6 +18,7 @@ from flowppl.discrete import pixelcnn as discrete
 from flowppl.inference.fitting import History
 from flowppl.inference.mixture import is_mixture
 from flowppl.pyro._host import CondIndepStackFrame
+from flowppl.pyro.density_mixture import Mixture
 from flowppl.pyro.discrete import Dequantized as Dequantized
 from flowppl.pyro.fit import Fit
 from flowppl.pyro.flow import Flow
@@ -71,6 +72,19 @@ def make_pixelcnn(core: discrete.PixelCNN, params: Tree) -> PixelCNN:
     torch.nn.Module.__init__(new)
     new._of_x, new.weights = core, Weights(map_tree(_to_torch, params), core.constants())
     return new
+
+
+def read_gate(mixture: Mixture) -> Tree:
+    """What makes the weights of a mixture, as NumPy arrays."""
+    return map_tree(_to_numpy, mixture.gate.tree())
+
+
+def make_mixture(flows: list[Flow], hidden_dims: tuple[int, ...], gate: Tree) -> Mixture:
+    """A mixture of these flows."""
+    with torch.random.fork_rng(devices=[]):  # draws weights, which are replaced at once
+        mixture = Mixture(flows, hidden_dims)
+    mixture.gate = Weights(map_tree(_to_torch, gate), {})
+    return mixture
 
 
 def read_base(base) -> Tree:

@@ -12,12 +12,15 @@ The other text, the metadata entry ``flowppl``, is JSON with these entries and n
 ``format``      the version of this layout, an integer
 ``flowppl``     the version of the package that wrote the file
 ``backend``     "pyro" or "numpyro", the language that it was saved from
-``kind``        "flow", "transform", "guide", "fit", "dequantized" or "pixelcnn"; a "checkpoint" has another layout
+``kind``        "flow", "transform", "mixture", "guide", "fit", "dequantized" or "pixelcnn"; a "checkpoint" has another
+                layout
 ``bijection``   the bijection: the name of its class as ``type``, and its fields, some of them such objects again;
                 of a guide its flow, without the affine layers, whose weights are there under the next numbers; of
-                "dequantized" and "pixelcnn" such an object of :mod:`flowppl.discrete`
+                "mixture" that of :mod:`flowppl.inference.density_mixture`, of "dequantized" and "pixelcnn" such an
+                object of :mod:`flowppl.discrete`
 ``base``        the base distribution: its name as ``type``, and its arguments, null for each array; or null; of
-                "dequantized" an object of these, for those of ``flow`` and ``noise`` that have one
+                "dequantized" an object of these, for those of ``flow`` and ``noise`` that have one; of "mixture" for
+                those flows that have one, under their numbers
 ``guide``       of a guide or fit, else null: its ``latents``, from "0" on as they lie in the unconstrained vector, each
                 with its name, shape in unconstrained space, support, event_dim, plates (name, dim, size) and, if
                 members are masked, its mask; the types of ``other_sites`` of the model, whether it ``needs_args``,

@@ -16,6 +16,7 @@ from flowppl._arrays.tree import Tree, leaves, map_tree, merge, select
 from flowppl.bijections.contract import check_bijection
 from flowppl.discrete.dequantization import Dequantized
 from flowppl.discrete.pixelcnn import PixelCNN
+from flowppl.inference.density_mixture import Mixture
 from flowppl.inference.diagnostics import Diagnosis, Search
 from flowppl.serialization.file import BFLOAT16, Entries, check_entries, read_file, write_file
 from flowppl.serialization.names import BASES, SUPPORTS, check_described, decode, encode
@@ -27,10 +28,12 @@ KINDS = {
     "guide": "AutoFlow",
     "flow": "Flow",
     "transform": "FlowTransform",
+    "mixture": "Mixture",
     "dequantized": "Dequantized",
     "pixelcnn": "PixelCNN",
 }
-DISCRETE: dict[str, type] = {"dequantized": Dequantized, "pixelcnn": PixelCNN}  # what stands there for the bijection
+# What stands there for the bijection.
+DECLARED: dict[str, type] = {"mixture": Mixture, "dequantized": Dequantized, "pixelcnn": PixelCNN}
 PARTS = ("base", "guide", "fit")
 
 # The entries of the metadata, and the types of their values.
@@ -74,7 +77,7 @@ MOST_NAMES = 20  # in a message
 
 
 def save(path: str | os.PathLike[str], trained: Any, params: Tree | None = None) -> None:
-    """Write a flow, a guide, a fit or a distribution of integers to one file, from which :func:`load` makes it again.
+    """Write a flow, a mixture, a guide, a fit or a distribution of integers to a file, of which :func:`load` makes it.
 
     It loads in either language. Neither the model nor its data are in the file. It appears whole or not at all: if
     writing fails, one that was there before is as it was. Weights may be float64, float32, float16 or bfloat16.
@@ -82,8 +85,8 @@ def save(path: str | os.PathLike[str], trained: Any, params: Tree | None = None)
     Args:
         path: the file, by custom with the ending ``.safetensors``. One that exists is replaced, and keeps its mode; a
             symbolic link is followed.
-        trained: a ``Flow``, ``FlowTransform``, ``AutoFlow``, ``Fit``, ``Dequantized`` or ``PixelCNN`` of either
-            language.
+        trained: a ``Flow``, ``FlowTransform``, ``Mixture``, ``AutoFlow``, ``Fit``, ``Dequantized`` or ``PixelCNN`` of
+            either language.
         params: for an ``AutoFlow`` of NumPyro its parameters, as ``svi.get_params`` gives them.
 
     Raises:
@@ -123,6 +126,11 @@ def save(path: str | os.PathLike[str], trained: Any, params: Tree | None = None)
         bijection = chain.bijections[0]
     elif kind == "pixelcnn":
         weights, bijection = adapter.read_pixelcnn(trained), trained._of_x
+    elif kind == "mixture":
+        flows = {str(i): flow for i, flow in enumerate(trained.flows)}
+        weights = {"flows": {name: adapter.read_weights(flow.transform) for name, flow in flows.items()}}
+        weights["gate"], bijection = adapter.read_gate(trained), trained._of_x
+        parts["base"] = {name: adapter.read_base(flow.base) for name, flow in flows.items() if flow.base is not None}
     elif kind == "dequantized":
         flows = {name: flow for name in ("flow", "noise") if (flow := getattr(trained, name)) is not None}
         weights = {name: adapter.read_weights(flow.transform) for name, flow in flows.items()}
@@ -173,9 +181,9 @@ def load(
         classes: your own dataclasses that the flow is made of, if it is not made of flowppl's alone.
 
     Returns:
-        A ``Flow``, a ``FlowTransform`` (for the named subclasses too), an ``AutoFlow``, a ``Fit``, a ``Dequantized`` or
-        a ``PixelCNN``. Parameters of the model itself are in the fit's ``params``; Pyro's own store of them is left as
-        it is.
+        A ``Flow``, a ``FlowTransform`` (for the named subclasses too), a ``Mixture``, an ``AutoFlow``, a ``Fit``, a
+        ``Dequantized`` or a ``PixelCNN``. Parameters of the model itself are in the fit's ``params``; Pyro's own store
+        of them is left as it is.
 
     Raises:
         ValueError: if the file is damaged, not one of :func:`save` or of a newer format, if its arrays are not those
@@ -221,23 +229,23 @@ def _make(config, arrays, adapter, classes, model, arguments):
     """The object that a file describes."""
     kind = config["kind"]
     has = {part for part in PARTS if config[part] is not None}
-    has -= {"base"} if kind in ("flow", "dequantized") else set()
+    has -= {"base"} if kind in ("flow", "mixture", "dequantized") else set()
     if has != {"guide": {"guide"}, "fit": {"guide", "fit"}}.get(kind, set()):
         raise ValueError(f"its metadata has entries for {', '.join(sorted(has)) or 'a flow alone'}, but is of a {kind}")
     num_numbers = sum(array.size for array in arrays.values())
     known = {own.__name__: own for own in classes}
-    if kind in DISCRETE:
-        known |= {DISCRETE[kind].__name__: DISCRETE[kind]}
+    if kind in DECLARED:
+        known |= {DECLARED[kind].__name__: DECLARED[kind]}
     bijection = decode(config["bijection"], known, num_numbers)
-    if kind not in DISCRETE:
+    if kind not in DECLARED:
         check_bijection(bijection)
-    elif not isinstance(bijection, DISCRETE[kind]):
+    elif not isinstance(bijection, DECLARED[kind]):
         raise ValueError(f"its metadata describes a {type(bijection).__name__}, but is of a {kind}")
-    shape = bijection.y_shape if kind in DISCRETE else bijection.x_shape
+    shape = bijection.y_shape if kind in DECLARED else bijection.x_shape
     if math.prod(shape) > max(MOST_COORDINATES, num_numbers):
         raise ValueError(f"events of shape {shape} are too large for arrays of {num_numbers} numbers")
     if config["base"] is not None:
-        bases = config["base"] if kind == "dequantized" else {"base": config["base"]}
+        bases = config["base"] if kind in ("mixture", "dequantized") else {"base": config["base"]}
         for base in bases.values():
             check_described("the base distribution", base, BASES)
     if config["guide"] is not None:
@@ -257,6 +265,13 @@ def _make(config, arrays, adapter, classes, model, arguments):
         return adapter.make_flow(bijection, params, adapter.make_base(tree["base"]) if tree["base"] else None)
     if kind == "pixelcnn":
         return adapter.make_pixelcnn(bijection, params)
+    if kind == "mixture":
+        bases = {name: adapter.make_base(base) for name, base in tree["base"].items()}
+        flows = [
+            adapter.make_flow(part, params["flows"][str(i)], bases.get(str(i)))
+            for i, part in enumerate(bijection.bijections)
+        ]
+        return adapter.make_mixture(flows, bijection.hidden_dims, params["gate"])
     if kind == "dequantized":
         bases = {name: adapter.make_base(base) for name, base in tree["base"].items()}
         flow, noise = (
@@ -341,8 +356,8 @@ def _kind_of(trained):
             if adapter is not None and isinstance(trained, getattr(adapter, name)):
                 return backend, kind
     raise TypeError(
-        "expected a Flow or FlowTransform, an AutoFlow or a Fit, a Dequantized or a PixelCNN of flowppl.pyro or "
-        f"flowppl.numpyro, got {type(trained).__name__}; of a guide, save the state_dict or params, or pickle it"
+        "expected a Flow, FlowTransform or Mixture, an AutoFlow or a Fit, a Dequantized or a PixelCNN of flowppl.pyro "
+        f"or flowppl.numpyro, got {type(trained).__name__}; of a guide, save the state_dict or params, or pickle it"
     )
 
 
