@@ -1,16 +1,25 @@
-"""The notebooks and the demo run from top to bottom, with few steps."""
+"""The notebooks and the demo run from top to bottom, with few steps; the longest under `make stress`."""
 
+import multiprocessing
 import os
 import pathlib
 import subprocess
 import sys
+import traceback
+from concurrent.futures import ProcessPoolExecutor
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from IPython.core.interactiveshell import InteractiveShell
+
+# Each notebook has a process of its own, from one that has imported what takes five seconds.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["flowppl.numpyro", "flowppl.pyro", "arviz", "matplotlib.pyplot", "sklearn.datasets"])
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
+# Half a minute each, and more; what they show is held by tests of its own.
+LONG = ("01", "02", "03", "04", "06", "07", "10", "13", "17")
 SECTIONS = ("*You should know*", "*Run time*", "## What to take away", "## Exercises", "olution", "## References")
 # What the site hides: plumbing, code that only draws, and solutions until they are asked for.
 TAGS = {"remove-cell", "hide-input", "hide-cell"}
@@ -29,15 +38,29 @@ def test_notebook_is_a_lesson(path):
             assert "remove-cell" in cell.metadata.get("tags", []), "plumbing is hidden"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("default")
+def run_cells(cells):
+    os.chdir(ROOT)
+    shell = InteractiveShell.instance()
+    for cell in cells:
+        try:
+            shell.run_cell(cell).raise_error()
+        except Exception:
+            raise RuntimeError(f"{cell}\n\n{traceback.format_exc()}") from None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.stress if path.stem[:2] in LONG else ()) for path in NOTEBOOKS],
+    ids=[path.stem for path in NOTEBOOKS],
+)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("FLOWPPL_TUTORIAL_STEPS", "40")
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # they would take longer than the few steps
     notebook = nbformat.read(path, as_version=4)
     assert all(cell.get("outputs") for cell in notebook.cells if "plt.subplots" in cell.source), "save it with outputs"
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(ROOT))
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    with ProcessPoolExecutor(1, FORKS) as pool:
+        pool.submit(run_cells, cells).result()
 
 
 def test_demo_runs(tmp_path):
