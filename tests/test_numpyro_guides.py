@@ -153,7 +153,7 @@ def test_starts_under_vmap_and_jit_and_leaks_no_tracer():
     weights = svi.get_params(state)["auto_flow"]["0"]["w"]
     assert weights.shape == (3, 1, 2)
     assert jnp.abs(weights[0] - weights[1]).max() > 0  # one draw for each key
-    svi.update(jax.tree.map(lambda leaf: leaf[0], state), y)
+    jax.jit(svi.update)(jax.tree.map(lambda leaf: leaf[0], state), y)
 
 
 def test_particles_and_scale():

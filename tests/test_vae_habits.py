@@ -57,8 +57,9 @@ def test_svi_of_numpyro_run_and_stepped_are_the_same():
     svi = numpyro.infer.SVI(vae.model, vae.guide, numpyro.optim.Adam(0.01), numpyro.infer.Trace_ELBO())
     found = svi.run(jax.random.key(0), 3, x, progress_bar=False)
     state = svi.init(jax.random.key(0), x)
+    update = jax.jit(svi.update)
     for _ in range(3):
-        state, _ = svi.update(state, x)
+        state, _ = update(state, x)
     jax.tree.map(np.testing.assert_allclose, svi.get_params(state), found.params)
     assert vae.sample(jax.random.key(1), found.params, 4).shape == (4, 9)
 

@@ -327,9 +327,9 @@ def annealed(fn: Callable[..., Any]) -> Callable[..., Any]:
         ...     with numpyro.plate("data", len(y)):
         ...         numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
         >>> svi = SVI(annealed(model), annealed(AutoNormal(model)), numpyro.optim.ClippedAdam(5e-3), Trace_ELBO())
-        >>> state = svi.init(jax.random.key(0), jnp.ones(10))
+        >>> state, update = svi.init(jax.random.key(0), jnp.ones(10)), jax.jit(svi.update)
         >>> for step in range(3):
-        ...     state, loss = svi.update(state, jnp.ones(10), kl_weight=linear_annealing(step, 1000))
+        ...     state, loss = update(state, jnp.ones(10), kl_weight=linear_annealing(step, 1000))
     """
 
     def weighted(*args, kl_weight=1.0, **kwargs):

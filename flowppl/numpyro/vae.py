@@ -85,7 +85,7 @@ class FlowVAE(Autoencoder):
         >>> encoder = nnx.Sequential(nnx.Linear(9, 16, rngs=rngs), nnx.relu)
         >>> vae = FlowVAE(encoder, nnx.Linear(2, 9, rngs=rngs), posterior)
         >>> svi = SVI(vae.model, vae.guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
-        >>> state, loss = svi.update(svi.init(jax.random.key(0), jnp.ones((5, 9))), jnp.ones((5, 9)))
+        >>> state, loss = jax.jit(svi.update)(svi.init(jax.random.key(0), jnp.ones((5, 9))), jnp.ones((5, 9)))
         >>> vae.sample(jax.random.key(1), svi.get_params(state), 3).shape
         (3, 9)
     """
