@@ -10,6 +10,7 @@ from typing import Any
 from flowppl._arrays.namespace import namespace
 from flowppl.autoencoders.posterior import amortized_posterior
 from flowppl.bijections.autoregressive import Autoregressive
+from flowppl.bijections.block_autoregressive import BlockAutoregressive
 from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.contract import Bijection, initialize, num_parameters
@@ -37,6 +38,7 @@ from flowppl.networks import MADE, MLP, CausalConv1d, ConvNet, PixelConvNet
 from flowppl.progress import set_progress
 from flowppl.recipes import (
     available_flows,
+    bnaf,
     flowpp,
     flowpp_image,
     glow,
@@ -79,6 +81,7 @@ __all__ = [
     "Autoregressive",
     "Bernstein",
     "Bijection",
+    "BlockAutoregressive",
     "Bounded",
     "CausalConv1d",
     "Chain",
@@ -131,6 +134,7 @@ __all__ = [
     "Uniform",
     "amortized_posterior",
     "available_flows",
+    "bnaf",
     "flowpp",
     "flowpp_image",
     "glow",

@@ -20,9 +20,9 @@ import pyro
 import pyro.distributions as pdist
 import pytest
 import torch
-from numpyro.distributions.flows import InverseAutoregressiveTransform
+from numpyro.distributions.flows import BlockNeuralAutoregressiveTransform, InverseAutoregressiveTransform
 from numpyro.infer import SVI, Trace_ELBO, autoguide, init_to_value
-from numpyro.nn import AutoregressiveNN
+from numpyro.nn import AutoregressiveNN, BlockNeuralAutoregressiveNN
 from pyro.distributions import transforms
 from pyro.infer.autoguide import AutoIAFNormal, AutoNormalizingFlow
 
@@ -539,6 +539,13 @@ def a_network_must_be_as_wide_as_the_event():
 @defect(PYRO, "TypeError", HERE + "test_one_width_is_a_network_of_one_layer", TypeError)
 def one_width_is_not_taken():
     transforms.affine_coupling(4, hidden_dims=8)
+
+
+@defect(NUMPYRO, "NotImplementedError", "test_bijections.py::test_each_direction_undoes_the_other", NotImplementedError)
+def a_block_neural_autoregressive_flow_has_no_inverse():
+    initialize, network = BlockNeuralAutoregressiveNN(2)
+    _, params = initialize(KEY, (2,))
+    BlockNeuralAutoregressiveTransform(lambda x: network(params, x)).inv(jnp.zeros(2))
 
 
 @defect(NFLOWS, "ValueError", "test_bijections.py::test_batch_axes_are_independent", ValueError)

@@ -141,6 +141,7 @@ def first_and_second_derivative(namespace, function, at):
         "coupling-spline",
         "autoregressive-inverted",
         "autoregressive-narrow",
+        "block-autoregressive-context",
         "triangular-affine",
     ],
 )
@@ -205,7 +206,7 @@ def test_every_weight_gets_a_gradient(name, rng):
             for key in path:
                 node = node[key]
             mask = masks.get((*path[:-1], "mask")) if path[-1] == "weight" else None
-            used = numpy(node.grad) != 0
+            used = np.zeros(node.shape, bool) if node.grad is None else numpy(node.grad) != 0
             if mask is not None:
                 assert not used[..., ~mask].any()
                 used = used[..., mask]

@@ -50,6 +50,7 @@ def test_wrong_events_and_contexts_are_refused(name, direction, rng):
         fp.Planar,
         fp.Coupling,
         fp.Autoregressive,
+        fp.BlockAutoregressive,
         fp.Radial,
         fp.OrthogonalSylvester,
         fp.HouseholderSylvester,
@@ -99,7 +100,7 @@ def test_sizes_must_be_positive_integers(build, value):
         build(value)
 
 
-@pytest.mark.parametrize("build", [fp.Coupling, fp.Autoregressive, fp.realnvp, fp.iaf])
+@pytest.mark.parametrize("build", [fp.Coupling, fp.Autoregressive, fp.BlockAutoregressive, fp.realnvp, fp.iaf])
 def test_a_context_size_must_be_an_integer(build):
     for value in (-1, 1.5):
         with pytest.raises(ValueError, match="context_dim must be an integer of at least 0, got"):
@@ -182,6 +183,11 @@ def test_a_context_size_must_be_an_integer(build):
             lambda: fp.Stack([fp.Coupling(2, context_dim=1), fp.Coupling(2, context_dim=2)]),
             ValueError,
             r"Stack: all parts that take a context must take the same one, got sizes \[1, 2\]",
+        ),
+        (
+            lambda: fp.BlockAutoregressive(2, ()),
+            ValueError,
+            r"must have one or more layers, such as \(8, 8\), got \(\)",
         ),
         (lambda: fp.LowRankAffine(3, rank=4), ValueError, "rank must be at most dim=3, got 4"),
         (lambda: fp.LU(3, permutation=(0, 1)), ValueError, "must have dim=3 entries, got 2"),

@@ -124,6 +124,7 @@ class Maker:
             lambda: fp.Permute(self.order(dim)),
             lambda: fp.Coupling(dim, self.univariate(), mask=self.one_of(*masks), **network),
             lambda: fp.Autoregressive(dim, self.univariate(), order=self.one_of(None, self.order(dim)), **network),
+            lambda: fp.BlockAutoregressive(dim, self.one_of(2, (2, 1)), context_dim),
             lambda: self.of_image(dim, context_dim),
         ]
         if context_dim:

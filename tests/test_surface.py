@@ -57,6 +57,7 @@ def test_every_argument_reaches_the_bijection(name):
         "num_reflections": 4,
         "univariate": fp.RationalQuadraticSpline(3),
         "hidden_dims": (5, 5),
+        "hidden_factors": (3, 2),
         "context_dim": 2,
         "activation": "elu",
         "mask": (True, False, True, False),

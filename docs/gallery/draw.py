@@ -34,6 +34,7 @@ FLOWS = {
     "maf": (fp.maf(2, num_flows=3), 1.0, 1),
     "nsf_autoregressive": (fp.nsf_autoregressive(2, num_flows=3), 0.5, 3),
     "naf": (fp.naf(2, num_flows=2), 0.8, 1),
+    "bnaf": (fp.bnaf(2, num_flows=2), 1.2, 1),
 }
 IMAGE = (1, 32, 32)
 IMAGE_FLOWS = {

@@ -68,6 +68,7 @@ from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.logistic_mixture import DiscretizedLogisticMixture
 from flowppl.numpyro.mcmc import Chains
 from flowppl.numpyro.modules import ModuleNetwork
+from flowppl.numpyro.network_layers import BlockAutoregressive
 from flowppl.numpyro.objectives import (
     ForwardKL,
     ImportanceWeightedELBO,
@@ -78,6 +79,7 @@ from flowppl.numpyro.objectives import (
 )
 from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.recipes import (
+    bnaf,
     flowpp,
     glow,
     householder,
@@ -111,6 +113,7 @@ __all__ = [
     "AutoFlow",
     "AutoLocalFlow",
     "Autoregressive",
+    "BlockAutoregressive",
     "Chains",
     "Coupling",
     "DensityEvaluation",
@@ -156,6 +159,7 @@ __all__ = [
     "annealed",
     "anomaly_scores",
     "attribute_direction",
+    "bnaf",
     "diagnose",
     "edit",
     "evaluate_density",

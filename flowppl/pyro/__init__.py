@@ -67,6 +67,7 @@ from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.logistic_mixture import DiscretizedLogisticMixture
 from flowppl.pyro.mcmc import Chains
 from flowppl.pyro.modules import ModuleNetwork
+from flowppl.pyro.network_layers import BlockAutoregressive
 from flowppl.pyro.objectives import (
     ForwardKL,
     ImportanceWeightedELBO,
@@ -77,6 +78,7 @@ from flowppl.pyro.objectives import (
 )
 from flowppl.pyro.pixelcnn import PixelCNN
 from flowppl.pyro.recipes import (
+    bnaf,
     flowpp,
     glow,
     householder,
@@ -110,6 +112,7 @@ __all__ = [
     "AutoFlow",
     "AutoLocalFlow",
     "Autoregressive",
+    "BlockAutoregressive",
     "Chains",
     "Coupling",
     "DensityEvaluation",
@@ -155,6 +158,7 @@ __all__ = [
     "annealed",
     "anomaly_scores",
     "attribute_direction",
+    "bnaf",
     "diagnose",
     "edit",
     "evaluate_density",

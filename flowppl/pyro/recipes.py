@@ -817,3 +817,56 @@ def naf(
             log_scale_bound=log_scale_bound,
         )
     )
+
+
+def bnaf(
+    dim: int,
+    num_flows: int = 4,
+    *,
+    hidden_factors: int | Sequence[int] = (8, 8),
+    context_dim: int = 0,
+    log_scale_bound: Bound = 3.0,
+) -> FlowTransform:
+    """Block neural autoregressive flow: one pass to score a value; sampling is a root search, coordinate by coordinate.
+
+    See :class:`BlockAutoregressive` for the equation of a layer: one masked network, increasing in each coordinate.
+    Between layers the order of the coordinates is reversed. With ``context_dim`` the networks read a context too: the
+    transform then needs one of shape ``(..., context_dim)``, see :meth:`FlowTransform.condition`. It starts at the
+    identity.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` is sequential: for each layer ``dim`` small steps, each a search for a root.
+    ``transform.inv(y)`` is one parallel pass. For a guide take its inverse, ``transform.inv``.
+
+    Args:
+        dim: the number of coordinates.
+        num_flows: the number of layers.
+        hidden_factors: the number of units that each coordinate has in each hidden layer; an int means one layer.
+        context_dim: the size of the context, 0 for none.
+        log_scale_bound: the bound of all trained log-scales.
+
+    Raises:
+        ValueError: if a size is below 1, there is no hidden layer, or the bound is not positive.
+
+    References:
+        De Cao, Titov, Aziz: Block Neural Autoregressive Flow, 2019, arXiv 1904.04676.
+
+    Example:
+        >>> import torch
+        >>> import pyro.distributions as dist
+        >>> from flowppl.pyro import FlowDistribution, bnaf
+        >>> transform = bnaf(6, num_flows=2, hidden_factors=4)
+        >>> flow = FlowDistribution(dist.Normal(torch.zeros(6), 1.0), transform)
+        >>> flow.log_prob(torch.zeros(5, 6)).shape
+        torch.Size([5])
+    """
+    return FlowTransform(
+        autoregressive.bnaf(
+            dim,
+            num_flows,
+            hidden_factors=hidden_factors,
+            context_dim=context_dim,
+            log_scale_bound=log_scale_bound,
+        )
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flowppl.bijections.autoregressive import Autoregressive
+from flowppl.bijections.block_autoregressive import BlockAutoregressive
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Elementwise
@@ -21,7 +22,7 @@ from flowppl.bijections.orthogonal import QR, Householder
 from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.checks import did_you_mean
-from flowppl.recipes.autoregressive import iaf, maf, naf, nsf_autoregressive
+from flowppl.recipes.autoregressive import bnaf, iaf, maf, naf, nsf_autoregressive
 from flowppl.recipes.coupling import flowpp, glow, nice, nsf, realnvp
 from flowppl.recipes.image import flowpp_image, glow_image, nice_image, realnvp_image
 from flowppl.recipes.residual import (
@@ -46,6 +47,7 @@ NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
     TriangularSylvester,
     Coupling,
     Autoregressive,
+    BlockAutoregressive,
     Elementwise,
     Permute,
     Householder,
@@ -87,6 +89,7 @@ NAMED_RECIPES: dict[str, Recipe] = {
     "maf": maf,
     "nsf_autoregressive": nsf_autoregressive,
     "naf": naf,
+    "bnaf": bnaf,
     **IMAGE_RECIPES,
 }
 

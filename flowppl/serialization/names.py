@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowppl.bijections.autoregressive import Autoregressive
+from flowppl.bijections.block_autoregressive import BlockAutoregressive
 from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.coupling import Coupling
@@ -48,6 +49,7 @@ CLASSES: dict[str, type] = {
         Affine,
         Autoregressive,
         Bernstein,
+        BlockAutoregressive,
         Bounded,
         CausalConv1d,
         Chain,
