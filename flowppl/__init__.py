@@ -13,6 +13,7 @@ from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.block_autoregressive import BlockAutoregressive
 from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.conditional import Conditional
+from flowppl.bijections.continuous import Continuous
 from flowppl.bijections.contract import Bijection, initialize, num_parameters
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, LogTails, Sigmoid, Softplus, Tanh
@@ -39,6 +40,7 @@ from flowppl.progress import set_progress
 from flowppl.recipes import (
     available_flows,
     bnaf,
+    cnf,
     flowpp,
     flowpp_image,
     glow,
@@ -88,6 +90,7 @@ __all__ = [
     "CircularSpline",
     "Conditional",
     "Constant",
+    "Continuous",
     "ConvNet",
     "Coupling",
     "CubicSpline",
@@ -135,6 +138,7 @@ __all__ = [
     "amortized_posterior",
     "available_flows",
     "bnaf",
+    "cnf",
     "flowpp",
     "flowpp_image",
     "glow",

@@ -74,6 +74,7 @@ BIJECTIONS = {
     "block-autoregressive": fp.BlockAutoregressive(4, hidden_factors=(3, 2)),
     "block-autoregressive-1d": fp.BlockAutoregressive(1, hidden_factors=4),
     "block-autoregressive-context": fp.BlockAutoregressive(3, hidden_factors=3, context_dim=2),
+    "continuous": fp.Continuous(3, hidden_dims=4, num_steps=3, lipschitz=4.0, context_dim=2),
     "permute": fp.Permute((2, 0, 1, 4, 3)),
     "elementwise-affine": fp.ElementwiseAffine(5),
     "elementwise-affine-conditional": fp.Conditional(fp.ElementwiseAffine(5), context_dim=2),
@@ -140,6 +141,7 @@ ENDS = {
 
 VECTOR_RECIPES = sorted(set(fp.recipes.NAMED_RECIPES) - set(fp.recipes.IMAGE_RECIPES) - {"sylvester"})
 RECIPES = {name: fp.make_flow(name, 6) for name in VECTOR_RECIPES}
+FEW_STEPS = {"cnf": {"num_steps": 2, "lipschitz": 3.0}}  # what is slow otherwise
 IMAGE_RECIPES = {
     "nice_image": fp.nice_image((1, 2, 3), 2, hidden_dims=4),
     "realnvp_image": fp.realnvp_image((1, 4, 4), 1, hidden_channels=2, num_blocks=1, context_dim=2),

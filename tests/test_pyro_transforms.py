@@ -7,7 +7,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from catalogue import BIJECTIONS, ENDS, VECTOR_RECIPES, context_for, draw, merged, to
+from catalogue import BIJECTIONS, ENDS, FEW_STEPS, VECTOR_RECIPES, context_for, draw, merged, to
 
 import flowppl as fp
 import flowppl.pyro as fpp
@@ -309,8 +309,11 @@ def test_init_from_sets_a_flow_from_data(rng):
     np.testing.assert_allclose(flow.transform.inv(data).mean(0).detach(), 0, atol=1e-9)
 
 
-SMALL = {name: fp.make_flow(name, 3, num_flows=2) for name in VECTOR_RECIPES}
-CONDITIONAL = {name + "-context": fp.make_flow(name, 3, num_flows=2, context_dim=2) for name in VECTOR_RECIPES}
+SMALL = {name: fp.make_flow(name, 3, num_flows=2, **FEW_STEPS.get(name, {})) for name in VECTOR_RECIPES}
+CONDITIONAL = {
+    name + "-context": fp.make_flow(name, 3, num_flows=2, context_dim=2, **FEW_STEPS.get(name, {}))
+    for name in VECTOR_RECIPES
+}
 INVERTED_END = {"inverted-end": fp.Invert(fp.Elementwise(3, fp.Sigmoid()))}
 EVERYWHERE = SMALL | CONDITIONAL | ENDS | INVERTED_END
 

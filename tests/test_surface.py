@@ -79,6 +79,8 @@ def test_every_argument_reaches_the_bijection(name):
         "kernel_size": 5,
         "alpha": 0.1,
         "num_scales": 1,
+        "lipschitz": 3.0,
+        "num_steps": 5,
     }
     if "shape" in inspect.signature(core).parameters:
         images = {

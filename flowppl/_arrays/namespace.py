@@ -23,11 +23,15 @@ What is added to the standard:
 ``solve_unit_triangular(matrix, x)``   the z with ``(I + strict lower part of matrix) @ z = x``; or ``upper=True``
 ``cholesky(matrix)``                   the lower triangle L with ``L @ L.mT`` the positive definite matrix
 ``orthonormal(matrix)``                orthonormal columns that span those of the matrix, of as many
+``inv(matrix)``                        the inverse of a matrix that has one
+``log_abs_det(matrix)``                the logarithm of the size of the determinant
 ``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
 ``vjp(function, *primals)``            its values, a tuple, and a function of their cotangents to those of the primals,
                                        which are constants; torch and JAX only
 ``pullback(function, *trees)``         its values, a tuple of trees, and a function of their cotangents to those of all
                                        floats in ``trees``; both have derivatives themselves; torch and JAX only
+``jacobian(function, x)``              derivatives of events in events, that of entry i in entry j at ``[..., i, j]``;
+                                       torch and JAX only
 ``reversible(run, pull, *trees)``      ``run(params, event, context)``, a pair, of which only the first is kept for
                                        derivatives: those are ``pull(params, image, context, cotangents)``
 ``vmap(function, *trees)``             ``function`` of each part along the first axis of all leaves, stacked
@@ -155,6 +159,8 @@ def _shared(xp):
         "broadcast_shapes": np.broadcast_shapes,
         "cholesky": _widened(xp, lambda matrix: xp.linalg.cholesky(matrix)),
         "orthonormal": _widened(xp, lambda matrix: xp.linalg.qr(matrix)[0]),
+        "inv": _widened(xp, lambda matrix: xp.linalg.inv(matrix)),
+        "log_abs_det": _widened(xp, lambda matrix: xp.linalg.slogdet(matrix)[1]),
         "reordered": lambda x, order, pattern: xp.take(x, order, axis=-1),
         "matmul_add": lambda x, weight, added: xp.matmul(weight, x) + added,
         "conv2d": conv2d,
@@ -425,13 +431,22 @@ def _torch_namespace():
 
         return values if torch.is_grad_enabled() else tuple(value.detach() for value in values), pull
 
+    def jacobian(function, x):
+        directions = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        along = torch.func.vmap(lambda e: torch.func.jvp(function, (x,), (e.expand(x.shape),))[1], out_dims=-1)
+        return along(directions)
+
+    # Without waiting for the device to say whether it is one, or has one.
     def cholesky(matrix):
-        return torch.linalg.cholesky_ex(matrix)[0]  # without waiting for the device to say whether it is one
+        return torch.linalg.cholesky_ex(matrix)[0]
+
+    def inv(matrix):
+        return torch.linalg.inv_ex(matrix)[0]
 
     convolutions = {"conv2d": conv2d, "conv1d": _conv1d(conv2d)}
     # torch.compile of torch 2.5 cannot trace NumPy's broadcast_shapes.
     products = {"linear": linear, "matmul_add": matmul_add, "broadcast_shapes": torch.broadcast_shapes}
-    parts = {"reordered": reordered, "split": split, "cholesky": _widened(xp, cholesky)}
+    parts = {"reordered": reordered, "split": split, "cholesky": _widened(xp, cholesky), "inv": _widened(xp, inv)}
     own = products | parts | {"vmap": vmap, "collect": collect}
     return _extended(
         xp,
@@ -451,6 +466,7 @@ def _torch_namespace():
         stop_gradient=lambda x: x.detach(),
         vjp=vjp,
         pullback=pullback,
+        jacobian=jacobian,
     )
 
 
@@ -511,6 +527,12 @@ def _jax_namespace():
         values, pull = jax.vjp(function, *primals)
         return values, lambda *cotangents: jax.lax.stop_gradient(pull(cotangents))
 
+    def jacobian(function, x):
+        def along(direction):
+            return jax.jvp(function, (x,), (xp.broadcast_to(direction, x.shape),))[1]
+
+        return jax.vmap(along, out_axes=-1)(xp.eye(x.shape[-1], dtype=x.dtype))
+
     def pullback(function, *trees):
         values, pull = jax.vjp(function, *trees)
 
@@ -564,6 +586,7 @@ def _jax_namespace():
         stop_gradient=jax.lax.stop_gradient,
         vjp=vjp,
         pullback=pullback,
+        jacobian=jacobian,
     )
 
 

@@ -16,6 +16,7 @@ from flowppl.autoencoders.evaluation import Evaluation
 from flowppl.autoencoders.training import VAEFit
 from flowppl.inference.density_evaluation import DensityEvaluation
 from flowppl.numpyro.calibration import sbc
+from flowppl.numpyro.continuous import Continuous
 from flowppl.numpyro.density import DensityFit, fit_density
 from flowppl.numpyro.density_evaluation import evaluate_density
 from flowppl.numpyro.density_mixture import Mixture
@@ -80,6 +81,7 @@ from flowppl.numpyro.objectives import (
 from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.recipes import (
     bnaf,
+    cnf,
     flowpp,
     glow,
     householder,
@@ -115,6 +117,7 @@ __all__ = [
     "Autoregressive",
     "BlockAutoregressive",
     "Chains",
+    "Continuous",
     "Coupling",
     "DensityEvaluation",
     "DensityFit",
@@ -160,6 +163,7 @@ __all__ = [
     "anomaly_scores",
     "attribute_direction",
     "bnaf",
+    "cnf",
     "diagnose",
     "edit",
     "evaluate_density",

@@ -15,6 +15,7 @@ from flowppl.autoencoders.evaluation import Evaluation
 from flowppl.autoencoders.training import VAEFit
 from flowppl.inference.density_evaluation import DensityEvaluation
 from flowppl.pyro.calibration import sbc
+from flowppl.pyro.continuous import Continuous
 from flowppl.pyro.density import DensityFit, fit_density
 from flowppl.pyro.density_evaluation import evaluate_density
 from flowppl.pyro.density_mixture import Mixture
@@ -79,6 +80,7 @@ from flowppl.pyro.objectives import (
 from flowppl.pyro.pixelcnn import PixelCNN
 from flowppl.pyro.recipes import (
     bnaf,
+    cnf,
     flowpp,
     glow,
     householder,
@@ -114,6 +116,7 @@ __all__ = [
     "Autoregressive",
     "BlockAutoregressive",
     "Chains",
+    "Continuous",
     "Coupling",
     "DensityEvaluation",
     "DensityFit",
@@ -159,6 +162,7 @@ __all__ = [
     "anomaly_scores",
     "attribute_direction",
     "bnaf",
+    "cnf",
     "diagnose",
     "edit",
     "evaluate_density",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowppl.pyro.transforms import FlowTransform
-from flowppl.recipes import autoregressive, coupling, residual
+from flowppl.recipes import autoregressive, continuous, coupling, residual
 from flowppl.univariate.base import Bound
 
 
@@ -868,5 +868,66 @@ def bnaf(
             hidden_factors=hidden_factors,
             context_dim=context_dim,
             log_scale_bound=log_scale_bound,
+        )
+    )
+
+
+def cnf(
+    dim: int,
+    num_flows: int = 1,
+    *,
+    hidden_dims: int | Sequence[int] = (64, 64),
+    context_dim: int = 0,
+    activation: str = "tanh",
+    lipschitz: float = 24.0,
+    num_steps: int = 16,
+) -> FlowTransform:
+    """Continuous normalizing flow: events move with a velocity that a network gives, in steps that are exact.
+
+    It is one :class:`Continuous` transform, or several in a row. With ``context_dim`` the velocity depends on a context
+    too: the transform then needs one of shape ``(..., context_dim)``, see :meth:`FlowTransform.condition`. It starts at
+    the identity. A single one can be trained by flow matching: ``fit_density(..., objective="flow_matching")``.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
+
+    ``transform(x)`` and ``transform.inv(y)`` are iterative: about 13 passes of the network for each step, and two of
+    its Jacobian.
+
+    Args:
+        dim: the number of coordinates.
+        num_flows: the number of velocities, one after the other; flow matching needs a single one.
+        hidden_dims: the widths of each network's hidden layers; an int means one layer.
+        context_dim: the size of the context, 0 for none.
+        activation: elu, relu, silu, softplus or tanh.
+        lipschitz: the bound of the Lipschitz constant of each velocity, below ``2 * num_steps``; see
+            :class:`Continuous`.
+        num_steps: the number of steps in which each way is gone.
+
+    Raises:
+        ValueError: if a size is below 1, the activation is unknown, or the bound is not positive or not below
+            ``2 * num_steps``.
+
+    References:
+        Chen, Rubanova, Bettencourt, Duvenaud: Neural Ordinary Differential Equations, 2018, arXiv 1806.07366.
+        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud: FFJORD: Free-form Continuous Dynamics for Scalable Reversible
+        Generative Models, 2018, arXiv 1810.01367.
+
+    Example:
+        >>> import torch
+        >>> import pyro.distributions as dist
+        >>> from flowppl.pyro import FlowDistribution, cnf
+        >>> flow = FlowDistribution(dist.Normal(torch.zeros(3), 1.0), cnf(3, hidden_dims=16))
+        >>> flow.log_prob(torch.zeros(5, 3)).shape
+        torch.Size([5])
+    """
+    return FlowTransform(
+        continuous.cnf(
+            dim,
+            num_flows,
+            hidden_dims=hidden_dims,
+            context_dim=context_dim,
+            activation=activation,
+            lipschitz=lipschitz,
+            num_steps=num_steps,
         )
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.block_autoregressive import BlockAutoregressive
+from flowppl.bijections.continuous import Continuous
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Elementwise
@@ -23,6 +24,7 @@ from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.checks import did_you_mean
 from flowppl.recipes.autoregressive import bnaf, iaf, maf, naf, nsf_autoregressive
+from flowppl.recipes.continuous import cnf
 from flowppl.recipes.coupling import flowpp, glow, nice, nsf, realnvp
 from flowppl.recipes.image import flowpp_image, glow_image, nice_image, realnvp_image
 from flowppl.recipes.residual import (
@@ -48,6 +50,7 @@ NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
     Coupling,
     Autoregressive,
     BlockAutoregressive,
+    Continuous,
     Elementwise,
     Permute,
     Householder,
@@ -90,6 +93,7 @@ NAMED_RECIPES: dict[str, Recipe] = {
     "nsf_autoregressive": nsf_autoregressive,
     "naf": naf,
     "bnaf": bnaf,
+    "cnf": cnf,
     **IMAGE_RECIPES,
 }
 

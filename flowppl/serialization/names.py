@@ -11,6 +11,7 @@ from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.block_autoregressive import BlockAutoregressive
 from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.conditional import Conditional
+from flowppl.bijections.continuous import Continuous
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, LogTails, Sigmoid, Softplus, Tanh
 from flowppl.bijections.exponential import MatrixExponential
@@ -55,6 +56,7 @@ CLASSES: dict[str, type] = {
         Chain,
         CircularSpline,
         Conditional,
+        Continuous,
         ConvNet,
         Coupling,
         CubicSpline,
