@@ -144,6 +144,8 @@ def test_core_writes_in_place_nowhere():
 
 @pytest.mark.parametrize("tool", [("ruff", "check"), ("ruff", "format", "--check"), ("mypy",)])
 def test_source_is_clean(tool):
+    """Programs of users in tests/typing too, which mypy reads strictly."""
+    assert (ROOT / "flowppl" / "py.typed").exists()
     result = run("-m", *tool, *(["."] if tool[0] == "ruff" else []))
     assert result.returncode == 0, result.stdout
 

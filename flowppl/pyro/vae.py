@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -178,7 +178,8 @@ class FlowVAE(Autoencoder):
 
     @property
     def _zeros(self) -> torch.Tensor:
-        return cast(torch.Tensor, self.posterior._zeros)
+        zeros: torch.Tensor = self.posterior._zeros
+        return zeros
 
     def _prior(self):
         return standard_normal(self._zeros.reshape(self.latent_shape)) if self.prior is None else self.prior()

@@ -1,4 +1,4 @@
-"""A user's program in Pyro, with all the main names; tests/test_typing.py has mypy read it."""
+"""A user's program in Pyro, with all the main names; read by mypy as strictly as it can."""
 
 from pathlib import Path
 from typing import assert_type
