@@ -35,7 +35,7 @@ from flowppl.bijections.stack import Stack
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
 from flowppl.declare import Constant, Normal, Parameter, Uniform
-from flowppl.networks import MADE, MLP, CausalConv1d, ConvNet, PixelConvNet
+from flowppl.networks import MADE, MLP, CausalConv1d, CausalTransformer, ConvNet, PixelConvNet, Transformer
 from flowppl.progress import set_progress
 from flowppl.recipes import (
     available_flows,
@@ -86,6 +86,7 @@ __all__ = [
     "BlockAutoregressive",
     "Bounded",
     "CausalConv1d",
+    "CausalTransformer",
     "Chain",
     "CircularSpline",
     "Conditional",
@@ -132,6 +133,7 @@ __all__ = [
     "Subspace",
     "SumOfSquares",
     "Tanh",
+    "Transformer",
     "TriangularAffine",
     "TriangularSylvester",
     "Uniform",

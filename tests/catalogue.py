@@ -116,6 +116,10 @@ BIJECTIONS = {
     "sequence-autoregressive": fp.ImageAutoregressive(
         (1, 3), fp.Shift(), network=fp.CausalConv1d(1, 1, 2, (), context_dim=2)
     ),
+    "image-autoregressive-transformer": fp.ImageAutoregressive(
+        (2, 1, 3), network=fp.CausalTransformer(2, 2, (1, 3), 4, 1, 2, context_dim=2)
+    ),
+    "image-coupling-transformer": fp.ImageCoupling((3, 1, 2), network=fp.Transformer(1, 4, (1, 2), 4, 1, 2)),
     "image-coupling": fp.ImageCoupling((3, 1, 2), flip=True, network=fp.ConvNet(2, 2, 3, 1, kernel_size=1)),
     "image-coupling-checkerboard": fp.ImageCoupling(
         (1, 2, 3), fp.Affine(2.0), "checkerboard", hidden_channels=2, num_blocks=0, context_dim=2

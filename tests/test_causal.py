@@ -189,8 +189,8 @@ def layer(shape, network, **options):
 
 def test_a_layer_refuses_the_network_of_another_kind_of_event():
     for shape, network, message in (
-        ((1, 3, 3), fp.CausalConv1d(1, 2), r"network for shape=\(1, 3, 3\) must be a flowppl.PixelConvNet"),
-        ((1, 3), fp.MLP(1, 2), "must be a flowppl.CausalConv1d, got MLP"),
+        ((1, 3, 3), fp.CausalConv1d(1, 2), r"network for shape=\(1, 3, 3\) must be a flowppl.PixelConvNet or"),
+        ((1, 3), fp.MLP(1, 2), "must be a flowppl.CausalConv1d or CausalTransformer, got MLP"),
         ((1, 3), fp.CausalConv1d, "got the class CausalConv1d"),
     ):
         with pytest.raises(TypeError, match=message):

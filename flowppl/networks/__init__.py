@@ -4,7 +4,8 @@ A *conditioner network* is a hashable object with ``parameters()`` and ``constan
 ``__call__(params, x, context) -> output``. Its output layer starts at zero, so that the layer it serves starts
 at the identity. Vectors are mapped by :class:`flowppl.MLP` and :class:`flowppl.MADE`; images, ``(..., C, H, W)``, by
 :class:`flowppl.ConvNet` and :class:`flowppl.PixelConvNet`; sequences, ``(..., C, L)``, by
-:class:`flowppl.CausalConv1d`. The context of all is a vector.
+:class:`flowppl.CausalConv1d`; both by :class:`flowppl.Transformer` and :class:`flowppl.CausalTransformer`. The context
+of all is a vector.
 
 A module of a host's framework is made a network by the ``ModuleNetwork`` of an adapter, where it is imported.
 """
@@ -16,6 +17,7 @@ from flowppl.networks.masked import MADE, read_dependencies
 from flowppl.networks.modules import BoundNetwork, ModuleNetwork, NetworkLike, bind_network, read_network
 from flowppl.networks.pixel import PixelConvNet
 from flowppl.networks.protocol import ACTIVATIONS, Network, as_dims, check_activation, split_raw
+from flowppl.networks.transformer import CausalTransformer, Transformer
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,11 +25,13 @@ __all__ = [
     "MLP",
     "BoundNetwork",
     "CausalConv1d",
+    "CausalTransformer",
     "ConvNet",
     "ModuleNetwork",
     "Network",
     "NetworkLike",
     "PixelConvNet",
+    "Transformer",
     "as_dims",
     "bind_network",
     "check_activation",

@@ -13,7 +13,7 @@ import jax
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.image import autoregressive, coupling, emerging, factor_out, pixelwise, squeeze
-from flowppl.networks import CausalConv1d, NetworkLike, PixelConvNet
+from flowppl.networks import CausalConv1d, CausalTransformer, NetworkLike, PixelConvNet
 from flowppl.numpyro.transforms import FlowTransform
 from flowppl.univariate.base import Affine, Univariate
 
@@ -332,15 +332,15 @@ class ImageAutoregressive(FlowTransform):
         shape: the shape (C, H, W) of an image, or (C, L) of a sequence.
         univariate: the map of each number.
         network: the network: a :class:`flowppl.PixelConvNet` for images, a :class:`flowppl.CausalConv1d` for sequences,
-            with ``in_channels`` C and ``num_outputs`` ``univariate.num_raw``. ``None`` means one of them with
-            ``hidden_channels`` and ``num_blocks``, which are unused otherwise.
+            or a :class:`flowppl.CausalTransformer`, with ``in_channels`` C and ``num_outputs`` ``univariate.num_raw``.
+            ``None`` means one of the first two with ``hidden_channels`` and ``num_blocks``, which are unused otherwise.
         hidden_channels: the number of channels within the default network.
         num_blocks: the number of its layers after the first; for sequences their dilations are 1, 2, 4, ...
         context_dim: the size of the context, 0 for none; with a ``network`` its own.
         params: the weights, a nested dict of arrays; :meth:`init` draws them.
 
     Raises:
-        TypeError: for a ``univariate`` that is none, or a ``network`` that is none of the two.
+        TypeError: for a ``univariate`` that is none, or a ``network`` that is none of these.
         ValueError: for a shape that is none of an image or a sequence, fewer hidden channels than channels, or a
             network for another shape, number of outputs or context; when it maps, for a context that is missing, of
             another size, or not expected.
@@ -366,7 +366,7 @@ class ImageAutoregressive(FlowTransform):
         self,
         shape: Sequence[int],
         univariate: Univariate = Affine(),
-        network: PixelConvNet | CausalConv1d | None = None,
+        network: PixelConvNet | CausalConv1d | CausalTransformer | None = None,
         hidden_channels: int = 32,
         num_blocks: int = 2,
         context_dim: int = 0,
@@ -384,7 +384,7 @@ class ImageAutoregressive(FlowTransform):
         key: jax.Array,
         shape: Sequence[int],
         univariate: Univariate = Affine(),
-        network: PixelConvNet | CausalConv1d | None = None,
+        network: PixelConvNet | CausalConv1d | CausalTransformer | None = None,
         hidden_channels: int = 32,
         num_blocks: int = 2,
         context_dim: int = 0,

@@ -30,7 +30,16 @@ from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.stack import Stack
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
-from flowppl.networks import MADE, MLP, CausalConv1d, ConvNet, ModuleNetwork, PixelConvNet
+from flowppl.networks import (
+    MADE,
+    MLP,
+    CausalConv1d,
+    CausalTransformer,
+    ConvNet,
+    ModuleNetwork,
+    PixelConvNet,
+    Transformer,
+)
 from flowppl.univariate.base import Affine, Scale, Shift
 from flowppl.univariate.gaussianization import Gaussianization
 from flowppl.univariate.mixture import LogisticMixture
@@ -53,6 +62,7 @@ CLASSES: dict[str, type] = {
         BlockAutoregressive,
         Bounded,
         CausalConv1d,
+        CausalTransformer,
         Chain,
         CircularSpline,
         Conditional,
@@ -96,6 +106,7 @@ CLASSES: dict[str, type] = {
         Subspace,
         SumOfSquares,
         Tanh,
+        Transformer,
         TriangularAffine,
         TriangularSylvester,
     )

@@ -9,7 +9,7 @@ from flowppl._arrays.namespace import namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.checks import as_shape, assign, check_sizes, derived
-from flowppl.networks import CausalConv1d, PixelConvNet
+from flowppl.networks import CausalConv1d, CausalTransformer, PixelConvNet
 from flowppl.univariate.base import Affine, Univariate, check_univariate
 
 
@@ -23,32 +23,36 @@ class ImageAutoregressive(Bijection):
 
     The numbers of an image (C, H, W) are in the order of rows, then columns, then channels, those of a sequence (C, L)
     in the order of places, then channels. The network g is a causal convolution, so there are as few weights for large
-    images as for small ones; of the numbers before i it sees those within its reach.
+    images as for small ones; of the numbers before i it sees those within its reach. Or it is a causal transformer,
+    which sees all pixels before that of i, and none of its other channels: these are then found together.
 
     ``forward`` is one pass of the network. ``inverse`` finds the numbers one after the other, in as many small steps as
     there are, each of which computes one pixel in each layer: together about the work of one pass for each of the C
-    channels. This way round it is an *inverse autoregressive flow* (IAF), cheap to sample;
-    ``Invert(ImageAutoregressive(shape))`` is a *masked autoregressive flow* (MAF), cheap to score.
+    channels; of a transformer in H W steps, about the work of two passes. This way round it is an *inverse
+    autoregressive flow* (IAF), cheap to sample; ``Invert(ImageAutoregressive(shape))`` is a *masked autoregressive
+    flow* (MAF), cheap to score.
 
     Args:
         shape: the shape (C, H, W) of an image, or (C, L) of a sequence.
         univariate: the map of each number.
         network: the network: a :class:`~flowppl.PixelConvNet` for images, a :class:`~flowppl.CausalConv1d` for
-            sequences, with ``in_channels`` C and ``num_outputs`` ``univariate.num_raw``. ``None`` means one of them
-            with ``hidden_channels`` and ``num_blocks``, which are unused otherwise.
+            sequences, or a :class:`~flowppl.CausalTransformer`, with ``in_channels`` C and ``num_outputs``
+            ``univariate.num_raw``. ``None`` means one of the first two with ``hidden_channels`` and ``num_blocks``,
+            which are unused otherwise.
         hidden_channels: the number of channels within the default network.
         num_blocks: the number of its layers after the first; for sequences their dilations are 1, 2, 4, ...
         context_dim: the size of the context, 0 for none; with a ``network`` its own.
 
     Raises:
-        TypeError: for a ``univariate`` that is none, or a ``network`` that is none of the two.
+        TypeError: for a ``univariate`` that is none, or a ``network`` that is none of these.
         ValueError: for a shape that is none of an image or a sequence, fewer hidden channels than channels, or a
             network for another shape, number of outputs or context.
 
     References:
         Kingma et al.: Improving Variational Inference with Inverse Autoregressive Flow, 2016, arXiv 1606.04934, whose
         layers for images are such; van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, 2016,
-        arXiv 1606.05328.
+        arXiv 1606.05328. Transformers: Zhai et al.: Normalizing Flows are Capable Generative Models, 2024, arXiv
+        2412.06329.
 
     Example:
         >>> import flowppl as fp
@@ -59,11 +63,11 @@ class ImageAutoregressive(Bijection):
 
     shape: Sequence[int]
     univariate: Univariate = Affine()
-    network: PixelConvNet | CausalConv1d | None = None
+    network: PixelConvNet | CausalConv1d | CausalTransformer | None = None
     hidden_channels: int = 32
     num_blocks: int = 2
     context_dim: int = 0
-    _network: PixelConvNet | CausalConv1d = derived()
+    _network: PixelConvNet | CausalConv1d | CausalTransformer = derived()
 
     def __post_init__(self):
         owner = "ImageAutoregressive"
@@ -86,9 +90,11 @@ class ImageAutoregressive(Bijection):
                 network = PixelConvNet(
                     channels, num_raw, self.hidden_channels, self.num_blocks, context_dim=self.context_dim
                 )
-        elif not isinstance(network, kind):
+        elif not isinstance(network, kind | CausalTransformer):
             what = f"the class {network.__name__}" if isinstance(network, type) else repr(network)[:80]
-            raise TypeError(f"{owner}: network for shape={shape} must be a flowppl.{kind.__name__}, got {what}")
+            raise TypeError(
+                f"{owner}: network for shape={shape} must be a flowppl.{kind.__name__} or CausalTransformer, got {what}"
+            )
         else:
             context_dim = self.context_dim or network.context_dim
             sizes = {"in_channels": channels, "num_outputs": num_raw, "context_dim": context_dim}
@@ -98,6 +104,8 @@ class ImageAutoregressive(Bijection):
                         f"{owner}: network must have {name}={size}, as shape, univariate and context_dim say, got "
                         f"{getattr(network, name)}"
                     )
+            if isinstance(network, CausalTransformer) and network.size != shape[1:]:
+                raise ValueError(f"{owner}: network has size={network.size}, which does not fit shape={shape}")
             along = network.context_shape[1:] if network.context_shape else shape[1:]
             if tuple(along) != shape[1:]:
                 raise ValueError(
