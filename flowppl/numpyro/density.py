@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.transforms import Transform
 
+from flowppl._arrays.tree import merge
 from flowppl.bijections.contract import Bijection
 from flowppl.inference.batches import INIT_ROWS, Batches, is_batches, steps
 from flowppl.inference.density import (
@@ -33,6 +34,7 @@ from flowppl.inference.density import (
     warn_of_rounding,
 )
 from flowppl.inference.epochs import Callback
+from flowppl.inference.flow_matching import NUM_DRAWS, check_objective, matching_losses
 from flowppl.numpyro.density_mixture import Mixture
 from flowppl.numpyro.discrete import Dequantized
 from flowppl.numpyro.distributed import Workers
@@ -40,7 +42,7 @@ from flowppl.numpyro.flow import Flow
 from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
 from flowppl.numpyro.training import TreeTrainer, averaged, in_step, kept
-from flowppl.numpyro.transforms import FlowTransform, check_key, numpy_rng
+from flowppl.numpyro.transforms import FlowTransform, check_key, constants_of, numpy_rng
 from flowppl.training.checkpoints import base_in_words, in_words
 from flowppl.training.loop import average_share, check_options, train
 
@@ -58,6 +60,7 @@ def fit_density(
     x: Any = None,
     context: Any = None,
     *,
+    objective: str = "likelihood",
     learning_rate: float | Callable[[int], float] | None = None,
     optimizer: Optimizer = "adam",
     batch_size: int = 128,
@@ -94,6 +97,18 @@ def fit_density(
     step, and of which q is the bound; the noise of the validation loss is the same in all epochs. Data on which the
     flow starts far off, more than 10 standard deviations or a spread beyond 1/20 to 20, are warned of.
 
+    With ``objective="flow_matching"`` a flow of one :class:`flowppl.Continuous`, such as ``flowppl.cnf(2)``, learns its
+    velocity v without a density. It minimises the mean of
+
+    .. math::
+        \big|v(x_t, t, c) - (x - z)\big|^2, \qquad x_t = (1 - t)\, z + t\, x,
+
+    over rows x, noise z from the base distribution and times t from 0 to 1, of which each step draws eight pairs for
+    each of its rows: one pass of the network, whatever the number of steps of the flow. The losses, and the validation
+    loss that ``patience`` judges, whose draws are the same in all epochs, are this mean, no log likelihoods. The flow
+    that comes out has an exact density as any has, whose log likelihood is a little below what training for it
+    reaches: see :func:`evaluate_density`. A base distribution stays as it is.
+
     With ``ema_decay`` the weights that are validated, and kept, are an average over all steps, the last steps most: of
     step s of t it has the weight :math:`\mathrm{ema\_decay}^{t-s}`, divided by the sum of all.
 
@@ -108,6 +123,7 @@ def fit_density(
             epoch, such as a torch ``DataLoader``, or a function without arguments that gives one, such as a generator
             function: each batch is x or ``(x, context)``, one step.
         context: for a conditional flow, the contexts of the rows, of shape ``(n, context_dim)``.
+        objective: ``"likelihood"``, or ``"flow_matching"`` for a continuous flow.
         learning_rate: the learning rate of the first epoch, ``None`` is 0.003; or a function from the epoch, counted
             from 0, to its learning rate, in the place of the cosine.
         optimizer: ``"adam"`` or ``"adamax"``, or an optimiser of optax or of ``numpyro.optim``, with
@@ -143,7 +159,8 @@ def fit_density(
     Raises:
         TypeError: if ``flow`` is no flow, ``rng_key`` no key, x is no data, or ``callback`` or ``optimizer`` is none.
         ValueError: if the data do not fit the flow, do not vary, are not finite or no levels of a distribution of
-            integers, an option is out of range, a checkpoint is not whole or of another training (it is then as it
+            integers, an option is out of range, the flow has no velocity to
+            match, a checkpoint is not whole or of another training (it is then as it
             was), or the base distribution lies in an interval that the flow does not map onto the space of the data.
         RuntimeError: if no step of the first epoch, or no validation loss, is finite.
 
@@ -151,7 +168,9 @@ def fit_density(
         Kingma, Ba: Adam: A Method for Stochastic Optimization, 2014, arXiv 1412.6980. Loshchilov, Hutter: SGDR:
         Stochastic Gradient Descent with Warm Restarts, 2016, arXiv 1608.03983. Dequantisation: Theis, van den Oord,
         Bethge: A note on the evaluation of generative models, 2015, arXiv 1511.01844. Averages: Izmailov et al.:
-        Averaging Weights Leads to Wider Optima, 2018, arXiv 1803.05407.
+        Averaging Weights Leads to Wider Optima, 2018, arXiv 1803.05407. Flow matching: Lipman, Chen, Ben-Hamu, Nickel,
+        Le: Flow Matching for Generative Modeling, 2022, arXiv 2210.02747; Liu, Gong, Liu: Flow Straight and Fast:
+        Learning to Generate and Transfer Data with Rectified Flow, 2022, arXiv 2209.03003.
 
     Example:
         >>> import jax, flowppl as fp
@@ -186,6 +205,7 @@ def fit_density(
     if isinstance(flow, Bijection):
         flow = Flow.init(jax.random.fold_in(rng_key, 0), flow)  # type: ignore[assignment]
     fitted: Any = flow if isinstance(flow, _KINDS) else Flow(flow)  # type: ignore[arg-type]
+    check_objective(objective, getattr(fitted, "bijection", fitted))
     trained = jax.tree.leaves(fitted._params)
     if not trained:
         raise ValueError("fit_density: the flow has no parameters; nothing can be trained")
@@ -222,7 +242,7 @@ def fit_density(
             start = start.init_from(*first) if is_mixture else _init_from(start, jax.random.fold_in(rng_key, 1), *first)
         if init and isinstance(start, Flow) and start.base is None:
             warn_of_far_data(first[0], *_noise_of(start, *jax.tree.map(lambda leaf: leaf[:256], first)))
-        settings = batch_size, augment, optimizer, clip_norm, ema_decay, workers
+        settings = objective, batch_size, augment, optimizer, clip_norm, ema_decay, workers
         trainer = _Trainer(start, rows, held_out, seed, *settings)
         return trainer, trainer.num_rows, dict(parts)
 
@@ -232,6 +252,7 @@ def fit_density(
     words = [base_in_words(base, jax.tree.leaves(base)) for base in bases]
     rate = rate_of(None if has_rate(optimizer) else learning_rate or LEARNING_RATE, warm_up, num_epochs)
     options = {"optimizer": optimizer, "clip_norm": clip_norm, "ema_decay": ema_decay, "warm_up": warm_up}
+    options["objective"] = None if objective == "likelihood" else objective  # older checkpoints tell none
     trainer, record = train(
         "fit_density",
         make_trainer,
@@ -257,10 +278,12 @@ def fit_density(
 class _Trainer(TreeTrainer):
     """The steps of :func:`fit_density`: see :class:`flowppl.training.loop.Trainer`."""
 
-    def __init__(self, flow, rows, held_out, seed, batch_size, augment, optimizer, clip_norm, ema_decay, workers):
+    def __init__(
+        self, flow, rows, held_out, seed, objective, batch_size, augment, optimizer, clip_norm, ema_decay, workers
+    ):
         super().__init__(flow._params, seed, optimizer, clip_norm, ema_decay, workers)
         self.flow, self.batch_size, self.num_steps = flow, batch_size, 0
-        self.static = (augment, optimizer, workers)
+        self.static = (objective, augment, optimizer, workers)
         self.is_read = isinstance(rows, Batches | MappedRows)
         self.rows = rows if self.is_read else workers.replicated(rows)
         self.num_rows = 0 if isinstance(rows, Batches) else len(rows if self.is_read else rows[0])
@@ -281,7 +304,7 @@ class _Trainer(TreeTrainer):
         if self.held_out[0] is None:
             return losses, None
         key = jax.random.fold_in(self.key, 0)
-        return losses, _mean_loss(self.flow, self.kept(), *self.held_out, key, self.workers)
+        return losses, _mean_loss(self.flow, self.kept(), *self.held_out, key, self.static[0], self.workers)
 
     def _steps(self, order):
         if isinstance(self.rows, Batches):
@@ -309,15 +332,15 @@ def _noise_of(flow, x, context):
 
 
 # Compiled once for all fits of one flow to data of one shape.
-@partial(jax.jit, static_argnames=("augment", "optimizer", "workers"))
-def _run_epoch(flow, carry, numbers, rows, batches, held_out, augment, optimizer, workers):
+@partial(jax.jit, static_argnames=("objective", "augment", "optimizer", "workers"))
+def _run_epoch(flow, carry, numbers, rows, batches, held_out, objective, augment, optimizer, workers):
     rate, clip_norm, ema_decay, key, epoch, num_steps = numbers
     epoch_key = jax.random.fold_in(key, epoch + 1)
 
     def step(carry, item):
         i, batch = item
         params, memory, average = carry
-        known = (rows, batch, jax.random.fold_in(epoch_key, num_steps + i), augment, workers)
+        known = (rows, batch, jax.random.fold_in(epoch_key, num_steps + i), augment, objective, workers)
 
         def mean_loss(params):
             losses, weights = _losses(flow._with_params(params), *known)
@@ -332,26 +355,37 @@ def _run_epoch(flow, carry, numbers, rows, batches, held_out, augment, optimizer
     carry, losses = jax.lax.scan(step, carry, (jnp.arange(len(batches[1])), batches))
     if held_out[0] is None:
         return carry, losses, None
-    return carry, losses, _mean_loss(flow, kept(carry[2], carry[0]), *held_out, jax.random.fold_in(key, 0), workers)
+    key = jax.random.fold_in(key, 0)
+    return carry, losses, _mean_loss(flow, kept(carry[2], carry[0]), *held_out, key, objective, workers)
 
 
-@partial(jax.jit, static_argnames="workers")
-def _mean_loss(flow, params, held_out, held_batches, key, workers):
+@partial(jax.jit, static_argnames=("objective", "workers"))
+def _mean_loss(flow, params, held_out, held_batches, key, objective, workers):
     trained = flow._with_params(params)
 
     def total(item):
         i, batch = item
-        return jnp.dot(*_losses(trained, held_out, batch, jax.random.fold_in(key, i), None, workers))
+        return jnp.dot(*_losses(trained, held_out, batch, jax.random.fold_in(key, i), None, objective, workers))
 
     sums = jax.lax.map(total, (jnp.arange(len(held_batches[0])), held_batches))
     return workers.everywhere(sums.sum() / len(held_out[0]))
 
 
-def _losses(flow, rows, batch, key, augment, workers):
+def _losses(flow, rows, batch, key, augment, objective, workers):
     index, weights = batch  # without an index the rows are those of the batch
     x, context = workers.shared(rows if index is None else jax.tree.map(lambda leaf: leaf[index], rows))
     augment_key, key = jax.random.split(key)
     x = x if augment is None else augment(augment_key, x)
     distribution = flow(context, key=key) if isinstance(flow, Dequantized) else flow(context)
-    losses = -distribution.log_prob(x)
+    if objective == "flow_matching":
+        losses = _matching_losses(flow, distribution.base_dist, x, context, key)
+    else:
+        losses = -distribution.log_prob(x)
     return losses, weights.astype(losses.dtype)
+
+
+def _matching_losses(flow, base, x, context, key):
+    noise_key, time_key = jax.random.split(key)
+    noise = base.sample(noise_key, (NUM_DRAWS, len(x))[: 2 - len(base.batch_shape)]).astype(x.dtype)
+    params = merge(flow.params, constants_of(flow.bijection))
+    return matching_losses(flow.bijection, params, x, noise, jax.random.uniform(time_key, dtype=x.dtype), context)
