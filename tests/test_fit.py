@@ -1,6 +1,7 @@
 """Fitting guides in one call: the driver with a trainer of its own, and both languages."""
 
 import functools
+import itertools
 import math
 import time
 
@@ -35,7 +36,7 @@ class Walker:
     has_affine, is_dense, is_subsampled, num_restarts = False, False, False, 1
 
     def __init__(self, positions, losses=0.0, seconds=0.0):
-        self.positions, self.losses, self.seconds = list(positions), losses, seconds
+        self.positions, self.losses, self.seconds, self.clock = list(positions), losses, seconds, 0.0
         self.position, self.chunks = 3.0, []
         self.noise = np.random.default_rng(0).normal(size=NUM_CHECKS)
 
@@ -44,7 +45,7 @@ class Walker:
 
     def run(self, chunk):
         self.chunks.append(chunk)
-        time.sleep(self.seconds)
+        self.clock += self.seconds
         return np.full((1, CHUNK), self.losses)
 
     def log_weights(self):
@@ -82,8 +83,9 @@ def test_a_long_round_follows_only_where_the_one_before_it_paid():
         assert len(train(walker, (*ROUNDS, long_round), math.inf, False).losses) == num_steps
 
 
-def test_a_budget_in_seconds_ends_a_round_with_its_rate_brought_down():
+def test_a_budget_in_seconds_ends_a_round_with_its_rate_brought_down(monkeypatch):
     walker = Walker([1.0], seconds=0.05)
+    monkeypatch.setattr(time, "monotonic", lambda: walker.clock)
     history = train(walker, (Round(100_000, 64, 1.0),), 0.5, False)
     assert history.stopped == "max_seconds"
     assert 4 <= len(walker.chunks) <= 12
@@ -324,8 +326,10 @@ def test_bad_options_are_told(language):
             fit_bent(language, **options)
 
 
-def test_a_budget_that_is_spent_before_the_first_step_ends_the_training():
+def test_a_budget_that_is_spent_before_the_first_step_ends_the_training(monkeypatch):
     walker = Walker([1.0, 1.0, 1.0], seconds=0.2)
+    ticks = itertools.count()  # a millionth of a second for each look at the clock
+    monkeypatch.setattr(time, "monotonic", lambda: walker.clock + 1e-6 * next(ticks))
     history = train(walker, (Round(10_000, 64, 0.1),), 1e-6, False)
     assert (len(history.losses), history.stopped) == (0, "max_seconds")
     history = train(walker, (Round(10_000, 64, 0.1),), 0.3, False)
@@ -470,12 +474,14 @@ def test_a_fit_in_numpyro_compiles_few_programs():
 
 
 @pytest.mark.parametrize("language", ["numpyro", "pyro"])
-def test_a_slow_model_stops_within_a_hundred_steps(language):
-    """Each gradient takes a tenth of a second, and a hundred of them ten."""
+def test_a_slow_model_stops_within_a_hundred_steps(language, monkeypatch):
+    """Each gradient takes a tenth of a second, and a hundred of them ten, by a clock that only the model moves."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     if language == "numpyro":
 
         def wait(z):
-            time.sleep(0.1)
+            now[0] += 0.1
             return np.zeros(np.shape(z)[:-1], z.dtype)
 
         def model():
@@ -489,7 +495,7 @@ def test_a_slow_model_stops_within_a_hundred_steps(language):
 
         def model():
             z = pyro.sample("z", pdist.Normal(torch.full((2,), 3.0), 1.0).to_event(1))
-            time.sleep(0.1)
+            now[0] += 0.1
             pyro.factor("slow", 0 * z.detach().sum(-1))
 
         fit, guide = fpp.fit, fpp.AutoFlow(model, small_flow, init="point")
