@@ -17,7 +17,7 @@ def suite(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the peers, about their own future
-@pytest.mark.parametrize("function", SIZES)
+@pytest.mark.parametrize("function", ["planar", pytest.param("coupling", marks=pytest.mark.stress)])
 def test_a_row_of_ratios_for_each_language(suite, function):
     from suite import tables
     from suite.turns import Plan

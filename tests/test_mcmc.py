@@ -288,7 +288,10 @@ def test_nuts_sees_the_density_of_the_model(lang):
     guide = lang.adapter.AutoFlow(model, fp.TriangularAffine)
     first = guide.setup(lang.array(y))
     result = lang.result(guide, model, lang.array(y), params=params | (first if lang.name == "numpyro" else {}))
-    chains = result.mcmc(400, num_warmup=150, nuts=True, num_proposals=1, progress=False, **lang.reseeded(6))
+    num_samples, num_warmup = (400, 150) if lang.name == "numpyro" else (250, 100)
+    chains = result.mcmc(
+        num_samples, num_warmup=num_warmup, nuts=True, num_proposals=1, progress=False, **lang.reseeded(6)
+    )
     assert chains.nuts
     assert set(chains.summary()) == {"tau", "theta[0]", "theta[1]", "theta[2]"}
     tau = np.linspace(1e-3, 12, 20_001)
@@ -465,7 +468,7 @@ def test_sites_that_are_summed_out(lang, of_host):
 def test_saved_fits_go_on(lang, tmp_path):
     model = conjugate(lang)
     args = (lang.array(Y),)
-    result = lang.fit(model, *args, num_steps=100)
+    result = lang.fit(model, *args, flow=fp.TriangularAffine, num_steps=100)
     fp.save(tmp_path / "fit", result)
     loaded = fp.load(tmp_path / "fit", backend=lang.name, model=model, args=args)
     one, other = (each.mcmc(100, nuts=False, progress=False, **lang.reseeded(8)) for each in (result, loaded))

@@ -447,7 +447,7 @@ def test_a_fit_of_several_modes_is_saved(fitted, backend, tmp_path):
 def test_chains_visit_both_modes(fitted):
     _language, result = fitted
     for nuts in (False, True):
-        chains = result.mcmc(300, num_chains=2, num_warmup=50, nuts=nuts, progress=False)
+        chains = result.mcmc(150 if nuts else 300, num_chains=2, num_warmup=50, nuts=nuts, progress=False)
         far = np.asarray(chains.get_samples()["z"])[:, 1] > 4
         assert abs(far.mean() - 0.3) < 0.1
 

@@ -325,7 +325,7 @@ def test_guides_take_flows_of_modules():
 
     guide = fnp.AutoFlow(their_model, lambda dim: fp.Repeat(fp.Coupling(dim, network=Net), 2))
     svi = numpyro.infer.SVI(their_model, guide, numpyro.optim.Adam(1e-2), numpyro.infer.Trace_ELBO())
-    states = jax.vmap(lambda key: svi.init(key))(jax.random.split(jax.random.key(0), 2))
+    states = jax.jit(jax.vmap(lambda key: svi.init(key)))(jax.random.split(jax.random.key(0), 2))
     kernel = svi.get_params(states)["auto_flow"]["0"]["network"]["module"]["first"]["kernel"]
     assert kernel.shape == (2, 2, 2, 5)
     assert not jnp.array_equal(kernel[0], kernel[1])

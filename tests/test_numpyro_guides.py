@@ -159,9 +159,9 @@ def test_starts_under_vmap_and_jit_and_leaks_no_tracer():
 def test_particles_and_scale():
     guide = AutoFlow(schools)
     params = guide.setup()
-    elbo = Trace_ELBO(num_particles=2000)
-    plain = elbo.loss(jax.random.key(0), params, schools, guide)
-    scaled = elbo.loss(jax.random.key(0), params, handlers.scale(schools, scale=2.0), handlers.scale(guide, scale=2.0))
+    loss = jax.jit(Trace_ELBO(num_particles=2000).loss, static_argnums=(2, 3))
+    plain = loss(jax.random.key(0), params, schools, guide)
+    scaled = loss(jax.random.key(0), params, handlers.scale(schools, scale=2.0), handlers.scale(guide, scale=2.0))
     np.testing.assert_allclose(scaled, 2 * plain, rtol=1e-9)
     np.testing.assert_allclose(plain, -log_weights(jax.random.key(1), schools, guide, params).mean(), atol=1)
 
@@ -377,7 +377,9 @@ def test_observed_entries_of_an_imputed_site_are_not_the_guides(tmp_path):
     weights = log_weights(jax.random.key(1), imputed, guide, params, *PARTIAL, num_samples=2000)
     assert evidence - 0.2 < weights.mean() < evidence + 0.05
     assert abs(jnp.log(jnp.exp(weights).mean()) - evidence) < 0.05
-    elbo = Trace_ELBO(num_particles=500).loss(jax.random.key(0), params, imputed, guide, *PARTIAL)
+    elbo = jax.jit(Trace_ELBO(num_particles=500).loss, static_argnums=(2, 3))(
+        jax.random.key(0), params, imputed, guide, *PARTIAL
+    )
     assert abs(elbo + weights.mean()) < 0.1
     draws = guide.sample_posterior(jax.random.key(2), params, sample_shape=(2000,))
     assert abs(draws["x_unobserved"][:, 2].mean() - 7 / 3) < 0.2
@@ -450,10 +452,10 @@ def test_enumeration_gives_the_elbo_of_the_model_without_its_discrete_site():
 
     guide = AutoFlow(handlers.block(model, hide=["z"]), fp.Planar)
     params, key = guide.setup(), jax.random.key(0)
-    enumerated = TraceEnum_ELBO(num_particles=10).loss(key, params, model, guide)
-    np.testing.assert_allclose(
-        enumerated, Trace_ELBO(num_particles=10).loss(key, params, summed_out, guide), rtol=1e-10
+    enumerated, plain = (
+        jax.jit(elbo(num_particles=10).loss, static_argnums=(2, 3)) for elbo in (TraceEnum_ELBO, Trace_ELBO)
     )
+    np.testing.assert_allclose(enumerated(key, params, model, guide), plain(key, params, summed_out, guide), rtol=1e-10)
 
 
 def test_serves_a_reparametrised_site_whose_own_support_cannot_be_mapped():
@@ -514,10 +516,18 @@ def test_a_flow_of_a_wrong_name_is_told_the_nearest():
 def test_summaries_are_used_as_those_of_the_hosts_guides():
     shapes = []
     for guide in (AutoFlow(schools, "planar"), AutoMultivariateNormal(schools)):
-        params = run(schools, guide, steps=2).params
-        found = guide.quantiles(params, [0.05, 0.95]), guide.median(params)
-        found += (guide.sample_posterior(jax.random.key(0), params, sample_shape=(3,)),)
-        found += (guide.sample_posterior(jax.random.key(0), params, None, sample_shape=(3,)),)
-        found += (handlers.seed(handlers.substitute(guide, params), 0)(),)
+        svi = SVI(schools, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
+
+        def summaries(key, guide=guide, svi=svi):
+            params = svi.get_params(svi.init(key))
+            return (
+                guide.quantiles(params, [0.05, 0.95]),
+                guide.median(params),
+                guide.sample_posterior(key, params, sample_shape=(3,)),
+                guide.sample_posterior(key, params, None, sample_shape=(3,)),
+                handlers.seed(handlers.substitute(guide, params), 0)(),
+            )
+
+        found = jax.eval_shape(summaries, jax.random.key(0))
         shapes.append([{name: value.shape for name, value in each.items()} for each in found])
     assert shapes[0] == shapes[1]

@@ -184,7 +184,7 @@ def curved_model(lang, flow):
 
 
 @both
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.stress)])
 def test_a_flow_closes_the_gap_that_a_gaussian_leaves(lang, seed):
     x = np.linspace(-1.0, 3.0, 16)[:, None]
     grid = np.linspace(-6, 6, 601)
@@ -221,7 +221,8 @@ def test_svi_of_either_language_has_the_same_elbo():
     peer = small(NumPyro, "sylvester", prior=fp.realnvp(2, 2, hidden_dims=4))
     params = NumPyro.params(peer, x)
     objective = numpyro.infer.Trace_ELBO(num_particles=400)
-    loss = objective.loss(jax.random.key(0), params, peer.model, peer.guide, jnp.asarray(x))
+    loss = jax.jit(objective.loss, static_argnums=(2, 3))
+    loss = loss(jax.random.key(0), params, peer.model, peer.guide, jnp.asarray(x))
     found = fnp.evaluate_vae(jax.random.key(1), peer, params, x, num_samples=1000)
     assert abs(found.elbo + loss / 60) < 6 * found.elbo_se * 1000**0.5 / 400**0.5
 
