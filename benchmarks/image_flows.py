@@ -109,6 +109,34 @@ def flowpp(shape):
     return fp.flowpp_image(shape, (4, 2, 2), num_components=4, hidden_channels=16, num_blocks=1)
 
 
+def tarflow(shape, num_flows=6):
+    """Autoregressive over patches of 2 x 2 pixels, in one order and the other in turn."""
+    squeeze = fp.Squeeze(shape)
+    inner, flat = squeeze.y_shape, (math.prod(shape),)
+    network = fp.CausalTransformer(inner[0], 2, inner[1:], hidden_dim=32, num_blocks=1)
+    layer = fp.Invert(fp.ImageAutoregressive(inner, network=network))
+    turned = [fp.Reshape(inner, flat), fp.Permute.reverse(*flat), fp.Reshape(flat, inner)]
+    step = fp.Chain([*turned, layer, fp.Pixelwise(inner, fp.ActNorm(inner[0]))])
+    return with_logit(shape, fp.Chain([squeeze, fp.Repeat(step, num_flows), fp.Invert(squeeze)]), 0.05 / 0.9)
+
+
+def jet(shape, num_pairs=2):
+    """Couplings with transformers, over the channels of patches of 2 x 2 pixels and over checkerboards of patches."""
+    squeeze = fp.Squeeze(shape)
+    inner, channels = squeeze.y_shape, squeeze.y_shape[0]
+
+    def coupling(mask, flip=False):
+        seen, mapped = (channels,) * 2 if mask == "checkerboard" else (channels // 2, channels - channels // 2)
+        network = fp.Transformer(seen, 2 * mapped, inner[1:], hidden_dim=32, num_blocks=1)
+        mix = (fp.QR(channels, start="rotation"), fp.ActNorm(channels))
+        layer = fp.ImageCoupling(inner, mask=mask, flip=flip, network=network)
+        return fp.Chain([layer, *(fp.Pixelwise(inner, each) for each in mix)])
+
+    turns = [("channel",), ("checkerboard",), ("channel",), ("checkerboard", True)]
+    step = fp.Chain([coupling(*turn) for turn in turns])
+    return with_logit(shape, fp.Chain([squeeze, fp.Repeat(step, num_pairs), fp.Invert(squeeze)]), 0.05 / 0.9)
+
+
 DIGITS = {
     "nice": lambda shape: fp.nice_image(shape, 8, hidden_dims=(256, 256)),
     "maf": flat_maf,
@@ -116,6 +144,8 @@ DIGITS = {
     "glow": lambda shape: fp.glow_image(shape, 8, hidden_channels=64),
     "flowpp": flowpp,
     "flowpp variational": flowpp,
+    "tarflow": tarflow,
+    "jet": jet,
     "pixelcnn mixture": {"num_components": 5, "hidden_channels": 24, "num_blocks": 4},
     "pixelcnn categories": {"num_components": 0, "hidden_channels": 24, "num_blocks": 4},
 }
@@ -163,7 +193,12 @@ MNIST = {
 MODELS = {"digits": DIGITS, "mnist": MNIST, "frey": MNIST}
 CLOSED = {"factorised": factorised, "gaussian": gaussian}
 OPTIONS = {"learning_rate": 2e-3, "batch_size": 50, "ema_decay": 0.99, "num_epochs": 40, "patience": 15}
-OWN_OPTIONS = {"nice": {"num_epochs": 100}, "maf": {"num_epochs": 100}}
+OWN_OPTIONS = {
+    "nice": {"num_epochs": 100},
+    "maf": {"num_epochs": 100},
+    "tarflow": {"num_epochs": 150},
+    "jet": {"num_epochs": 150},
+}
 
 
 class Deadline:
