@@ -126,7 +126,7 @@ class Maker:
             lambda: fp.Autoregressive(dim, self.univariate(), order=self.one_of(None, self.order(dim)), **network),
             lambda: fp.BlockAutoregressive(dim, self.one_of(2, (2, 1)), context_dim),
             lambda: self.of_image(dim, context_dim),
-            lambda: fp.Continuous(dim, num_steps=self.number(2, 3), lipschitz=3.5, **network),
+            lambda: fp.Continuous(dim, num_steps=self.number(2, 3), lipschitz=3.0, **network),
         ]
         if context_dim:
             kinds.append(lambda: fp.Conditional(self.plain(dim), **network))

@@ -35,7 +35,7 @@ FLOWS = {
     "nsf_autoregressive": (fp.nsf_autoregressive(2, num_flows=3), 0.5, 3),
     "naf": (fp.naf(2, num_flows=2), 0.8, 1),
     "bnaf": (fp.bnaf(2, num_flows=2), 1.2, 1),
-    "cnf": (fp.cnf(2, lipschitz=120.0, num_steps=64), 3.0, 3),
+    "cnf": (fp.cnf(2, lipschitz=120.0, num_steps=80), 3.0, 3),
 }
 IMAGE = (1, 32, 32)
 IMAGE_FLOWS = {

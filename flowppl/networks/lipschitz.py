@@ -53,10 +53,17 @@ def shrunk(params: Tree, lipschitz: float, activation: str) -> Tree:
     return params | {last: params[last] | {"weight": weight}}
 
 
-def dense_jacobian(params: Tree, x: Array, context: Array | None, activation: str) -> Array:
+def at_context(params: Tree, context: Array) -> Tree:
+    """Weights of dense layers that are given a context once, and none after."""
+    first = params["0"]
+    bias = namespace(context).linear(context, first["context_weight"], first["bias"])
+    return params | {"0": {"weight": first["weight"], "bias": bias}}
+
+
+def dense_jacobian(params: Tree, x: Array, activation: str) -> Array:
     """The derivatives of what :func:`flowppl.networks.dense` gives: of output j in input i at ``[..., i, j]``."""
     xp = namespace(x)
-    weights, sums = dense_layers(params, context)
+    weights, sums = dense_layers(params, None)
     before, jacobian = xp.linear(x, weights[0], sums[0]), weights[0]
     for weight, added in zip(weights[1:], sums[1:], strict=True):
         value, slope = _with_slope(xp, activation, before)

@@ -45,7 +45,7 @@ class Continuous(FlowTransform):
     transform needs a context c of shape ``(..., context_dim)``, whose batch axes broadcast with those of x:
     ``transform.condition(c)``.
 
-    ``transform(x)`` and ``transform.inv(y)`` are iterative: about 13 passes of the network for each step, two of its
+    ``transform(x)`` and ``transform.inv(y)`` are iterative: about 17 passes of the network for each step, two of its
     Jacobian, each as much as ``dim`` passes, and two determinants of ``dim`` x ``dim`` matrices.
 
     Args:
@@ -53,7 +53,8 @@ class Continuous(FlowTransform):
         hidden_dims: the widths of the network's hidden layers; an int means one layer.
         context_dim: the size of the context, 0 for none.
         activation: the network's activation: elu, relu, silu, softplus or tanh.
-        lipschitz: the bound of the Lipschitz constant of v, below ``2 * num_steps``.
+        lipschitz: the bound of the Lipschitz constant of v, at most ``1.5 * num_steps``. For sharper densities raise
+            both.
         num_steps: the number N of steps.
         network: a network of your own as v instead of the perceptron: a module, as :class:`ModuleNetwork` takes it, or
             one that follows the protocol of :mod:`flowppl.networks`. It takes ``dim`` coordinates, and as its context
@@ -63,7 +64,7 @@ class Continuous(FlowTransform):
         params: the weights, a nested dict of arrays; :meth:`init` draws them.
 
     Raises:
-        ValueError: for a size below 1, a bound that is not positive or not below ``2 * num_steps``, or an unknown
+        ValueError: for a size below 1, a bound that is not positive or above ``1.5 * num_steps``, or an unknown
             activation; when it maps, for a context that is missing, of another size, or not expected.
         ValueError: if ``params`` lacks a weight or one has a wrong shape.
 

@@ -28,8 +28,8 @@ def cnf(
         hidden_dims: the widths of each network's hidden layers; an int means one layer.
         context_dim: the size of the context, 0 for none.
         activation: elu, relu, silu, softplus or tanh.
-        lipschitz: the bound of the Lipschitz constant of each velocity, below ``2 * num_steps``; see
-            :class:`flowppl.Continuous`.
+        lipschitz: the bound of the Lipschitz constant of each velocity, at most ``1.5 * num_steps``;
+            see :class:`flowppl.Continuous`.
         num_steps: the number of steps in which each way is gone.
 
     References:
