@@ -15,6 +15,7 @@ from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.continuous import Continuous
 from flowppl.bijections.contract import Bijection, initialize, num_parameters
+from flowppl.bijections.contractive import ContractiveResidual
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, LogTails, Sigmoid, Softplus, Tanh
 from flowppl.bijections.exponential import MatrixExponential
@@ -61,6 +62,7 @@ from flowppl.recipes import (
     realnvp,
     realnvp_image,
     register_flow,
+    residual_flow,
     sylvester,
     triangular_sylvester,
 )
@@ -92,6 +94,7 @@ __all__ = [
     "Conditional",
     "Constant",
     "Continuous",
+    "ContractiveResidual",
     "ConvNet",
     "Coupling",
     "CubicSpline",
@@ -165,6 +168,7 @@ __all__ = [
     "realnvp",
     "realnvp_image",
     "register_flow",
+    "residual_flow",
     "reversible",
     "save",
     "set_progress",

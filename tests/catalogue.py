@@ -75,6 +75,11 @@ BIJECTIONS = {
     "block-autoregressive-1d": fp.BlockAutoregressive(1, hidden_factors=4),
     "block-autoregressive-context": fp.BlockAutoregressive(3, hidden_factors=3, context_dim=2),
     "continuous": fp.Continuous(3, hidden_dims=4, num_steps=3, lipschitz=4.0, context_dim=2),
+    "contractive-residual": fp.ContractiveResidual(3, hidden_dims=(5, 4)),
+    "contractive-residual-1d": fp.ContractiveResidual(1, hidden_dims=4, activation="silu", lipschitz=0.7),
+    "contractive-residual-context": fp.ContractiveResidual(
+        2, hidden_dims=4, context_dim=2, activation="softplus", lipschitz=0.8
+    ),
     "permute": fp.Permute((2, 0, 1, 4, 3)),
     "elementwise-affine": fp.ElementwiseAffine(5),
     "elementwise-affine-conditional": fp.Conditional(fp.ElementwiseAffine(5), context_dim=2),

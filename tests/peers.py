@@ -575,3 +575,22 @@ def events_have_one_batch_axis():
 def a_coupling_of_one_number_fails():
     normflows = pytest.importorskip("normflows")
     normflows.flows.CoupledRationalQuadraticSpline(1, 1, 4)(torch.zeros(3, 1))
+
+
+@defect(NORMFLOWS, "a norm of 1.11", "test_network_layers.py::test_the_bound_of_a_norm_is_never_below_it")
+def a_matrix_is_normalised_by_less_than_its_norm():
+    lipschitz = pytest.importorskip("normflows.nets.lipschitz")
+    torch.manual_seed(0)
+    norms = []
+    for _ in range(50):
+        layer = lipschitz.InducedNormLinear(64, 64, coeff=0.97, domain=2, codomain=2, n_iterations=5)
+        torch.nn.init.normal_(layer.weight)
+        norms.append(torch.linalg.matrix_norm(layer.compute_weight(update=True), 2))
+    assert max(norms) < 1
+
+
+@defect(NORMFLOWS, "an error of 2e-4", "test_network_layers.py::test_a_contractive_network_is_one_for_all_weights")
+def an_inverse_of_a_residual_layer_stops_early():
+    residual = pytest.importorskip("normflows.flows.residual")
+    block, x = residual.iResBlock(lambda x: 0.8 * torch.sin(x)), torch.linspace(-2, 2, 41, dtype=torch.float64)
+    assert (block.inverse(block(x)) - x).abs().max() < 1e-8

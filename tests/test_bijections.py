@@ -161,6 +161,7 @@ DIFFERENTIATED = [
     "autoregressive-inverted",
     "autoregressive-narrow",
     "block-autoregressive-context",
+    "contractive-residual-context",
     "triangular-affine",
 ]
 

@@ -51,6 +51,7 @@ def test_wrong_events_and_contexts_are_refused(name, direction, rng):
         fp.Coupling,
         fp.Autoregressive,
         fp.BlockAutoregressive,
+        fp.ContractiveResidual,
         fp.Radial,
         fp.OrthogonalSylvester,
         fp.HouseholderSylvester,
@@ -100,7 +101,9 @@ def test_sizes_must_be_positive_integers(build, value):
         build(value)
 
 
-@pytest.mark.parametrize("build", [fp.Coupling, fp.Autoregressive, fp.BlockAutoregressive, fp.realnvp, fp.iaf])
+@pytest.mark.parametrize(
+    "build", [fp.Coupling, fp.Autoregressive, fp.BlockAutoregressive, fp.ContractiveResidual, fp.realnvp, fp.iaf]
+)
 def test_a_context_size_must_be_an_integer(build):
     for value in (-1, 1.5):
         with pytest.raises(ValueError, match="context_dim must be an integer of at least 0, got"):
@@ -189,6 +192,8 @@ def test_a_context_size_must_be_an_integer(build):
             ValueError,
             r"must have one or more layers, such as \(8, 8\), got \(\)",
         ),
+        (lambda: fp.ContractiveResidual(2, lipschitz=1.0), ValueError, "lipschitz must be between 0 and 1, got 1.0"),
+        (lambda: fp.residual_flow(2, lipschitz=0.0), ValueError, "lipschitz must be between 0 and 1, got 0.0"),
         (lambda: fp.LowRankAffine(3, rank=4), ValueError, "rank must be at most dim=3, got 4"),
         (lambda: fp.LU(3, permutation=(0, 1)), ValueError, "must have dim=3 entries, got 2"),
         (lambda: fp.LU(3, permutation=(0, 1, 1)), ValueError, "exactly once"),

@@ -8,6 +8,8 @@ from catalogue import draw, merged
 from numpyro.nn.block_neural_arn import BlockNeuralAutoregressiveNN, Tanh
 
 import flowppl as fp
+from flowppl.networks import ACTIVATIONS
+from flowppl.networks.lipschitz import spectral_bound
 
 
 def test_a_block_autoregressive_layer_is_its_equation(rng):
@@ -98,3 +100,64 @@ def test_steep_blocks_are_inverted_wherever_an_event_lies(scale, rng):
     # The slope is up to e^8: a step of x to the next number moves y by so much more.
     np.testing.assert_allclose(again, y, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(back, -log_det, rtol=1e-6, atol=1e-6)
+
+
+def test_a_contractive_residual_layer_is_its_equation(rng):
+    """Behrmann et al. 2018, equation 1, with the bound as documented, by powers and the Jacobian by differences."""
+    layer = fp.ContractiveResidual(3, hidden_dims=(5, 4), context_dim=2, lipschitz=0.8)
+    params, x, context = draw(layer, rng, 2.0), rng.normal(size=3), rng.normal(size=2)
+    network = [params["network"][str(i)] for i in range(3)]
+    grams = [part["weight"].T @ part["weight"] for part in network]
+    beta = np.prod([np.linalg.norm(np.linalg.matrix_power(gram, 16)) ** (1 / 32) for gram in grams])
+
+    def image(x):
+        hidden = np.tanh(x @ network[0]["weight"] + network[0]["bias"] + context @ network[0]["context_weight"])
+        hidden = np.tanh(hidden @ network[1]["weight"] + network[1]["bias"])
+        return x + hidden @ network[2]["weight"] / (1 + beta**4 / 0.8**4) ** 0.25 + network[2]["bias"]
+
+    y, log_det = layer.forward(params, x, context)
+    np.testing.assert_allclose(y, image(x), rtol=1e-12)
+    steps = 1e-6 * np.eye(3)
+    jacobian = np.stack([(image(x + step) - image(x - step)) / 2e-6 for step in steps])
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], rtol=1e-7, atol=1e-9)
+
+
+MATRICES = {
+    "normal": lambda rng, n, m: rng.normal(size=(n, m)),
+    "equal": lambda rng, n, m: np.ones((n, m)),
+    "orthonormal": lambda rng, n, m: np.linalg.qr(rng.normal(size=(max(n, m), min(n, m))))[0].reshape(n, m),
+    "of rank one": lambda rng, n, m: rng.normal(size=(n, 1)) * rng.normal(size=m),
+    "one entry": lambda rng, n, m: np.eye(n, m) * (np.arange(m) == 0),
+    "of all sizes": lambda rng, n, m: rng.normal(size=(n, m)) * 10.0 ** rng.uniform(-20, 20, size=(n, m)),
+    "nearly equal singular values": lambda rng, n, m: np.eye(n, m) + 1e-3 * rng.normal(size=(n, m)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_bound_of_a_norm_is_never_below_it(dtype, rng):
+    for make in MATRICES.values():
+        for n, m in ((1, 1), (2, 3), (30, 7), (7, 30), (64, 64)):
+            for size in (1e-15, 1.0, 1e15):
+                matrix = (size * make(rng, n, m)).astype(dtype)
+                excess = spectral_bound(matrix) / np.linalg.norm(matrix.astype(np.float64), 2)
+                rounding = 1 + 4 * min(n, m) * np.finfo(dtype).eps
+                assert 1 / rounding <= excess <= min(n, m) ** (1 / 64) * rounding * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_contractive_network_is_one_for_all_weights(activation, rng):
+    """The slopes in all directions at once, by the Jacobian that the determinant is of; and the way back."""
+    layer = fp.ContractiveResidual(3, hidden_dims=(8, 8), activation=activation, lipschitz=0.9)
+    for make in MATRICES.values():
+        for size in (1e-3, 1.0, 1e3):
+            params = draw(layer, rng)
+            for part in params["network"].values():
+                part["weight"] = size * make(rng, *part["weight"].shape)
+            x = rng.normal(size=(40, 3)) * rng.choice([0.01, 1.0, 30.0], size=(40, 1))
+            moved = layer._slopes(layer._weights(params, None), x) - np.eye(3)
+            assert np.linalg.norm(moved, 2, axis=(-2, -1)).max() <= 0.9 * (1 + 1e-12)
+            y, log_det = layer.forward(params, x)
+            again, back = layer.inverse(params, y)
+            residual = layer.forward(params, again)[0] - y
+            assert np.abs(residual).max() <= 1e-13 * (1 + np.abs(y).max())
+            np.testing.assert_allclose(back, -log_det, rtol=1e-6, atol=1e-6)

@@ -125,6 +125,7 @@ class Maker:
             lambda: fp.Coupling(dim, self.univariate(), mask=self.one_of(*masks), **network),
             lambda: fp.Autoregressive(dim, self.univariate(), order=self.one_of(None, self.order(dim)), **network),
             lambda: fp.BlockAutoregressive(dim, self.one_of(2, (2, 1)), context_dim),
+            lambda: fp.ContractiveResidual(dim, **network, lipschitz=0.5),
             lambda: self.of_image(dim, context_dim),
             lambda: fp.Continuous(dim, num_steps=self.number(2, 3), lipschitz=3.0, **network),
         ]

@@ -58,6 +58,7 @@ def test_every_argument_reaches_the_bijection(name):
         "univariate": fp.RationalQuadraticSpline(3),
         "hidden_dims": (5, 5),
         "hidden_factors": (3, 2),
+        "lipschitz": 0.5,
         "context_dim": 2,
         "activation": "elu",
         "mask": (True, False, True, False),
@@ -79,7 +80,6 @@ def test_every_argument_reaches_the_bijection(name):
         "kernel_size": 5,
         "alpha": 0.1,
         "num_scales": 1,
-        "lipschitz": 3.0,
         "num_steps": 5,
     }
     if "shape" in inspect.signature(core).parameters:

@@ -36,6 +36,11 @@ FLOWS = {
     "naf": (fp.naf(2, num_flows=2), 0.8, 1),
     "bnaf": (fp.bnaf(2, num_flows=2), 1.2, 1),
     "cnf": (fp.cnf(2, lipschitz=120.0, num_steps=80), 3.0, 3),
+    "residual_flow": (
+        fp.Invert(fp.residual_flow(2, 12, hidden_dims=(4, 4), lipschitz=0.97)),
+        1.5,
+        4,
+    ),
 }
 IMAGE = (1, 32, 32)
 IMAGE_FLOWS = {

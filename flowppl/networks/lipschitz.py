@@ -49,7 +49,10 @@ def shrunk(params: Tree, lipschitz: float, activation: str) -> Tree:
     bound = STEEPEST[activation] ** (len(params) - 1) / lipschitz
     for layer in params.values():
         bound = bound * spectral_bound(layer["weight"])
-    weight = params[last]["weight"] / ((1 + bound**4) ** 0.25)[..., None, None]
+    xp, one = namespace(bound), 0 * bound + 1
+    less = xp.minimum(bound, 1 / xp.maximum(bound, one))  # no fourth power overflows
+    bound = xp.maximum(bound, one) * (1 + less**4) ** 0.25
+    weight = params[last]["weight"] / bound[..., None, None]
     return params | {last: params[last] | {"weight": weight}}
 
 

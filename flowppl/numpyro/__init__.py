@@ -69,7 +69,7 @@ from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.logistic_mixture import DiscretizedLogisticMixture
 from flowppl.numpyro.mcmc import Chains
 from flowppl.numpyro.modules import ModuleNetwork
-from flowppl.numpyro.network_layers import BlockAutoregressive
+from flowppl.numpyro.network_layers import BlockAutoregressive, ContractiveResidual
 from flowppl.numpyro.objectives import (
     ForwardKL,
     ImportanceWeightedELBO,
@@ -96,6 +96,7 @@ from flowppl.numpyro.recipes import (
     planar,
     radial,
     realnvp,
+    residual_flow,
     sylvester,
     triangular_sylvester,
 )
@@ -118,6 +119,7 @@ __all__ = [
     "BlockAutoregressive",
     "Chains",
     "Continuous",
+    "ContractiveResidual",
     "Coupling",
     "DensityEvaluation",
     "DensityFit",
@@ -196,6 +198,7 @@ __all__ = [
     "realnvp",
     "realnvp_image",
     "resample",
+    "residual_flow",
     "sbc",
     "sylvester",
     "triangular_sylvester",

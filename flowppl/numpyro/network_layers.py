@@ -11,7 +11,7 @@ from typing import Self
 import jax
 
 from flowppl._arrays.tree import Tree
-from flowppl.bijections import block_autoregressive
+from flowppl.bijections import block_autoregressive, contractive
 from flowppl.numpyro.transforms import FlowTransform
 from flowppl.univariate.base import Bound
 
@@ -102,3 +102,92 @@ class BlockAutoregressive(FlowTransform):
         return cls._drawn(
             key, block_autoregressive.BlockAutoregressive(dim, hidden_factors, context_dim, log_scale_bound)
         )
+
+
+class ContractiveResidual(FlowTransform):
+    r"""A residual layer: the event plus a network g that moves any two events by less than they are apart.
+
+    .. math::
+        y = x + g(x), \qquad \|g(x) - g(x')\| \le c\, \|x - x'\|, \quad c < 1, \qquad
+        \log|\det| = \log \det\big(I + \partial g / \partial x\big).
+
+    With the weight matrices :math:`W_1, \dots, W_L` of a perceptron,
+
+    .. math::
+        g(x) = \frac{W_L\, \sigma(\cdots \sigma(W_1 x + b_1) \cdots)}{(1 + \beta^4 / c^4)^{1/4}} + b_L, \qquad
+        \beta = s^{L-1} \prod_{l=1}^L \big\|(W_l^\top W_l)^{16}\big\|_F^{1/32} ,
+
+    where s is the steepest slope of the activation, 1 but for *silu*, whose is 1.09984. The norm of Frobenius is never
+    below the spectral one: :math:`\beta` is a proven bound of the slopes of the network, and the layer has an inverse
+    for all weights. A context is added to the first product.
+
+    The weights are those of the network, whose last layer starts at 0, where the transform is the identity.
+
+    x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``. With ``context_dim`` the
+    transform needs a context of shape ``(..., context_dim)``, whose batch axes broadcast with those of x:
+    ``transform.condition(c)``.
+
+    ``transform(x)`` is one parallel pass. The log determinant is exact, no estimate: it takes the whole Jacobian, D
+    passes, and :math:`D^3` operations for each event, which is for dozens of coordinates, or some hundred.
+    ``transform.inv(y)`` is iterative: it repeats :math:`x \leftarrow y - g(x)` as often as makes the error less than
+    the rounding of the dtype, with c = 0.9 180 times in float32 and 371 in float64. Two steps of Newton's method
+    follow, which make derivatives exact.
+
+    Choose it where no order and no halves of the coordinates are preferred. A layer stretches no direction by more than
+    1 + c, so that it takes several, with a scale between them: :func:`residual_flow`.
+
+    Args:
+        dim: the number D of coordinates.
+        hidden_dims: the widths of the network's hidden layers; an int means one layer.
+        context_dim: the size of the context, 0 for none.
+        activation: elu, relu, silu, softplus or tanh.
+        lipschitz: the bound c, between 0 and 1. The nearer to 1, the more a layer bends, and the longer its inverse
+            takes.
+        params: the weights, a nested dict of arrays; :meth:`init` draws them.
+
+    Raises:
+        ValueError: for a size below 1, an unknown activation, or a bound that is not between 0 and 1; when it maps,
+            for a context that is missing, of another size, or not expected.
+        ValueError: if ``params`` lacks a weight or one has a wrong shape.
+
+    References:
+        Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible Residual Networks, 2018, arXiv 1811.00995. Chen,
+        Behrmann, Duvenaud, Jacobsen: Residual Flows for Invertible Generative Modeling, 2019, arXiv 1906.02735. The
+        bound of the norm is that of Delattre et al., 2023, arXiv 2305.16173.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flowppl.numpyro import ContractiveResidual
+        >>> transform = ContractiveResidual.init(jax.random.key(0), 4, hidden_dims=16)
+        >>> x = jax.random.normal(jax.random.key(1), (5, 4))
+        >>> y = transform(x)
+        >>> transform.log_abs_det_jacobian(x, y).shape
+        (5,)
+        >>> bool(jnp.allclose(transform.inv(y), x, atol=1e-4))
+        True
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: int | Sequence[int] = (32, 32),
+        context_dim: int = 0,
+        activation: str = "tanh",
+        lipschitz: float = 0.9,
+        *,
+        params: Tree,
+    ) -> None:
+        super().__init__(contractive.ContractiveResidual(dim, hidden_dims, context_dim, activation, lipschitz), params)
+
+    @classmethod
+    def init(
+        cls,
+        key: jax.Array,
+        dim: int,
+        hidden_dims: int | Sequence[int] = (32, 32),
+        context_dim: int = 0,
+        activation: str = "tanh",
+        lipschitz: float = 0.9,
+    ) -> Self:
+        """The transform with first weights drawn by ``key``; the other arguments are those of the class."""
+        return cls._drawn(key, contractive.ContractiveResidual(dim, hidden_dims, context_dim, activation, lipschitz))

@@ -68,7 +68,7 @@ from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.logistic_mixture import DiscretizedLogisticMixture
 from flowppl.pyro.mcmc import Chains
 from flowppl.pyro.modules import ModuleNetwork
-from flowppl.pyro.network_layers import BlockAutoregressive
+from flowppl.pyro.network_layers import BlockAutoregressive, ContractiveResidual
 from flowppl.pyro.objectives import (
     ForwardKL,
     ImportanceWeightedELBO,
@@ -95,6 +95,7 @@ from flowppl.pyro.recipes import (
     planar,
     radial,
     realnvp,
+    residual_flow,
     sylvester,
     triangular_sylvester,
 )
@@ -117,6 +118,7 @@ __all__ = [
     "BlockAutoregressive",
     "Chains",
     "Continuous",
+    "ContractiveResidual",
     "Coupling",
     "DensityEvaluation",
     "DensityFit",
@@ -194,6 +196,7 @@ __all__ = [
     "realnvp",
     "realnvp_image",
     "resample",
+    "residual_flow",
     "sbc",
     "sylvester",
     "triangular_sylvester",

@@ -8,6 +8,7 @@ from flowppl.bijections.autoregressive import Autoregressive
 from flowppl.bijections.block_autoregressive import BlockAutoregressive
 from flowppl.bijections.continuous import Continuous
 from flowppl.bijections.contract import Bijection
+from flowppl.bijections.contractive import ContractiveResidual
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Elementwise
 from flowppl.bijections.exponential import MatrixExponential
@@ -33,6 +34,7 @@ from flowppl.recipes.residual import (
     orthogonal_sylvester,
     planar,
     radial,
+    residual_flow,
     triangular_sylvester,
 )
 
@@ -51,6 +53,7 @@ NAMED_BIJECTIONS: tuple[type[Bijection], ...] = (
     Autoregressive,
     BlockAutoregressive,
     Continuous,
+    ContractiveResidual,
     Elementwise,
     Permute,
     Householder,
@@ -94,6 +97,7 @@ NAMED_RECIPES: dict[str, Recipe] = {
     "naf": naf,
     "bnaf": bnaf,
     "cnf": cnf,
+    "residual_flow": residual_flow,
     **IMAGE_RECIPES,
 }
 

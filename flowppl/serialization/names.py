@@ -12,6 +12,7 @@ from flowppl.bijections.block_autoregressive import BlockAutoregressive
 from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.conditional import Conditional
 from flowppl.bijections.continuous import Continuous
+from flowppl.bijections.contractive import ContractiveResidual
 from flowppl.bijections.coupling import Coupling
 from flowppl.bijections.elementwise import Bounded, Elementwise, LeakyReLU, LogTails, Sigmoid, Softplus, Tanh
 from flowppl.bijections.exponential import MatrixExponential
@@ -67,6 +68,7 @@ CLASSES: dict[str, type] = {
         CircularSpline,
         Conditional,
         Continuous,
+        ContractiveResidual,
         ConvNet,
         Coupling,
         CubicSpline,
