@@ -219,16 +219,24 @@ def test_an_editor_completes_the_names(language):
     assert set(ADAPTERS[language].__all__) <= every
 
 
-@pytest.mark.parametrize("language", ADAPTERS)
+@pytest.fixture(scope="module", params=ADAPTERS)
+def calls(request):
+    """A script that calls every name in a line of its own, read once."""
+    language = request.param
+    lines = [f"import flowppl.{language}", *(f"flowppl.{language}.{name}()" for name in fpp.__all__)]
+    return language, jedi.Script("\n".join(lines))
+
+
 @pytest.mark.parametrize("name", fpp.__all__)
-def test_an_editor_shows_arguments_and_documentation(language, name):
-    thing = getattr(ADAPTERS[language], name)
-    code = f"import flowppl.{language}\nflowppl.{language}.{name}("
-    (found,) = jedi.Script(code[:-1]).help()
+def test_an_editor_shows_arguments_and_documentation(calls, name):
+    language, script = calls
+    thing, line = getattr(ADAPTERS[language], name), 2 + fpp.__all__.index(name)
+    end = len(f"flowppl.{language}.{name}")
+    (found,) = script.help(line, end)
     assert found.docstring(raw=True).strip() == inspect.getdoc(thing).strip()
     if language == "numpyro" and name in ("Dequantized", "Flow", "Mixture"):
         return  # jedi shows no arguments of a dataclass with an __init__ of its own
-    (signature,) = jedi.Script(code).get_signatures()
+    (signature,) = script.get_signatures(line, end + 1)
     parameters = inspect.signature(thing).parameters.values()
     named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     shown = [p.name for p in signature.params]
