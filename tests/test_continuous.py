@@ -98,6 +98,29 @@ def test_a_linear_velocity_is_a_linear_map(rng):
     np.testing.assert_allclose(log_det, np.full(3, np.trace(matrix)), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("lipschitz", [0.5, 3.0])
+def test_derivatives_are_exact_to_second_order(lipschitz, rng):
+    """What undoes itself has none but 1, in the event, and none in the weights; curved velocities, for few steps."""
+    flow = fp.Continuous(2, hidden_dims=3, context_dim=1, lipschitz=lipschitz, num_steps=2)
+    params = _tree.map_tree(lambda leaf: 3 * leaf, draw(flow, rng))
+    params = merged(flow, params, "torch")
+    y, context = torch.tensor(rng.normal(size=2)), torch.tensor(rng.normal(size=1))
+    bias = params["network"]["0"]["bias"]
+
+    def again(y, bias):
+        tree = {**params, "network": {**params["network"], "0": {**params["network"]["0"], "bias": bias}}}
+        x, log_det = flow.inverse(tree, y, context)
+        y, log_det_back = flow.forward(tree, x, context)
+        return torch.cat([y, (log_det + log_det_back)[None]])
+
+    first = torch.func.jacrev(again, argnums=(0, 1))(y, bias)
+    np.testing.assert_allclose(first[0], np.eye(3, 2), atol=1e-10)
+    np.testing.assert_allclose(first[1], 0, atol=1e-10)
+    for row in torch.func.hessian(lambda y, bias: again(y, bias), argnums=(0, 1))(y, bias):
+        for block in row:
+            np.testing.assert_allclose(block, 0, atol=1e-8)
+
+
 def test_modules_of_both_hosts_are_velocities(rng):
     """The time comes first in their context; the same weights give the same numbers, and the right determinants."""
     net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)).double()

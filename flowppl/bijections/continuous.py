@@ -19,8 +19,9 @@ from flowppl.networks.lipschitz import at_context, dense_jacobian, shrunk, spect
 
 STEEPEST = 0.75  # the Lipschitz constant of half a step
 # By the bound the plain iterations bring the middle of a step as close as this, as a part of the first distance; then
-# three chords were enough in 96,000 events of random networks with weights up to a hundred times the usual ones.
-CLOSE, NUM_CHORDS = 0.03, 3
+# two chords, and two with a new Jacobian, were enough in 96,000 events of random networks with weights up to a hundred
+# times the usual ones.
+CLOSE, NUM_CHORDS = 0.03, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +52,15 @@ class Continuous(Bijection):
     is below 2 N. The network here keeps the bound ``lipschitz``, whatever its weights: it is a perceptron, whose last
     weights are made smaller once the product of the largest singular values of all comes near it. That product is a
     cautious bound, in trained flows five to ten times what v does. The middle is found by plain iterations, twelve at
-    the default bound, and five steps of Newton's method with one Jacobian, of which the last two carry exact first and
-    second derivatives. Where it is not found to the precision of the dtype the result is NaN, never a wrong number.
+    the default bound, and four steps of Newton's method with two Jacobians, of which the last two carry exact first
+    and second derivatives. Where it is not found to the precision of the dtype the result is NaN, never a wrong number.
 
     Choose it for smooth densities whose parts are connected or nearly so, where no order and no halving of the
     coordinates suggests itself, and to train by flow matching (``fit_density(objective="flow_matching")``), which takes
-    one pass of the network for a step. Both directions cost about ``num_steps`` times 17 passes of the network and two
-    of its Jacobian, each as much as D passes, and two determinants of D x D matrices: a step of maximum likelihood
-    takes ten to thirty times as long as with :func:`flowppl.nsf`, and ends a little better (two moons: 1.90 nats for
-    1.94). For sharp edges and for speed take splines; beyond a hundred coordinates take couplings.
+    one pass of the network for a step. Both directions cost about ``num_steps`` times 16 passes of the network and
+    three of its Jacobian, each as much as D passes, and two determinants of D x D matrices: a step of maximum
+    likelihood takes ten to thirty times as long as with :func:`flowppl.nsf`, and ends a little better (two moons: 1.90
+    nats for 1.94). For sharp edges and for speed take splines; beyond a hundred coordinates take couplings.
 
     Args:
         dim: the number D of coordinates.
@@ -207,12 +208,11 @@ class Continuous(Bijection):
             middle = xp.fori_loop(
                 self._num_iterations, lambda _, middle: image(fixed, fixed_start, middle), fixed_start
             )
-            back = xp.inv(one - half * self._jacobian(fixed, middle)).mT
-            for _ in range(NUM_CHORDS):
-                middle = middle + times(xp, back, image(fixed, fixed_start, middle) - middle)
-            # Two attached ones give the derivatives of the implicit function, to second order.
-            for _ in range(2):
-                middle = middle + times(xp, back, image(at, start, middle) - middle)
+            # Of two with the Jacobian at the middle itself derivatives are exact, to second order.
+            for given, begin, num in ((fixed, fixed_start, NUM_CHORDS), (at, start, 2)):
+                back = xp.inv(one - half * self._jacobian(fixed, middle)).mT
+                for _ in range(num):
+                    middle = middle + times(xp, back, image(given, begin, middle) - middle)
             return 2 * middle - start, (start, middle)
 
         end, (starts, middles) = xp.collect(self.num_steps, step, event, time[:, None], reverse=half < 0)

@@ -38,7 +38,7 @@ class Continuous(FlowTransform):
     transform needs a context c of shape ``(..., context_dim)``, whose batch axes broadcast with those of x:
     ``transform.condition(c)``.
 
-    ``transform(x)`` and ``transform.inv(y)`` are iterative: about 17 passes of the network for each step, two of its
+    ``transform(x)`` and ``transform.inv(y)`` are iterative: about 16 passes of the network for each step, three of its
     Jacobian, each as much as ``dim`` passes, and two determinants of ``dim`` x ``dim`` matrices.
 
     Args:

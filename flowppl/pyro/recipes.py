@@ -890,7 +890,7 @@ def cnf(
 
     x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
 
-    ``transform(x)`` and ``transform.inv(y)`` are iterative: about 17 passes of the network for each step, and two of
+    ``transform(x)`` and ``transform.inv(y)`` are iterative: about 16 passes of the network for each step, and three of
     its Jacobian.
 
     Args:
