@@ -1,5 +1,6 @@
 """Float64 everywhere, and programs that compile fast, and once."""
 
+import math
 import os
 import pathlib
 from importlib.metadata import version
@@ -48,6 +49,26 @@ def _clean_pyro():
 
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+
+
+# What ends fits and searches by the clock, which would depend on what else the machine does.
+CLOCKS = ("inference.fitting.MAX_SECONDS", "inference.modes.MAX_SECONDS", "numpyro.trainers.BUSY_SECONDS")
+CLOCKS += tuple(f"{language}.diagnostics.SEARCH_SECONDS" for language in ("pyro", "numpyro"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_clock():
+    with pytest.MonkeyPatch.context() as patch:
+        for clock in CLOCKS:
+            patch.setattr(f"flowppl.{clock}", math.inf)
+        yield
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """The least number of draws for what is judged draw by draw, otherwise as many as some seconds have room for."""
+    for clock in ("pyro.trainers.JUDGE_SECONDS", "pyro.target.PRIOR_SECONDS", "inference.outside.WIDE_SECONDS"):
+        monkeypatch.setattr(f"flowppl.{clock}", 0.0)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -302,14 +302,14 @@ def test_no_more_memory_than_the_file_has(language, path):
         for held in (arrays, names):
             write_file(path, config | {"bijection": bijection}, held)
             tracemalloc.start()
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 with pytest.raises(ValueError, match=str(path)):
                     load(path)
                 assert tracemalloc.get_traced_memory()[1] < 1e6, bijection
             finally:
                 tracemalloc.stop()
-            assert time.perf_counter() - start < 0.5, bijection
+            assert time.process_time() - start < 0.5, bijection
 
 
 def change_latent(**changes):

@@ -92,7 +92,7 @@ def test_many_draws_have_the_log_densities_of_each_alone(model, is_mapped, is_sl
         np.testing.assert_allclose(hessian, np.array(differences) / 2e-5, rtol=1e-6, atol=1e-6)
 
 
-def test_the_operation_that_cannot_be_vectorised_is_named_once():
+def test_the_operation_that_cannot_be_vectorised_is_named_once(few_draws):
     with pytest.warns(RuntimeWarning) as told:
         result = fpp.fit(pyro_branch, num_steps=100, progress=False)
     (only,) = told
@@ -242,7 +242,7 @@ def test_other_guides_sum_out_what_is_marked():
     assert np.isfinite(result.elbo)
 
 
-def test_a_model_with_parameters_that_does_not_vectorise_is_run_draw_by_draw():
+def test_a_model_with_parameters_that_does_not_vectorise_is_run_draw_by_draw(few_draws):
     x = torch.linspace(0.0, 1.0, 4)  # as many as there are draws in a step
     kernel = gp.kernels.RBF(1)
     kernel.lengthscale = pyro.nn.PyroSample(pdist.LogNormal(0.0, 1.0))
