@@ -109,17 +109,6 @@ def flowpp(shape):
     return fp.flowpp_image(shape, (4, 2, 2), num_components=4, hidden_channels=16, num_blocks=1)
 
 
-def tarflow(shape, num_flows=6):
-    """Autoregressive over patches of 2 x 2 pixels, in one order and the other in turn."""
-    squeeze = fp.Squeeze(shape)
-    inner, flat = squeeze.y_shape, (math.prod(shape),)
-    network = fp.CausalTransformer(inner[0], 2, inner[1:], hidden_dim=32, num_blocks=1)
-    layer = fp.Invert(fp.ImageAutoregressive(inner, network=network))
-    turned = [fp.Reshape(inner, flat), fp.Permute.reverse(*flat), fp.Reshape(flat, inner)]
-    step = fp.Chain([*turned, layer, fp.Pixelwise(inner, fp.ActNorm(inner[0]))])
-    return with_logit(shape, fp.Chain([squeeze, fp.Repeat(step, num_flows), fp.Invert(squeeze)]), 0.05 / 0.9)
-
-
 def jet(shape, num_pairs=2):
     """Couplings with transformers, over the channels of patches of 2 x 2 pixels and over checkerboards of patches."""
     squeeze = fp.Squeeze(shape)
@@ -144,7 +133,7 @@ DIGITS = {
     "glow": lambda shape: fp.glow_image(shape, 8, hidden_channels=64),
     "flowpp": flowpp,
     "flowpp variational": flowpp,
-    "tarflow": tarflow,
+    "tarflow": lambda shape: fp.tarflow_image(shape, 6, hidden_dim=32, num_blocks=1),
     "jet": jet,
     "pixelcnn mixture": {"num_components": 5, "hidden_channels": 24, "num_blocks": 4},
     "pixelcnn categories": {"num_components": 0, "hidden_channels": 24, "num_blocks": 4},

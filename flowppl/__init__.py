@@ -64,6 +64,7 @@ from flowppl.recipes import (
     register_flow,
     residual_flow,
     sylvester,
+    tarflow_image,
     triangular_sylvester,
 )
 from flowppl.serialization import load, save
@@ -173,6 +174,7 @@ __all__ = [
     "save",
     "set_progress",
     "sylvester",
+    "tarflow_image",
     "triangular_sylvester",
 ]
 

@@ -156,6 +156,9 @@ IMAGE_RECIPES = {
     "realnvp_image": fp.realnvp_image((1, 4, 4), 1, hidden_channels=2, num_blocks=1, context_dim=2),
     "glow_image": fp.glow_image((1, 4, 8), 2, num_scales=2, hidden_channels=2),
     "flowpp_image": fp.flowpp_image((1, 4, 2), (1, 1, 1), num_components=2, hidden_channels=2, num_blocks=0),
+    "tarflow_image": fp.tarflow_image(
+        (1, 2, 4), 2, num_components=2, hidden_dim=4, num_blocks=1, num_heads=2, context_dim=2
+    ),
 }
 
 NAMESPACES = {

@@ -219,6 +219,7 @@ def test_what_leaves_is_noise_given_what_stays(rng):
         (lambda: fp.glow_image((1, 27, 28)), ValueError, r"can be.* 0 times; pad .* to \(1, 28, 28\).*use nice_image"),
         (lambda: fp.glow_image((1, 28, 28), num_scales=3), ValueError, "halved 3 times.* 2 times; .*num_scales=2"),
         (lambda: fp.realnvp_image((1, 28, 28), num_scales=4), ValueError, "halved 3 times.* 2 times; .*num_scales=3"),
+        (lambda: fp.tarflow_image((1, 7, 8)), ValueError, r"multiples of patch_size=2; pad or crop"),
         (lambda: fp.flowpp_image((1, 7, 8)), ValueError, r"halved once.* 0 times; pad or crop .* to \(1, 8, 8\)"),
         (lambda: fp.flowpp_image((1, 8, 8), 4), ValueError, r"num_flows must be three numbers, such as \(4, 2, 3\)"),
         (lambda: fp.flowpp_image((1, 8, 8), (4, 0, 3)), ValueError, "each of num_flows must be an integer of at least"),

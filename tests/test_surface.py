@@ -76,6 +76,8 @@ def test_every_argument_reaches_the_bijection(name):
         "flip": True,
         "hidden_channels": 4,
         "num_blocks": 1,
+        "patch_size": 1,
+        "hidden_dim": 4,
         "num_heads": 2,
         "kernel_size": 5,
         "alpha": 0.1,

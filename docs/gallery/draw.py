@@ -48,6 +48,7 @@ IMAGE_FLOWS = {
     "realnvp_image": (fp.realnvp_image(IMAGE, hidden_channels=8), (0.1, 0.15)),
     "glow_image": (fp.glow_image(IMAGE, hidden_channels=8), (0.03, 0.15)),
     "flowpp_image": (fp.flowpp_image(IMAGE, hidden_channels=8), (0.03, 0.1)),
+    "tarflow_image": (fp.tarflow_image(IMAGE, 2, hidden_dim=8), (0.1, 0.3)),
 }
 MAPS = [
     (fp.Affine(), 0.5, 1),

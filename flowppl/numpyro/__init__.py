@@ -34,7 +34,7 @@ from flowppl.numpyro.image_layers import (
     Reshape,
     Squeeze,
 )
-from flowppl.numpyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image
+from flowppl.numpyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image, tarflow_image
 from flowppl.numpyro.latent_space import (
     AnomalyScores,
     anomaly_scores,
@@ -201,5 +201,6 @@ __all__ = [
     "residual_flow",
     "sbc",
     "sylvester",
+    "tarflow_image",
     "triangular_sylvester",
 ]

@@ -277,3 +277,82 @@ def flowpp_image(
             alpha=alpha,
         ),
     )
+
+
+def tarflow_image(
+    key: jax.Array,
+    shape: Sequence[int],
+    num_flows: int = 4,
+    *,
+    patch_size: int = 2,
+    num_components: int = 4,
+    hidden_dim: int = 64,
+    num_blocks: int = 2,
+    num_heads: int = 4,
+    context_dim: int = 0,
+    log_scale_bound: Bound = 3.0,
+    alpha: float = 0.05,
+) -> FlowTransform:
+    """TarFlow: autoregressive over patches of an image, by causal transformers; one pass to score an image.
+
+    Seen from the data, after the logit layer of :func:`nice_image`, a :class:`Squeeze` makes patches of ``patch_size``
+    x ``patch_size`` pixels, and ``num_flows`` layers map them, each given all patches before it, in the order of rows
+    and in the opposite one in turn. A layer is an :class:`ImageAutoregressive` with a
+    :class:`flowppl.CausalTransformer`; before it come an ActNorm of the numbers of a patch and an invertible 1x1
+    convolution of them. ``fit_density`` sets the ActNorms from the data; elsewhere call :meth:`Flow.init_from`. The
+    numbers of one patch do not see each other within a layer. With ``context_dim`` the networks read a context too: the
+    transform then needs one of shape ``(..., context_dim)``, see :meth:`FlowTransform.condition`. It starts at
+    rotations and the logit layer.
+
+    x and y have the shape ``(..., C, H, W)``, their log determinant has the shape ``(...)``.
+
+    ``transform.inv(y)``, which scores an image, is one parallel pass. ``transform(x)`` is sequential: patch by patch,
+    each by a root search, or in closed form where the maps are affine.
+
+    Args:
+        key: a key of ``jax.random``, which draws the weights.
+        shape: the shape (C, H, W) of an image.
+        num_flows: the number of layers.
+        patch_size: the side of a patch, in pixels; 1 is each pixel for itself.
+        num_components: the number of logistics of the mixture that maps each number, and 0 for the affine maps of the
+            paper, which few images need more layers of.
+        hidden_dim: the numbers of a token in each transformer; the paper has 768 and more.
+        num_blocks: the number of its blocks; the paper has 8.
+        num_heads: the number of heads of its attention, which divides ``hidden_dim``. Its cost grows with the square of
+            the number of patches.
+        context_dim: the size of the context, 0 for none.
+        log_scale_bound: one layer scales a number by at most the exponential of this; or a pair of bounds of affine
+            maps, see :class:`flowppl.Affine`.
+        alpha: the margin of the logit, between 0 and 1/2.
+
+    Raises:
+        ValueError: for a shape that is none of an image, a height or width that ``patch_size`` does not divide, a size
+            below 1, heads that do not divide ``hidden_dim``, or a margin or a bound outside of its range.
+
+    References:
+        Zhai et al.: Normalizing Flows are Capable Generative Models, 2024, arXiv 2412.06329.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flowppl.numpyro import tarflow_image
+        >>> transform = tarflow_image(jax.random.key(0), (1, 4, 4), 1, num_components=2, hidden_dim=4)
+        >>> images = jax.random.uniform(jax.random.key(1), (5, 1, 4, 4))
+        >>> noise, log_det = jax.jit(transform.inverse_and_log_det)(images)
+        >>> noise.shape, log_det.shape
+        ((5, 1, 4, 4), (5,))
+    """
+    return FlowTransform.init(
+        key,
+        image.tarflow_image(
+            shape,
+            num_flows,
+            patch_size=patch_size,
+            num_components=num_components,
+            hidden_dim=hidden_dim,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            context_dim=context_dim,
+            log_scale_bound=log_scale_bound,
+            alpha=alpha,
+        ),
+    )

@@ -33,7 +33,7 @@ from flowppl.pyro.image_layers import (
     Reshape,
     Squeeze,
 )
-from flowppl.pyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image
+from flowppl.pyro.image_recipes import flowpp_image, glow_image, nice_image, realnvp_image, tarflow_image
 from flowppl.pyro.latent_space import (
     AnomalyScores,
     anomaly_scores,
@@ -199,5 +199,6 @@ __all__ = [
     "residual_flow",
     "sbc",
     "sylvester",
+    "tarflow_image",
     "triangular_sylvester",
 ]

@@ -27,7 +27,7 @@ from flowppl.checks import did_you_mean
 from flowppl.recipes.autoregressive import bnaf, iaf, maf, naf, nsf_autoregressive
 from flowppl.recipes.continuous import cnf
 from flowppl.recipes.coupling import flowpp, glow, nice, nsf, realnvp
-from flowppl.recipes.image import flowpp_image, glow_image, nice_image, realnvp_image
+from flowppl.recipes.image import flowpp_image, glow_image, nice_image, realnvp_image, tarflow_image
 from flowppl.recipes.residual import (
     householder,
     householder_sylvester,
@@ -77,6 +77,7 @@ IMAGE_RECIPES: dict[str, Recipe] = {  # these take the shape of an image, the ot
     "realnvp_image": realnvp_image,
     "glow_image": glow_image,
     "flowpp_image": flowpp_image,
+    "tarflow_image": tarflow_image,
 }
 NAMED_RECIPES: dict[str, Recipe] = {
     "planar": planar,

@@ -9,15 +9,16 @@ from collections.abc import Callable, Sequence
 from flowppl.bijections.combine import Chain, Invert
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.elementwise import Bounded, Elementwise
+from flowppl.bijections.image.autoregressive import ImageAutoregressive
 from flowppl.bijections.image.coupling import ImageCoupling
 from flowppl.bijections.image.factor_out import FactorOut
 from flowppl.bijections.image.pixelwise import Pixelwise
 from flowppl.bijections.image.squeeze import Reshape, Squeeze
-from flowppl.bijections.linear import ActNorm
+from flowppl.bijections.linear import ActNorm, Permute
 from flowppl.bijections.orthogonal import QR
 from flowppl.bijections.repeat import Repeat
 from flowppl.checks import as_image_shape, check_sizes, is_rising
-from flowppl.networks import ConvNet
+from flowppl.networks import CausalTransformer, ConvNet
 from flowppl.recipes.coupling import nice
 from flowppl.univariate.base import Affine, Bound
 from flowppl.univariate.mixture import LogisticMixture
@@ -298,6 +299,76 @@ def flowpp_image(
             *_logit("flowpp_image", shape, alpha),
         ]
     )
+
+
+def tarflow_image(
+    shape: Sequence[int],
+    num_flows: int = 4,
+    *,
+    patch_size: int = 2,
+    num_components: int = 4,
+    hidden_dim: int = 64,
+    num_blocks: int = 2,
+    num_heads: int = 4,
+    context_dim: int = 0,
+    log_scale_bound: Bound = 3.0,
+    alpha: float | None = 0.05,
+) -> Bijection:
+    """TarFlow: autoregressive over patches of an image, by causal transformers; one pass to score an image.
+
+    Seen from the data, after the logit layer of :func:`nice_image`, a :class:`Squeeze` makes patches of ``patch_size``
+    x ``patch_size`` pixels, and ``num_flows`` layers map them, each given all patches before it, in the order of rows
+    and in the opposite one in turn. A layer is an :class:`ImageAutoregressive` with a
+    :class:`~flowppl.CausalTransformer`; before it come an ActNorm of the numbers of a patch and an invertible 1x1
+    convolution of them. ``fit_density`` sets the ActNorms from the data; elsewhere call ``init_from``. The numbers
+    of one patch do not see each other within a layer.
+
+    Args:
+        shape: the shape (C, H, W) of an image.
+        num_flows: the number of layers.
+        patch_size: the side of a patch, in pixels; 1 is each pixel for itself.
+        num_components: the number of logistics of the mixture that maps each number, and 0 for the affine maps of the
+            paper, which few images need more layers of.
+        hidden_dim: the numbers of a token in each transformer; the paper has 768 and more.
+        num_blocks: the number of its blocks; the paper has 8.
+        num_heads: the number of heads of its attention, which divides ``hidden_dim``. Its cost grows with the square of
+            the number of patches.
+        context_dim: the size of the context, 0 for none.
+        log_scale_bound: one layer scales a number by at most the exponential of this; or a pair of bounds of affine
+            maps, see :class:`flowppl.Affine`.
+        alpha: the margin of the logit, between 0 and 1/2; ``None`` for no logit layer: a flow of any real numbers.
+
+    Raises:
+        ValueError: for a shape that is none of an image, a height or width that ``patch_size`` does not divide, a size
+            below 1, heads that do not divide ``hidden_dim``, or a margin or a bound outside of its range.
+
+    References:
+        Zhai et al.: Normalizing Flows are Capable Generative Models, 2024, arXiv 2412.06329.
+
+    Example:
+        >>> import flowppl as fp
+        >>> flow = fp.tarflow_image((1, 8, 8), hidden_dim=8)
+        >>> flow.x_shape, flow.forward_cost, flow.inverse_cost
+        ((1, 8, 8), 'sequential', 'parallel')
+    """
+    shape = as_image_shape("tarflow_image", shape)
+    check_sizes("tarflow_image", num_flows=num_flows, patch_size=patch_size)
+    check_sizes("tarflow_image", at_least=0, num_components=num_components)
+    if shape[1] % patch_size or shape[2] % patch_size:
+        raise ValueError(
+            f"tarflow_image: height and width of shape={shape} must be multiples of patch_size={patch_size}; pad or "
+            "crop the images, or choose another size"
+        )
+    squeeze = Squeeze(shape, patch_size)
+    inner, flat = as_image_shape("tarflow_image", squeeze.y_shape), (math.prod(shape),)
+    univariate = LogisticMixture(num_components, log_scale_bound) if num_components else Affine(log_scale_bound)
+    options = (hidden_dim, num_blocks, num_heads, context_dim)
+    network = CausalTransformer(inner[0], univariate.num_raw, inner[1:], *options)
+    layer = Invert(ImageAutoregressive(inner, univariate, network))
+    turned = [Reshape(inner, flat), Permute.reverse(*flat), Reshape(flat, inner)]
+    step = Chain([*turned, layer, *_mix_and_normalise(inner)])
+    flow = [squeeze, _repeated(step, num_flows), Invert(squeeze)]
+    return Chain([*flow, *_logit("tarflow_image", shape, alpha)])
 
 
 def _logit(owner: str, shape: Shape, alpha: float | None) -> list[Bijection]:
