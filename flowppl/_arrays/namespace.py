@@ -337,7 +337,7 @@ def _torch_namespace():
         return solve(matrix, x[..., None])[..., 0]
 
     def vmap(function, *trees):
-        return torch.func.vmap(function, randomness="different")(*trees)
+        return torch.func.vmap(function)(*trees)
 
     def collect(n, body, carry, *items, reverse=False):
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
