@@ -116,7 +116,7 @@ def both(function):
             return function(params | {"0": params["0"] | floats}, *map(jnp.asarray, arrays))
 
         floats = {k: jnp.asarray(v) for k, v in params["0"].items() if v.dtype.kind == "f"}
-        gradient, other = jax.grad(loss, has_aux=True)(floats)
+        gradient, other = jax.jit(jax.grad(loss, has_aux=True))(floats)
         return np.asarray(other), map_tree(np.asarray, gradient)
 
     return in_torch, in_jax
@@ -377,7 +377,7 @@ def test_draws_outside_of_the_support_give_no_reason_to_skip_a_step(rng, recipe)
         tree = merge(params, bijection.constants())
         return guide_loss(bijection, tree, noise, 32, log_density, 0.0)
 
-    gradient, minus_elbo = jax.grad(loss, has_aux=True)(params)
+    gradient, minus_elbo = jax.jit(jax.grad(loss, has_aux=True))(params)
     assert np.isfinite(minus_elbo)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 

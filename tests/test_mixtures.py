@@ -178,7 +178,7 @@ def elbo_gradient(logits):
         )
         return jnp.trapezoid(jnp.exp(log_q) * (normal(0.0, 1.0).log_prob(z) - log_q), z)
 
-    return jax.grad(elbo)(jnp.array(logits))
+    return jax.jit(jax.grad(elbo))(jnp.array(logits))
 
 
 def test_in_a_guide_the_weights_have_the_score_function():
@@ -203,7 +203,7 @@ def test_in_a_guide_the_weights_have_the_score_function():
         args = (lambda: numpyro.sample("z", prior), lambda: numpyro.sample("z", guide()))
         return elbo.loss(KEY, {}, *args)
 
-    np.testing.assert_allclose(-jax.grad(their_loss)(jnp.array([0.5, 0.0])), expected, atol=0.05)
+    np.testing.assert_allclose(-jax.jit(jax.grad(their_loss))(jnp.array([0.5, 0.0])), expected, atol=0.05)
 
 
 def test_it_is_a_prior_of_plates_in_pyro(rng):
@@ -248,7 +248,7 @@ def test_it_is_a_prior_of_plates_in_numpyro():
     mixture = moved(site["prior"]["value"], np.random.default_rng(0))
     gradient = jax.jit(jax.grad(lambda mixture: mixture.log_prob(draws).sum()))(mixture)
     assert jnp.abs(gradient.gate["logits"]).sum() > 0
-    moved_one = jax.vmap(lambda mixture, z: mixture().log_prob(z), in_axes=(None, 0))(mixture, draws)
+    moved_one = jax.jit(jax.vmap(lambda mixture, z: mixture().log_prob(z), in_axes=(None, 0)))(mixture, draws)
     np.testing.assert_allclose(moved_one, mixture.log_prob(draws), rtol=1e-12)
 
 

@@ -192,8 +192,10 @@ def gradients(name, log_density, power, stretch):
     convert, staged = in_library(name)
     rest = [convert(LOG_WEIGHTS), convert(stretched(NOISE, DIRECTIONS, stretch))]
     if name == "jax":
-        (_, elbo), found = jax.value_and_grad(
-            lambda parts: mixture.mixture_loss(staged, parts, *rest, 8, NEAR, log_density, power), has_aux=True
+        (_, elbo), found = jax.jit(
+            jax.value_and_grad(
+                lambda parts: mixture.mixture_loss(staged, parts, *rest, 8, NEAR, log_density, power), has_aux=True
+            )
         )(map_tree(convert, PARTS))
         return map_tree(np.asarray, found), float(elbo)
     parts = map_tree(lambda leaf: convert(leaf).clone().requires_grad_(), PARTS)
@@ -220,7 +222,7 @@ def test_the_gradient_is_zero_draw_by_draw_where_the_mixture_is_the_density(powe
 
     def exact(z):
         each = lambda z: mixture.log_prob(staged, parts, jnp.asarray(LOG_WEIGHTS), z)  # noqa: E731
-        return each(z), jax.grad(lambda z: each(z).sum())(z)
+        return each(z), jax.jit(jax.grad(lambda z: each(z).sum()))(z)
 
     found, elbo = gradients("jax", exact, power, 1.5)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(found)) < 1e-9
@@ -231,10 +233,10 @@ def test_a_mixture_of_equal_parts_has_the_gradient_of_one():
     _, staged = in_library("jax")
     same = map_tree(lambda leaf: jnp.stack([jnp.asarray(leaf[0])] * 3), PARTS)
     rest = [jnp.asarray(each) for each in (LOG_WEIGHTS, NOISE)]
-    found = jax.grad(lambda p: mixture.mixture_loss(staged, p, *rest, 8, NEAR, standard, 0.0)[0])(same)
+    found = jax.jit(jax.grad(lambda p: mixture.mixture_loss(staged, p, *rest, 8, NEAR, standard, 0.0)[0]))(same)
     own = map_tree(lambda leaf: leaf[0], same)
     for k in range(3):
-        alone = jax.grad(lambda p, k=k: path_loss(*staged(p), rest[1][k], standard)[0])(own)
+        alone = jax.jit(jax.grad(lambda p, k=k: path_loss(*staged(p), rest[1][k], standard)[0]))(own)
         jax.tree.map(lambda a, b, k=k: np.testing.assert_allclose(a[k], b, rtol=1e-7, atol=1e-10), found, alone)
 
 
@@ -415,7 +417,7 @@ def test_draws_of_a_mixture_have_gradients_in_its_flows_alone(fitted):
             z = posterior.rsample(jax.random.key(0), (8,))
             return (z**2).sum() + posterior.log_prob(z).sum()
 
-        slopes = jax.grad(total)(own)
+        slopes = jax.jit(jax.grad(total))(own)
         assert not slopes["log_weights"].any()
         assert any(leaf.any() for leaf in jax.tree.leaves(mixture.stacked_part(slopes)))
         sampled = jax.jit(lambda own: result.guide.get_posterior({"auto_flow": own}).sample(jax.random.key(0), (3, 4)))

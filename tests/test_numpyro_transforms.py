@@ -72,7 +72,7 @@ def test_is_the_bijection_as_a_numpyro_transform(name, rng):
 def test_weights_are_leaves_and_gradients_reach_them(rng):
     transform = trained(BIJECTIONS["autoregressive"], rng)
     x = jnp.asarray(rng.normal(size=5))
-    gradient = jax.grad(lambda t: t(x).sum() + t.log_abs_det_jacobian(x, t(x)))(transform)
+    gradient = jax.jit(jax.grad(lambda t: t(x).sum() + t.log_abs_det_jacobian(x, t(x))))(transform)
     assert isinstance(gradient, fnp.FlowTransform)
     leaves = jax.tree.leaves(gradient)
     assert len(leaves) == len(list(_tree.leaves(transform.bijection.parameters())))
@@ -89,8 +89,8 @@ def test_equal_distributions_share_one_compiled_program():
 
 def test_flow_is_a_pytree_that_can_be_mapped():
     keys = jax.random.split(jax.random.key(0), 4)
-    flows = jax.vmap(lambda key: fnp.Flow.init(key, fp.maf(3, num_flows=2)))(keys)
-    found = jax.vmap(lambda flow, y: flow().log_prob(y), in_axes=(0, None))(flows, jnp.ones(3))
+    flows = jax.jit(jax.vmap(lambda key: fnp.Flow.init(key, fp.maf(3, num_flows=2))))(keys)
+    found = jax.jit(jax.vmap(lambda flow, y: flow().log_prob(y), in_axes=(0, None)))(flows, jnp.ones(3))
     assert found.shape == (4,)
     np.testing.assert_allclose(found, dist.Normal(0, 1).log_prob(jnp.ones(3)).sum(), rtol=1e-6)
 
@@ -190,14 +190,16 @@ def test_wrong_weights_are_refused():
 def test_data_may_be_numpy_arrays_beside_traced_weights():
     flow = fnp.Flow.init(jax.random.key(0), fp.realnvp(2, num_flows=2))
     data = np.ones((4, 2))
-    gradient = jax.grad(lambda flow: flow().log_prob(data).sum())(flow)
+    gradient = jax.jit(jax.grad(lambda flow: flow().log_prob(data).sum()))(flow)
     assert jnp.isfinite(jax.jit(lambda flow: flow().log_prob(data))(flow)).all()
     assert isinstance(gradient, fnp.Flow)
     assert isinstance(flow.transform(data), jax.Array)
 
 
 def test_batched_weights_are_batch_axes_of_the_distribution():
-    flows = jax.vmap(lambda key: fnp.Flow.init(key, fp.realnvp(2, num_flows=2)))(jax.random.split(jax.random.key(0), 3))
+    flows = jax.jit(jax.vmap(lambda key: fnp.Flow.init(key, fp.realnvp(2, num_flows=2))))(
+        jax.random.split(jax.random.key(0), 3)
+    )
     assert flows().batch_shape == (3,)
     y = flows().sample(jax.random.key(1), (5,))
     assert y.shape == (5, 3, 2)
@@ -300,7 +302,7 @@ def test_transforms_follow_each_other_in_a_plain_transformed_distribution(rng):
 def test_weights_are_leaves_of_a_plain_transformed_distribution(rng):
     transform = trained(CONDITIONAL["realnvp-context"], rng, (4,))
     plain = dist.TransformedDistribution(base_for(transform.bijection), transform)
-    gradient = jax.grad(lambda distribution: distribution.log_prob(jnp.ones(3)).sum())(plain)
+    gradient = jax.jit(jax.grad(lambda distribution: distribution.log_prob(jnp.ones(3)).sum()))(plain)
     found = jax.tree.leaves(gradient.transforms)
     assert len(found) == len(jax.tree.leaves((transform.params, transform.context)))
     assert all(jnp.abs(leaf).max() > 0 for leaf in found)

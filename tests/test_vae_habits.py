@@ -433,7 +433,7 @@ def test_methods_compile_in_jax():
     vae = plain(NumPyro)
     params, key = NumPyro.params(vae, X), jax.random.key(0)
     np.testing.assert_allclose(jax.jit(vae.reconstruct)(key, params, X), vae.reconstruct(key, params, X), rtol=1e-12)
-    assert jax.vmap(vae.sample, (0, None))(jax.random.split(key, 3), params).shape == (3, 1, 9)
+    assert jax.jit(jax.vmap(vae.sample, (0, None)))(jax.random.split(key, 3), params).shape == (3, 1, 9)
 
 
 def test_nothing_warns():

@@ -159,7 +159,7 @@ def test_numpyro_transform_keeps_its_numbers(name, rng):
     @jax.jit
     def there(flow, x):
         y, log_det = flow.transform.forward_and_log_det(x)
-        rows = jax.vmap(jax.jacobian(flow.transform))(x)
+        rows = jax.jit(jax.vmap(jax.jacobian(flow.transform)))(x)
         expected = host(x)
         return y, expected, log_det, host.log_abs_det_jacobian(x, expected), rows
 
