@@ -261,7 +261,11 @@ def banana(lang):
 BANANA = {"x": (0.0, 1.0, 3.0), "y": (1.0, math.sqrt(3), 75 / 9)}
 
 
-@pytest.mark.parametrize("is_one_transform", [True, False])
+@pytest.mark.parametrize(
+    ("lang", "is_one_transform"),
+    [("numpyro", True), ("numpyro", False), ("pyro", True), pytest.param("pyro", False, marks=pytest.mark.stress)],
+    indirect=["lang"],
+)
 def test_nuts_mends_a_poor_guide(lang, is_one_transform, monkeypatch):
     if not is_one_transform:  # such as a mixture of flows
         parts = "_transforms" if lang.name == "numpyro" else "_parts_of_flow"
