@@ -24,7 +24,7 @@ What is added to the standard:
 ``cholesky(matrix)``                   the lower triangle L with ``L @ L.mT`` the positive definite matrix
 ``orthonormal(matrix)``                orthonormal columns that span those of the matrix, of as many
 ``inv(matrix)``                        the inverse of a matrix that has one
-``log_abs_det(matrix)``                the logarithm of the size of the determinant
+``log_abs_det(matrix)``                the logarithm of the absolute determinant
 ``stop_gradient(x)``                   ``x``, held constant by automatic differentiation
 ``vjp(function, *primals)``            its values, a tuple, and a function of their cotangents to those of the primals,
                                        which are constants; torch and JAX only

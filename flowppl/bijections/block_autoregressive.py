@@ -33,7 +33,8 @@ class BlockAutoregressive(Bijection):
 
     All entries of the blocks :math:`A^l_i` are positive, exponentials of weights, so that the units of i increase with
     :math:`x_i`. A and B have normalised weights: for each unit they are divided by the root of the sum of their
-    squares, and multiplied by a scale. A context acts on all units of the first layer, and on y.
+    squares, and multiplied by a scale. The scale :math:`\sigma_i` is positive. V are weights, b and c biases. A context
+    acts on all units of the first layer, and on y.
 
     A sum of tanh is bounded. The paper's network without its residual connection is then no map onto the real numbers:
     it has no inverse for large y, and a density made of it lacks what lies beyond its bounds. So the term :math:`x_i`
@@ -49,10 +50,10 @@ class BlockAutoregressive(Bijection):
     :math:`e^{\rho_{ik}}`: the layer is invertible and onto for all weights. With gates of 0 it is affine, and at the
     start the identity. The paper's gated residual connection is the case of positive gates.
 
-    The Jacobian is triangular: the log determinant is the sum of the logarithms of these slopes, each a sum of products
-    of positive numbers, which loses no digits. ``forward`` is one pass. ``inverse`` finds the coordinates one after the
-    other, each by bisection and Newton's method in its block alone, and adds to the units of later coordinates what it
-    gives them: in all the work of about two passes, and of thirty in the blocks.
+    The Jacobian is triangular: the log determinant is the sum of the logarithms of these slopes. ``forward`` is one
+    pass. ``inverse`` finds the coordinates one after the other, each by bisection and Newton's method in its block
+    alone, and adds to the units of later coordinates what it gives them: in all the work of about two passes, and of
+    thirty of the blocks A alone.
 
     It has far fewer weights than :class:`Autoregressive` over a map of as many bends, whose network makes all numbers
     of the map anew for each coordinate: choose it for few coordinates, densities with several peaks, and small files.
@@ -180,8 +181,8 @@ class BlockAutoregressive(Bijection):
         batch = xp.broadcast_shapes(*shapes)
         sums = [xp.astype(xp.broadcast_to(array, (*batch, array.shape[-1])), dtype) for array in sums]
         bounds = [tuple(range(0, array.shape[-1] + 1, array.shape[-1] // self.dim)) for array in sums]
-        one = xp.ones_like(rise)
-        slopes = (1 + xp.sum(xp.minimum(rise, 0 * one), axis=-1), 1 + xp.sum(xp.maximum(rise, 0 * one), axis=-1))
+        zero = xp.zeros_like(rise)
+        slopes = (1 + xp.sum(xp.minimum(rise, zero), axis=-1), 1 + xp.sum(xp.maximum(rise, zero), axis=-1))
         rows = [xp.reshape(w, (*w.shape[:-2], self.dim, w.shape[-2] // self.dim, w.shape[-1])) for w in others]
         items = [xp.moveaxis(array, -1, 0) for array in (y, scale, *slopes)] + [xp.moveaxis(gain, -2, 0)]
         items = [xp.astype(item, dtype) for item in items] + [xp.moveaxis(array, -3, 0) for array in (*owns, *rows)]

@@ -17,7 +17,7 @@ from flowppl.checks import assign, check_positive, check_sizes, derived
 from flowppl.networks import MLP, Network, NetworkLike, as_dims, bind_network, read_network
 from flowppl.networks.lipschitz import at_context, dense_jacobian, shrunk, spectral_bound
 
-STEEPEST = 0.75  # the Lipschitz constant of half a step
+MOST = 0.75  # of the Lipschitz constant of half a step, which has an inverse below 1
 # By the bound the plain iterations bring the middle of a step as close as this, as a part of the first distance; then
 # two chords, and two with a new Jacobian, were enough in 96,000 events of random networks with weights up to a hundred
 # times the usual ones.
@@ -43,10 +43,9 @@ class Continuous(Bijection):
     .. math::
         \log|\det| = \sum_k \log\big|\det(I + \tfrac h2 J)\big| - \log\big|\det(I - \tfrac h2 J)\big|
 
-    is exactly that of the map, for any number of steps. The solvers of FFJORD and others go back on another way
-    than they came, and integrate the trace of J beside it, so that their densities are those of no map but for the
-    error of the solver. More steps bring the map closer to that of the differential equation, with an error of
-    order :math:`h^2`, which matters only to who wants that equation solved: the flow is what is trained, and exact.
+    is exactly that of the map, for any number of steps. FFJORD and others run a solver anew in each direction, and
+    integrate the trace of J beside it: what they draw and what they score agree only up to the error of the solver.
+    More steps bring the map closer to that of the differential equation, with an error of order :math:`h^2`.
 
     A step is invertible where the *Lipschitz constant* of v, the largest :math:`|v(a) - v(b)| / |a - b|` of two events,
     is below 2 N. The network here keeps the bound ``lipschitz``, whatever its weights: it is a perceptron, whose last
@@ -55,11 +54,11 @@ class Continuous(Bijection):
     the default bound, and four steps of Newton's method with two Jacobians, of which the last two carry exact first
     and second derivatives. Where it is not found to the precision of the dtype the result is NaN, never a wrong number.
 
-    Choose it for smooth densities whose parts are connected or nearly so, where no order and no halving of the
-    coordinates suggests itself, and to train by flow matching (``fit_density(objective="flow_matching")``), which takes
-    one pass of the network for a step. Both directions cost about ``num_steps`` times 16 passes of the network and
-    three of its Jacobian, each as much as D passes, and two determinants of D x D matrices: a step of maximum
-    likelihood takes ten to thirty times as long as with :func:`flowppl.nsf`, and ends a little better (two moons: 1.90
+    Choose it for smooth densities in one piece or nearly so, whose coordinates have no natural order and no natural
+    halves, and to train by flow matching (``fit_density(objective="flow_matching")``), which takes one pass of the
+    network for a step. Both directions cost about ``num_steps`` times 16 passes of the network and
+    three of its Jacobian, each as much as D passes, and two determinants of D x D matrices. Maximum likelihood
+    takes ten to thirty times as long as with :func:`flowppl.nsf`, and ends a little better (two moons: a loss of 1.90
     nats for 1.94). For sharp edges and for speed take splines; beyond a hundred coordinates take couplings.
 
     Args:
@@ -117,14 +116,14 @@ class Continuous(Bijection):
         given = 1 + self.context_dim
         if network is not None:
             inner: Network = bind_network("Continuous", network, (self.dim,), (self.dim,), given)
-        elif self.lipschitz > 2 * STEEPEST * self.num_steps:
+        elif self.lipschitz > 2 * MOST * self.num_steps:
             raise ValueError(
                 f"Continuous: lipschitz must be at most 1.5 * num_steps = {1.5 * self.num_steps:g}, so that every step "
                 f"has an inverse, got {self.lipschitz!r}; take more steps, or a smaller bound"
             )
         else:
             inner = MLP(self.dim, self.dim, hidden_dims, given, self.activation)
-        steepest = STEEPEST if network is not None else self.lipschitz / (2 * self.num_steps)
+        steepest = MOST if network is not None else self.lipschitz / (2 * self.num_steps)
         num_iterations = math.ceil(math.log(CLOSE) / math.log(steepest))
         assign(self, network=network, hidden_dims=hidden_dims, _network=inner, _num_iterations=num_iterations)
 

@@ -24,7 +24,7 @@ class ContractiveResidual(Bijection):
         y = x + g(x), \qquad \|g(x) - g(x')\| \le c\, \|x - x'\|, \quad c < 1, \qquad
         \log|\det| = \log \det\big(I + \partial g / \partial x\big).
 
-    With the weight matrices :math:`W_1, \dots, W_L` of a perceptron, and n rows or columns of the smaller side of each,
+    With the weight matrices :math:`W_1, \dots, W_L` of a perceptron, its biases b and its activation :math:`\sigma`,
 
     .. math::
         g(x) = \frac{W_L\, \sigma(\cdots \sigma(W_1 x + b_1) \cdots)}{(1 + \beta^4 / c^4)^{1/4}} + b_L, \qquad
@@ -33,9 +33,9 @@ class ContractiveResidual(Bijection):
     where s is the steepest slope of the activation, 1 but for *silu*, whose is 1.09984. The norm of Frobenius is never
     below the spectral one, so that :math:`\beta` is a proven bound of the slopes of the network, and the quotient is
     below c for all weights. The power iteration of other implementations approaches the spectral norm from below: there
-    a layer may have no inverse. :math:`\beta` is too large by at most :math:`n^{1/64}` for each matrix, and smooth in
-    the weights. Only the product of all is bounded: a layer may be steep if another is flat, where each matrix bounded
-    on its own makes g wide and smooth. A context is added to the first product; how much it moves g has no bound.
+    a layer may have no inverse. :math:`\beta` is too large by at most :math:`n^{1/64}` for each matrix, whose
+    smaller side is n, and smooth in the weights. Only the product of all is bounded, so that one matrix may be steep if
+    another is flat. A context is added to the first product; how much it moves g has no bound.
 
     The Jacobian of g is exact, and so is its determinant, by LU: :math:`D (h_1 h_2 + h_2 h_3 + \dots) + D^3`
     operations for each event with hidden widths h. So the layer is for dozens of coordinates, or some hundred; the

@@ -171,7 +171,8 @@ class Transformer(_Transformer):
     h, starts at zero. Memory and time grow with the square of N.
 
     For images of more than a hundred pixels let a :class:`~flowppl.Squeeze` make patches of them first: a pixel of
-    (C f^2, H/f, W/f) is a patch of f x f pixels.
+    (C f^2, H/f, W/f) is a patch of f x f pixels. Choose it for much data and relations between pixels that lie far
+    apart; of few data a :class:`~flowppl.ConvNet` learns sooner.
 
     Args:
         in_channels: the number of channels C of the input.
@@ -231,7 +232,8 @@ class CausalTransformer(_Transformer):
     It is :class:`~flowppl.Transformer` with two changes. The embedding of each pixel stands in the place of the next
     one, and a trained vector in that of the first; and a token attends to itself and to those before it. So
     the numbers for a pixel, ``num_outputs`` for each of its C channels, depend on all pixels before it, in the order of
-    rows and then columns, and neither on itself nor on later ones: its channels do not see each other.
+    rows and then columns, and neither on itself nor on later ones: its channels do not see each other. Of few data a
+    :class:`~flowppl.PixelConvNet` or :class:`~flowppl.CausalConv1d` learns sooner.
 
     Args:
         in_channels: the number of channels C.

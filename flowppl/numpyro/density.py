@@ -115,8 +115,7 @@ def fit_density(
     Args:
         rng_key: determines the batches, the noise, which rows are held out, and the first weights of a bijection.
         flow: the flow, a :class:`Mixture`, a :class:`Dequantized`, a :class:`PixelCNN`, or a :class:`flowppl.Bijection`
-            or :class:`FlowTransform` of which a flow is made. Its
-            base distribution stays as it is.
+            or :class:`FlowTransform` of which a flow is made. Its base distribution stays as it is.
         x: the data, of shape ``(n, *event_shape)``, one row for each datum: an array, a list, or a data frame, whose
             columns are the coordinates; it takes the dtype and device of the flow. Of a memory-mapped array only the
             rows of a step are read at a time, and those held out. Or an iterable of batches that starts anew in each
@@ -159,9 +158,9 @@ def fit_density(
     Raises:
         TypeError: if ``flow`` is no flow, ``rng_key`` no key, x is no data, or ``callback`` or ``optimizer`` is none.
         ValueError: if the data do not fit the flow, do not vary, are not finite or no levels of a distribution of
-            integers, an option is out of range, the flow has no velocity to
-            match, a checkpoint is not whole or of another training (it is then as it
-            was), or the base distribution lies in an interval that the flow does not map onto the space of the data.
+            integers, an option is out of range, the flow has no velocity to match, a checkpoint is not whole or of
+            another training (it is then as it was), or the base distribution lies in an interval that the flow does not
+            map onto the space of the data.
         RuntimeError: if no step of the first epoch, or no validation loss, is finite.
 
     References:

@@ -315,7 +315,8 @@ class ImageAutoregressive(FlowTransform):
     The univariate map :math:`\tau` acts on each number of x, with parameters that the network g makes of the numbers
     before it and of the context c. The numbers of an image (C, H, W) are in the order of rows, then columns, then
     channels, those of a sequence (C, L) in the order of places, then channels. The network is a causal convolution,
-    which sees of the numbers before those within its reach.
+    which sees of the numbers before those within its reach, or a causal transformer, which sees all pixels before that
+    of i, and none of its other channels.
 
     The weights are those of the network, whose last layer starts at 0, where :math:`\tau` and so the transform is the
     identity.
@@ -325,8 +326,9 @@ class ImageAutoregressive(FlowTransform):
     those of x: ``transform.condition(c)``.
 
     ``transform(x)`` is one parallel pass. ``transform.inv(y)`` is sequential: as many small steps as there are numbers,
-    together about the work of one pass for each of the C channels. Turn it around for data that are scored more often
-    than sampled, with :class:`flowppl.Invert`.
+    together about the work of one pass for each of the C channels; of a transformer as many as there are pixels,
+    together about the work of two passes. Turn it around for data that are scored more often than sampled, with
+    :class:`flowppl.Invert`.
 
     Args:
         shape: the shape (C, H, W) of an image, or (C, L) of a sequence.
@@ -348,7 +350,8 @@ class ImageAutoregressive(FlowTransform):
 
     References:
         Kingma et al.: Improving Variational Inference with Inverse Autoregressive Flow, 2016, arXiv 1606.04934. van den
-        Oord et al.: Conditional Image Generation with PixelCNN Decoders, 2016, arXiv 1606.05328.
+        Oord et al.: Conditional Image Generation with PixelCNN Decoders, 2016, arXiv 1606.05328. Transformers: Zhai et
+        al.: Normalizing Flows are Capable Generative Models, 2024, arXiv 2412.06329.
 
     Example:
         >>> import jax, jax.numpy as jnp

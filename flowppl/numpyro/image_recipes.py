@@ -314,8 +314,8 @@ def tarflow_image(
         shape: the shape (C, H, W) of an image.
         num_flows: the number of layers.
         patch_size: the side of a patch, in pixels; 1 is each pixel for itself.
-        num_components: the number of logistics of the mixture that maps each number, and 0 for the affine maps of the
-            paper, which few images need more layers of.
+        num_components: the number of logistics of the mixture that maps each number. 0 means the affine maps of the
+            paper, of which it takes more layers where images are few.
         hidden_dim: the numbers of a token in each transformer; the paper has 768 and more.
         num_blocks: the number of its blocks; the paper has 8.
         num_heads: the number of heads of its attention, which divides ``hidden_dim``. Its cost grows with the square of

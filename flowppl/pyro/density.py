@@ -113,8 +113,8 @@ def fit_density(
 
     Args:
         flow: the flow, a :class:`Mixture`, a :class:`Dequantized`, a :class:`PixelCNN`, or a :class:`flowppl.Bijection`
-            or :class:`FlowTransform` of which a flow is made. What
-            requires no gradient stays as it is, and so does the base distribution unless it is a module.
+            or :class:`FlowTransform` of which a flow is made. What requires no gradient stays as it is, and so does the
+            base distribution unless it is a module.
         x: the data, of shape ``(n, *event_shape)``, one row for each datum: an array, a list, or a data frame, whose
             columns are the coordinates; it takes the dtype and device of the flow. Of a memory-mapped array only the
             rows of a step are read at a time, and those held out. Or an iterable of batches that starts anew in each
@@ -157,9 +157,9 @@ def fit_density(
     Raises:
         TypeError: if ``flow`` is no flow, x is no data, or ``callback`` or ``optimizer`` is none.
         ValueError: if the data do not fit the flow, do not vary, are not finite or no levels of a distribution of
-            integers, an option is out of range, the flow has no velocity to
-            match, a checkpoint is not whole or of another training (it is then as it
-            was), or the base distribution lies in an interval that the flow does not map onto the space of the data.
+            integers, an option is out of range, the flow has no velocity to match, a checkpoint is not whole or of
+            another training (it is then as it was), or the base distribution lies in an interval that the flow does not
+            map onto the space of the data.
         RuntimeError: if no step of the first epoch, or no validation loss, is finite, torch keeps no gradients here,
             or ``distributed`` before ``torch.distributed.init_process_group``.
 

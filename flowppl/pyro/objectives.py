@@ -124,15 +124,15 @@ class RenyiELBO(_Differentiable):
         L_\alpha = \frac{1}{1 - \alpha} \log E\big[w^{1 - \alpha}\big], \qquad w = \frac{p(x, z)}{q_\phi(z)},
         \quad z \sim q_\phi,
 
-    in which the mean is that of K draws. All are log p(x) where the guide is the posterior. Elsewhere they fall with
-    the order:
+    in which the mean is taken over K draws. The bounds of all orders are log p(x) where the guide is the posterior.
+    Elsewhere they fall with the order:
 
     - at 0 it is log p(x) itself, of which K draws give the importance weighted bound
       (:class:`ImportanceWeightedELBO`). Above 0 it lies below: near 1 it is the ELBO, and beyond, the guide keeps to
       where the posterior is high.
     - below 0 it lies above log p(x), and training pushes it down. At -1 it is the chi-square bound: its guide covers
-      all that the posterior covers, so that importance weights have a finite variance where they can, and one of a
-      single peak spans several. The model's parameters have no gradient then.
+      all that the posterior covers, so that importance weights have a finite variance where they can, and a guide
+      with a single peak spans several. The model's parameters have no gradient then.
 
     The loss is minus a lower bound, or an upper bound itself. Of few draws the mean is too low for :math:`\alpha < 1`
     and too high above, so that an estimate may lie on the wrong side of log p(x). Where guide and posterior are far

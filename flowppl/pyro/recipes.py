@@ -942,7 +942,7 @@ def residual_flow(
     activation: str = "tanh",
     lipschitz: float = 0.9,
 ) -> FlowTransform:
-    """Residual flow: contractive networks that move all coordinates at once, exact and one pass to score a value.
+    """Residual flow: contractive networks that move all coordinates at once; exact, and parallel to score a value.
 
     See :class:`ContractiveResidual` for the equation of a layer; a scale and a shift of each coordinate follow it. With
     ``context_dim`` the networks read a context too: the transform then needs one of shape ``(..., context_dim)``, see
@@ -950,7 +950,7 @@ def residual_flow(
 
     x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
 
-    ``transform(x)`` is iterative: each network some hundred times. ``transform.inv(y)`` is one parallel pass; its exact
+    ``transform(x)`` is iterative: each network hundreds of times. ``transform.inv(y)`` is one parallel pass; its exact
     log determinant takes D passes, and :math:`D^3` operations for each event. For a guide take its inverse,
     ``transform.inv``.
 

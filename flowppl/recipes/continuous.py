@@ -22,6 +22,8 @@ def cnf(
 ) -> Bijection:
     """Continuous normalizing flow: events move with a velocity that a network gives, in steps that are exact.
 
+    See :class:`flowppl.Continuous` for the equation, the cost and when to choose it.
+
     Args:
         dim: the number of coordinates.
         num_flows: the number of velocities, one after the other; flow matching needs a single one.

@@ -187,10 +187,10 @@ def residual_flow(
     activation: str = "tanh",
     lipschitz: float = 0.9,
 ) -> Bijection:
-    """Residual flow: contractive networks that move all coordinates at once, exact and one pass to score a value.
+    """Residual flow: contractive networks that move all coordinates at once; exact, and parallel to score a value.
 
     Each layer is a :class:`~flowppl.ContractiveResidual`, followed by a scale and a shift of each coordinate. Sampling
-    repeats each network some hundred times. ``Invert`` it for a guide.
+    repeats each network hundreds of times. ``Invert`` it for a guide.
 
     Args:
         dim: the number of coordinates.
