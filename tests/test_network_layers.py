@@ -8,6 +8,7 @@ from catalogue import draw, merged
 from numpyro.nn.block_neural_arn import BlockNeuralAutoregressiveNN, Tanh
 
 import flowppl as fp
+from flowppl._arrays.namespace import namespace
 from flowppl.networks import ACTIVATIONS
 from flowppl.networks.lipschitz import spectral_bound
 
@@ -161,3 +162,12 @@ def test_a_contractive_network_is_one_for_all_weights(activation, rng):
             residual = layer.forward(params, again)[0] - y
             assert np.abs(residual).max() <= 1e-13 * (1 + np.abs(y).max())
             np.testing.assert_allclose(back, -log_det, rtol=1e-6, atol=1e-6)
+
+
+def test_many_gradients_of_determinants_in_one_program_of_jax_end(rng):
+    """With LAPACK they wait for each other forever on two cores, from a batch of such a size on."""
+    matrices = jnp.eye(16) + 0.1 * jnp.asarray(rng.normal(size=(8, 256, 16, 16))) / 4
+    log_abs_det = namespace(matrices).log_abs_det
+    found = jax.jit(lambda parts: [jax.grad(lambda part: log_abs_det(part).sum())(part) for part in parts])([*matrices])
+    for matrix, gradient in zip(matrices, found, strict=True):
+        np.testing.assert_allclose(gradient, np.linalg.inv(matrix).swapaxes(-1, -2), rtol=1e-9, atol=1e-9)
