@@ -500,7 +500,7 @@ NO_POSTERIOR = {
     "square": "no mode",
     "exponential": "degenerate",
 }
-FAIR = ("heavy tails", "wide and narrow", "funnel", "mixture")
+FAIR = ("heavy tails", "wide and narrow", "funnel", "mixture", "no curvature")
 
 
 def in_words_of(language, kind):
@@ -540,6 +540,8 @@ def in_words_of(language, kind):
             host.sample("a", dist.Cauchy(array(0.0), 1.0))
             host.sample("s", dist.HalfCauchy(array(1.0)))
             host.sample("t", dist.StudentT(array(0.5), 0.0, 1.0))
+        elif kind == "no curvature":  # a Hessian of zeros, which torch keeps without memory
+            host.sample("b", dist.Laplace(array(0.0), 1.0))
         elif kind == "wide and narrow":
             normal("a", 0.0, 1e30), normal("b", 1e30, 1e27), normal("c", 0.0, 1e-30)
         elif kind == "funnel":

@@ -21,7 +21,7 @@ from flowppl.pyro.guides import AutoFlow
 from flowppl.pyro.inference_data import make_groups
 from flowppl.pyro.predictive import with_deterministic
 from flowppl.pyro.steps import record
-from flowppl.pyro.target import Target
+from flowppl.pyro.target import Target, to_float64
 from flowppl.pyro.transforms import FlowTransform, numpy_rng
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class _OfSites(Walker):
     def propose(self):
         log_weights, draws = draw_weighted(*self._known, self._num, self._num, keep=True, alone=self._alone)
         self._like = {name: value[0] for name, value in draws.items()}
-        return {name: value.numpy(force=True) for name, value in draws.items()}, _to_numpy(log_weights)
+        return {name: value.numpy(force=True) for name, value in draws.items()}, to_float64(log_weights)
 
     def sites(self, points):
         return {name: torch.as_tensor(value).to(self._like[name]) for name, value in points.items()}
@@ -212,7 +212,7 @@ class _InSpace(Walker):
     @torch.no_grad()
     def propose(self):
         x = self._draw(self._num)
-        return {"x": x.numpy(force=True)}, _to_numpy(self._log_density(x) - self._proposal.log_prob(x))
+        return {"x": x.numpy(force=True)}, to_float64(self._log_density(x) - self._proposal.log_prob(x))
 
     def start(self, points, num_warmup):
         x = self._tensor(points["x"])
@@ -240,7 +240,7 @@ class _InSpace(Walker):
         x = torch.stack(moved)
         with torch.no_grad():
             log_weights = self._log_density(x) - self._proposal.log_prob(x)
-        return {"x": x.numpy(force=True)}, _to_numpy(log_weights)
+        return {"x": x.numpy(force=True)}, to_float64(log_weights)
 
     @torch.no_grad()
     def sites(self, points):
@@ -267,7 +267,3 @@ def _potential(value_and_slope):
             return -gradient * ctx.saved_tensors[0]
 
     return lambda values: Potential.apply(values["x"])
-
-
-def _to_numpy(tensor) -> np.ndarray:
-    return tensor.detach().cpu().double().numpy()

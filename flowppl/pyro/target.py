@@ -334,4 +334,5 @@ def place_of(error: BaseException) -> str:
 
 
 def to_float64(tensor) -> np.ndarray:
-    return tensor.detach().cpu().double().numpy()
+    # By force: a derivative that is zero everywhere may be a tensor without memory.
+    return tensor.double().numpy(force=True)
