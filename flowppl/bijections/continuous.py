@@ -55,11 +55,12 @@ class Continuous(Bijection):
     and second derivatives. Where it is not found to the precision of the dtype the result is NaN, never a wrong number.
 
     Choose it for smooth densities in one piece or nearly so, whose coordinates have no natural order and no natural
-    halves, and to train by flow matching (``fit_density(objective="flow_matching")``), which takes one pass of the
-    network for a step. Both directions cost about ``num_steps`` times 16 passes of the network and
-    three of its Jacobian, each as much as D passes, and two determinants of D x D matrices. Maximum likelihood
-    takes ten to thirty times as long as with :func:`flowppl.nsf`, and ends a little better (two moons: a loss of 1.90
-    nats for 1.94). For sharp edges and for speed take splines; beyond a hundred coordinates take couplings.
+    halves, and train it by flow matching (``fit_density(objective="flow_matching")``), which takes one pass of the
+    network for a step: of 16 columns, a rotation of eight pairs of moons, its loss ended 1.7 nats below that of the
+    best of four other flows. Both directions cost about ``num_steps`` times 16 passes of the network and three of its
+    Jacobian, each as much as D passes, and two determinants of D x D matrices. A step of maximum likelihood takes ten
+    to thirty times as long as with :func:`flowppl.nsf`. For sharp edges and for speed take splines; beyond a hundred
+    coordinates take couplings.
 
     Args:
         dim: the number D of coordinates.
