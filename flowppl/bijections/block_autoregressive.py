@@ -18,6 +18,7 @@ from flowppl.bijections.residual import times
 from flowppl.checks import assign, check_sizes
 from flowppl.declare import Normal, Parameter, Uniform
 from flowppl.networks import as_dims
+from flowppl.networks.dense import dense_layers
 from flowppl.univariate.base import Bound, bounded, check_bound
 
 
@@ -130,11 +131,12 @@ class BlockAutoregressive(Bijection):
     def _constrain(self, params, context) -> tuple[Any, Any]:
         """For each hidden layer its blocks A and B and what is added; the same of the last, with g and sigma for A."""
         xp = namespace(params["0"]["weight"])
-        *hidden, last = ((params[str(i)], size) for i, size in enumerate(self._sizes))
+        *hidden, last = (params[str(i)] for i in range(len(params)))
+        (*weights, last_weight), (*sums, last_sum) = dense_layers(params, context)
         layers = []
         steepest = None
-        for layer, (_, width) in hidden:
-            own, others = xp.ones_like(layer["log_scale"]), _masked(layer)
+        for layer, others, added, (_, width) in zip(hidden, weights, sums, self._sizes[:-1], strict=True):
+            own = xp.ones_like(layer["log_scale"])
             own = xp.reshape(own, (*own.shape[:-1], self.dim, 1, width))
             if "own" in layer:
                 own = xp.exp(bounded(layer["own"], self.log_scale_bound))
@@ -143,11 +145,10 @@ class BlockAutoregressive(Bijection):
             scale = xp.exp(bounded(layer["log_scale"], self.log_scale_bound)) / xp.sqrt(squares)
             own = own * xp.reshape(scale, (*scale.shape[:-1], self.dim, 1, width))
             steepest = own[..., 0, :] if steepest is None else xp.matmul(steepest[..., None, :], own)[..., 0, :]
-            layers.append((own, others * scale[..., None, :], _added(layer, context)))
-        layer = last[0]
-        shares = xp.softmax(layer["share"], axis=-1)
-        rise = shares * xp.expm1(bounded(layer["gate"], self.log_scale_bound))
-        return layers, (rise / steepest, rise, positive(layer["scale"]), _masked(layer), _added(layer, context))
+            layers.append((own, others * scale[..., None, :], added))
+        shares = xp.softmax(last["share"], axis=-1)
+        rise = shares * xp.expm1(bounded(last["gate"], self.log_scale_bound))
+        return layers, (rise / steepest, rise, positive(last["scale"]), last_weight, last_sum)
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
@@ -198,17 +199,6 @@ class BlockAutoregressive(Bijection):
 
         _, (x, log_slope) = xp.collect(self.dim, find, sums, *items)
         return xp.moveaxis(x, 0, -1), xp.sum(log_slope, axis=0)
-
-
-def _masked(layer: Tree) -> Array:
-    xp = namespace(layer["weight"])
-    return xp.where(layer["mask"], layer["weight"], xp.zeros_like(layer["weight"]))
-
-
-def _added(layer: Tree, context: Array | None) -> Array:
-    if "context_weight" not in layer:
-        return layer["bias"]
-    return namespace(context).linear(context, layer["context_weight"], layer["bias"])
 
 
 def _block_by_block(x: Array, own: Array) -> Array:
