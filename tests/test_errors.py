@@ -354,6 +354,8 @@ def test_a_guide_without_its_parameters_is_not_weighed():
         lambda value: fp.LeakyReLU(value),
         lambda value: fp.LogTails(value),
         lambda value: fp.Damped(fp.Planar(2), value),
+        lambda value: fp.Continuous(2, lipschitz=value),
+        lambda value: fp.ContractiveResidual(2, lipschitz=value),
         lambda value: fpp.fit_density(fpp.Flow(fp.Planar(2)), np.zeros((9, 2)), ema_decay=value),
         lambda value: fnp.fit(jax.random.key(0), lambda: None, learning_rate=value or "3"),
         lambda value: fnp.fit(jax.random.key(0), lambda: None, max_seconds=value or "3"),
@@ -361,7 +363,7 @@ def test_a_guide_without_its_parameters_is_not_weighed():
 )
 def test_what_is_no_number_is_told_by_name(build, value):
     with pytest.raises(
-        ValueError, match=r"(bound|low|slope|threshold|factor|decay|learning_rate|max_seconds).* must be"
+        ValueError, match=r"(bound|low|slope|threshold|factor|lipschitz|decay|learning_rate|max_seconds).* must be"
     ):
         build(value)
 

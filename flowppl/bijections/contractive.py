@@ -11,7 +11,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event, held
 from flowppl.bijections.linear import diagonal
 from flowppl.bijections.residual import times
-from flowppl.checks import assign, check_sizes, derived
+from flowppl.checks import assign, check_sizes, derived, is_rising
 from flowppl.networks import MLP
 from flowppl.networks.lipschitz import at_context, dense_jacobian, shrunk
 
@@ -82,7 +82,7 @@ class ContractiveResidual(Bijection):
         check_sizes("ContractiveResidual", dim=self.dim)
         network = MLP(self.dim, self.dim, self.hidden_dims, self.context_dim, self.activation)  # type: ignore[arg-type]
         assign(self, hidden_dims=network.hidden_dims, _network=network)
-        if not 0 < self.lipschitz < 1:
+        if not is_rising(0, self.lipschitz, 1):
             raise ValueError(f"ContractiveResidual: lipschitz must be between 0 and 1, got {self.lipschitz!r}")
 
     @property
