@@ -47,8 +47,8 @@ class BlockAutoregressive(FlowTransform):
 
     ``transform(x)`` is one parallel pass. ``transform.inv(y)`` is sequential: for each coordinate bisection and
     Newton's method in its block alone, exact as are derivatives through it; in all the work of about two passes, and of
-    thirty in the blocks. It has far fewer weights than :class:`Autoregressive` over a map with as many bends. Choose it
-    for few coordinates, densities with several peaks, and small files.
+    thirty of the blocks A alone. It has far fewer weights than :class:`Autoregressive` over a map with as many bends.
+    Choose it for few coordinates, densities with several peaks, and small files.
 
     Args:
         dim: the number D of coordinates.
