@@ -232,6 +232,25 @@ def test_it_is_a_prior_of_plates_in_pyro(rng):
     assert not any(weight.requires_grad for weight in mixture.freeze().parameters())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("is_alike", [True, False])
+def test_it_has_the_shapes_and_the_errors_of_a_flow_in_pyro(is_alike, rng):
+    one = fp.Coupling(2, hidden_dims=3)
+    mixture = moved(fpp.Mixture([one, one if is_alike else fp.ActNorm(2)]), rng)
+    x = torch.zeros(2)
+    assert mixture().expand((5,)).log_prob(x).tolist() == 5 * [mixture.log_prob(x).item()]
+    assert mixture.sample((0,)).shape == (0, 2)
+    with pytest.raises(TypeError, match=r"one dtype, got event: torch\.float32, weights: torch\.float64"):
+        mixture.log_prob(x.float())
+    conditional = fpp.Mixture([fp.Coupling(2, hidden_dims=3, context_dim=2)] * 2)
+    with pytest.raises(TypeError, match=r"Mixture takes arrays of one dtype, got context: torch\.float32"):
+        conditional(x.float())
+    mixture.freeze()
+    traced = torch.jit.trace(lambda x: mixture.log_prob(x), x, check_trace=False)  # as Pyro's JitTrace_ELBO does
+    np.testing.assert_allclose(traced(x + 1).tolist(), mixture.log_prob(x + 1).tolist())
+
+
 def test_it_is_a_prior_of_plates_in_numpyro():
     def model():
         prior = numpyro.param(
@@ -283,6 +302,8 @@ def test_what_is_no_mixture_is_refused_in_words(language):
         make(language, [fp.ActNorm(2)], hidden_dims=3)
     with pytest.raises(TypeError, match=r"a list of flows, such as \[bijection\] \* 3"):
         make(language, fp.ActNorm(2))
+    with pytest.raises(TypeError, match="a list of flows, .* got one int"):
+        make(language, 3)
     with pytest.raises(TypeError, match="Bijection"):
         make(language, [3])
     conditional = make(language, [fp.Coupling(2, hidden_dims=2, context_dim=1)])

@@ -206,23 +206,24 @@ def _naming_what_is_missing(direction: Callable[..., Any]) -> Callable[..., Any]
                 check_tree(self, params)
             raise
         except RuntimeError as error:  # of torch, whose products take one dtype
-            _tell_dtypes(self, params, event, context, error)
+            declared = {path for path, _ in _tree.leaves(self.parameters())}
+            weights = [leaf for path, leaf in _tree.leaves(params) if path in declared]
+            tell_dtypes(type(self).__name__, error, event=[event], context=[context], weights=weights)
             raise
 
     return named
 
 
-def _tell_dtypes(bijection: Bijection, params: Tree, event: Array, context: Array | None, error: Exception) -> None:
-    """Raise TypeError if ``error`` is about arrays of several dtypes, and event, context and weights are such."""
-    declared = {path for path, _ in _tree.leaves(bijection.parameters())}
-    of_weights = {leaf.dtype for path, leaf in _tree.leaves(params) if path in declared}
-    given = {"event": {event.dtype}, "context": set() if context is None else {context.dtype}, "weights": of_weights}
-    if "dtype" in str(error) and len(set().union(*given.values())) > 1:
+def tell_dtypes(owner: str, error: Exception, **given: Iterable[Array | None]) -> None:
+    """Raise TypeError if ``error`` is about arrays of several dtypes, and these are such."""
+    found = {name: {array.dtype for array in arrays if array is not None} for name, arrays in given.items()}
+    is_about_them = "dtype" in str(error) or "scalar type" in str(error)  # the latter within torch.vmap
+    if is_about_them and len(set().union(*found.values())) > 1:
         listed = ", ".join(
-            f"{name}: {' and '.join(sorted(map(str, dtypes)))}" for name, dtypes in given.items() if dtypes
+            f"{name}: {' and '.join(sorted(map(str, dtypes)))}" for name, dtypes in found.items() if dtypes
         )
         raise TypeError(
-            f"{type(bijection).__name__} takes arrays of one dtype, got {listed}; convert the data or the flow, as by "
+            f"{owner} takes arrays of one dtype, got {listed}; convert the data or the flow, as by "
             "x.to(torch.float64) or flow.to(torch.float32)"
         ) from error
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowppl._arrays.namespace import Array, namespace
-from flowppl._arrays.tree import Tree
-from flowppl.bijections.contract import Bijection, check_bijection
+from flowppl._arrays.tree import Tree, leaves
+from flowppl.bijections.contract import Bijection, check_bijection, tell_dtypes
 from flowppl.checks import assign, derived
 from flowppl.declare import Parameter
 from flowppl.networks import MLP, as_dims
@@ -43,7 +43,11 @@ class Gate:
 
     def log_weights(self, params: Tree, context: Array | None) -> Array:
         """The logarithms of the weights, of shape ``(*batch, K)``."""
-        logits = self._network(params, context) if self.context_dim else params["logits"]
+        try:
+            logits = self._network(params, context) if self.context_dim else params["logits"]
+        except RuntimeError as error:  # of torch, whose products take one dtype
+            tell_dtypes("Mixture", error, context=[context], weights=[leaf for _, leaf in leaves(params)])
+            raise
         xp = namespace(logits)
         return xp.moveaxis(xp.log_softmax(xp.moveaxis(logits, -1, 0)), 0, -1)
 

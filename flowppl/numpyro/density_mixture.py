@@ -261,6 +261,6 @@ class Mixture:
 
 
 def _listed(flows: Iterable[Any]) -> list[Any]:
-    if isinstance(flows, Flow | FlowTransform | Bijection):
+    if isinstance(flows, Flow | FlowTransform | Bijection) or not isinstance(flows, Iterable):
         raise TypeError(f"Mixture: give a list of flows, such as [bijection] * 3, got one {type(flows).__name__}")
     return list(flows)

@@ -67,7 +67,8 @@ class MixtureDistribution(dist.TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         mixture, first = self.mixture, self._parts[0]
-        if mixture._are_alike:
+        batch = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
+        if mixture._are_alike and not torch.jit.is_tracing():  # a trace cannot see through vmap
             bijection, own = mixture._of_x.bijections[0], [flow.transform.weights.tree() for flow in mixture.flows]
             constants = select(bijection.constants(), own[0])
             stacked = map_tree(lambda _, *leaves: torch.stack(leaves), bijection.parameters(), *own)
@@ -75,8 +76,8 @@ class MixtureDistribution(dist.TorchDistribution):
             x, log_det = namespace(value).vmap(
                 lambda params: bijection.inverse(merge(params, constants), value, given), stacked
             )
-            return log_prob_at(first.base_dist, bijection, value, x, log_det).movedim(0, -1) + self.log_weights
-        batch = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
+            log_q = log_prob_at(first.base_dist, bijection, value, x, log_det).movedim(0, -1)
+            return log_q.expand(*batch, len(self._parts)) + self.log_weights
         return torch.stack([part.log_prob(value).expand(batch) for part in self._parts], -1) + self.log_weights
 
     @torch.no_grad()
@@ -84,7 +85,9 @@ class MixtureDistribution(dist.TorchDistribution):
         """Draws without gradients, of shape ``(*sample_shape, *batch, *event)``."""
         shape = torch.Size(sample_shape)
         logits = self.log_weights.expand(*self.batch_shape, len(self._parts))
-        chosen = torch.distributions.Categorical(logits=logits, validate_args=False).sample(shape)
+        # The largest of logits with Gumbel noise, since torch's multinomial draws no empty batch.
+        noise = torch.empty_like(logits.expand(*shape, *logits.shape), memory_format=torch.contiguous_format)
+        chosen = (logits - noise.exponential_().log()).argmax(-1)
         # Of each draw all flows are run, and one is kept, so that nothing depends on which.
         drawn = torch.stack([part.expand(self.batch_shape).sample(shape) for part in self._parts])
         chosen = chosen.reshape(1, *chosen.shape, *(1,) * len(self.event_shape))
@@ -149,7 +152,7 @@ class Mixture(torch.nn.Module):
         self, flows: Iterable[Flow | FlowTransform | Bijection], hidden_dims: int | Sequence[int] = ()
     ) -> None:
         super().__init__()
-        if isinstance(flows, Flow | FlowTransform | Bijection):
+        if isinstance(flows, Flow | FlowTransform | Bijection) or not isinstance(flows, Iterable):
             raise TypeError(f"Mixture: give a list of flows, such as [bijection] * 3, got one {type(flows).__name__}")
         made = [flow if isinstance(flow, Flow) else Flow(flow) for flow in flows]
         weights = {id(flow.transform.weights) for flow in made}
