@@ -302,7 +302,7 @@ def test_what_is_no_mixture_is_refused_in_words(language):
         make(language, [fp.ActNorm(2)], hidden_dims=3)
     with pytest.raises(TypeError, match=r"a list of flows, such as \[bijection\] \* 3"):
         make(language, fp.ActNorm(2))
-    with pytest.raises(TypeError, match="a list of flows, .* got one int"):
+    with pytest.raises(TypeError, match=r"a list of flows, .* got one int"):
         make(language, 3)
     with pytest.raises(TypeError, match="Bijection"):
         make(language, [3])

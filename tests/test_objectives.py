@@ -21,6 +21,7 @@ from pyro import poutine
 import flowppl as fp
 import flowppl.numpyro
 import flowppl.pyro
+from flowppl.inference.objectives import renyi_loss
 
 QUICK = {"xla_backend_optimization_level": 0}  # what is compiled here runs once
 
@@ -509,3 +510,40 @@ def test_a_weight_rises_linearly():
     for host in (Pyro, NumPyro):
         weights = [float(host.ours.linear_annealing(step, 8, start=0.5)) for step in (0, 4, 8, 50)]
         assert weights == [0.5, 0.75, 1.0, 1.0]
+
+
+@both
+def test_draws_without_density_have_no_weight(host):
+    """And an order next to that of the ELBO loses no digits."""
+    xp = torch if host is Pyro else jnp
+
+    def loss(alpha, log_w):
+        log_w = host.array(log_w)
+        return float(renyi_loss(log_w, log_w, log_w, 1.0, alpha))
+
+    log_w = np.array([-3.0, -np.inf, -4.0])
+    assert loss(0.0, log_w) == pytest.approx(3.0 - math.log((1 + math.exp(-1)) / 3))
+    assert loss(2.0, log_w) == math.inf
+    assert loss(0.5, log_w - np.inf) == math.inf
+    assert math.isnan(loss(0.0, log_w * math.nan))
+    assert loss(1 + 1e-12, [-1.0, -2.0, -6.0]) == pytest.approx(3.0)
+
+    def model():
+        z = host.host.sample("z", host.dist.Normal(0.0, 1.0))
+        host.host.factor("positive", xp.where(z > 0, 0.0, -xp.inf))
+
+    def guide():
+        host.host.sample("z", host.dist.Normal(host.param("loc", 0.2), 1.0))
+
+    losses, grads = host.run(host.ours.RenyiELBO(0.0, 50), model, guide, range(3))
+    assert np.isfinite(losses).all()
+    assert np.isfinite(grads["loc"]).all()
+
+
+def test_a_loop_over_a_part_of_the_data_is_refused():
+    def model():
+        for i in pyro.plate("data", NUM_DATA, 2):
+            pyro.sample(f"z{i}", pdist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="plate 'data' is subsampled but does not enclose all sites as one array"):
+        flowppl.pyro.ImportanceWeightedELBO().loss(model, model)

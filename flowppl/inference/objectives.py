@@ -20,10 +20,16 @@ def renyi_loss(log_p: Array, log_w: Array, path: Array, scale: float, alpha: flo
         alpha: the order; below 0 the bound is an upper one, by which no model is trained.
     """
     xp, power = namespace(log_w), 1 - alpha
-    log_powers = power * xp.stop_gradient(log_w) / scale
-    log_sum = xp.logsumexp(log_powers)
-    weight = xp.exp(log_powers - log_sum)
-    bound = scale * xp.sum(log_sum - math.log(len(log_w))) / power
+    held = xp.stop_gradient(log_w) / scale
+    top = xp.max(held, axis=0) if power > 0 else xp.min(held, axis=0)
+    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
+    off = power * (held - top)
+    # Of the differences, so that no digits are lost where the order is near 1, and the powers near 1 too.
+    bound = scale * xp.sum(top + xp.log1p(xp.mean(xp.expm1(off), axis=0)) / power)
+    weight = xp.exp(off) / xp.sum(xp.exp(off), axis=0)
+    # What has no weight may be infinitely far, where the model has no density.
+    zeros, has_weight = xp.zeros_like(log_w), weight > 0
+    weight, log_p, path = (xp.where(has_weight, array, zeros) for array in (weight, log_p, path))
     # The path holds for the draws of which the weight consists, too: hence its square.
     slopes = xp.sum((alpha * weight + power * weight**2) * path)
     if alpha >= 0:
@@ -46,18 +52,18 @@ def common_plates(objective: str, stacks, sizes) -> tuple[set[int], float]:
 
     Args:
         objective: whose weights they are, for messages.
-        stacks: for each site its plates as (name, axis, size).
+        stacks: for each site its plates as (name, axis, size); the axis of one that is a loop is ``None``.
         sizes: the full size of each plate by its name.
 
     Raises:
         ValueError: if a plate that does not enclose all sites is subsampled.
     """
     stacks = [set(stack) for stack in stacks]
-    common = set.intersection(*stacks) if stacks else set()
+    common = {plate for plate in (set.intersection(*stacks) if stacks else set()) if plate[1] is not None}
     for name, _, size in set.union(*stacks, set()) - common:
         if sizes[name] > size:
             raise ValueError(
-                f"{objective}: plate {name!r} is subsampled but does not enclose all sites: the weights "
+                f"{objective}: plate {name!r} is subsampled but does not enclose all sites as one array: the weights "
                 "of global latents need all data. Do not subsample, or use PathELBO"
             )
     return {axis for _, axis, _ in common}, math.prod(sizes[name] / size for name, _, size in common)

@@ -68,7 +68,7 @@ class MixtureDistribution(dist.TorchDistribution):
             self._validate_sample(value)
         mixture, first = self.mixture, self._parts[0]
         batch = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
-        if mixture._are_alike and not torch.jit.is_tracing():  # a trace cannot see through vmap
+        if mixture._are_alike and not torch.jit.is_tracing():  # type: ignore[attr-defined]  # a trace cannot see through vmap
             bijection, own = mixture._of_x.bijections[0], [flow.transform.weights.tree() for flow in mixture.flows]
             constants = select(bijection.constants(), own[0])
             stacked = map_tree(lambda _, *leaves: torch.stack(leaves), bijection.parameters(), *own)

@@ -509,7 +509,7 @@ def _latents(objective, sites):
 
 
 def _common_plates(objective, sites):
-    frames = [[frame for frame in site["cond_indep_stack"] if frame.vectorized] for site in sites]
+    frames = [list(site["cond_indep_stack"]) for site in sites]
     sizes = {frame.name: frame.full_size or frame.size for stack in frames for frame in stack}
     return common_plates(
         objective, [[(frame.name, frame.dim, frame.size) for frame in stack] for stack in frames], sizes
