@@ -261,7 +261,7 @@ def test_batches_of_any_size_and_new_members_share_the_parameters_in_pyro():
     file.seek(0)
     second = PyroGuide(pyro_model, features, plates="data")
     second.setup(y)
-    second.load_state_dict(torch.load(file))
+    second.load_state_dict(torch.load(file, weights_only=True))
     for other in (second, copy.deepcopy(guide), pickle.loads(pickle.dumps(guide))):
         pyro.set_rng_seed(1)
         expected = guide.sample_posterior(y)
