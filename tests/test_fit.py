@@ -450,6 +450,18 @@ def test_what_cannot_be_recorded_stays_as_it_is():
         assert record(function, (torch.tensor(1.0),)) is function
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [lambda x: x[x > 0], lambda x: x.masked_select(x > 0), lambda x: x[(x > 0).nonzero()], lambda x: x[[0, 1]]],
+)
+def test_sizes_that_depend_on_values_are_not_kept(chosen):
+    def function(x):
+        return (len(chosen(x)) * chosen(x).sum(),)
+
+    x = torch.tensor([1.0, -2.0, 3.0, 4.0])
+    assert record(function, (x,))(-x) == function(-x)
+
+
 @pytest.mark.parametrize("name", ["_create_graph_by_tracing", "_create_function_from_graph"])
 def test_a_torch_that_records_no_more_is_told(name, monkeypatch):
     monkeypatch.setattr(f"flowppl.pyro.steps.{name}", None)  # as of a torch that has it no more

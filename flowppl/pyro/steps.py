@@ -184,13 +184,15 @@ def record(function, inputs):
     """``function`` as a program of tensor operations: a step then takes a fraction of the time in Python.
 
     It must take and return tensors and be the same in every call. What cannot be recorded stays as it is, and so does
-    what gives other numbers when recorded.
+    what gives other numbers when recorded, and what has tensors whose size depends on values.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the age of the recorder
         try:
             with tracing(TracingContext(FakeTensorMode())):  # else each operation has a mode, which notes the stack
                 module = make_fx(function)(*inputs)
+            if any(map(_has_a_shape_of_its_values, module.graph.nodes)):
+                return function  # a program would keep the sizes of these inputs
             program, fault = _compiled(module, inputs)
             others = [0.5 * tensor for tensor in inputs]
             same = zip(function(*others), program(*others), strict=True)
@@ -205,6 +207,15 @@ def record(function, inputs):
             stacklevel=2,
         )
     return program if is_same else function
+
+
+def _has_a_shape_of_its_values(node):
+    """Whether the shape of what an operation gives depends on values, as that of ``x[x > 0]`` does."""
+    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+        return False
+    if node.target is not torch.ops.aten.index.Tensor:
+        return True
+    return any(index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8) for index in node.args[1])
 
 
 def _compiled(module, inputs):
