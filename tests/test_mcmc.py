@@ -239,7 +239,7 @@ def test_arviz_has_the_chains(lang):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = chains.to_arviz(coords={"day": list("abcde")})
-        ranks = arviz.rhat(data, var_names=["mu"]) if not IS_NEW else arviz.rhat(data.posterior[["mu"]])
+        ranks = arviz.rhat(data, var_names=["mu"]) if not IS_NEW else arviz.rhat(data.posterior.to_dataset()[["mu"]])
     assert data.posterior["mu"].dims == ("chain", "draw")
     np.testing.assert_array_equal(data.posterior["twice"], chains.draws["twice"])
     assert data.log_likelihood["y"].dims == data.posterior_predictive["y"].dims == ("chain", "draw", "day")

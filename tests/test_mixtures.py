@@ -233,6 +233,7 @@ def test_it_is_a_prior_of_plates_in_pyro(rng):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("is_alike", [True, False])
 def test_it_has_the_shapes_and_the_errors_of_a_flow_in_pyro(is_alike, rng):
