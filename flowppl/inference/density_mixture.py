@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -103,6 +104,13 @@ class Mixture:
 
     def constants(self) -> Tree:
         return {"flows": {str(i): bijection.constants() for i, bijection in enumerate(self.bijections)}}
+
+
+def listed(flows: Any, kinds: tuple[type, ...]) -> list[Any]:
+    """The flows of a mixture in a list; raise TypeError for one flow of these kinds, or what holds none."""
+    if isinstance(flows, kinds) or not isinstance(flows, Iterable):
+        raise TypeError(f"Mixture: give a list of flows, such as [bijection] * 3, got one {type(flows).__name__}")
+    return list(flows)
 
 
 def shared_out(x: np.ndarray, num: int) -> list[np.ndarray]:

@@ -26,7 +26,7 @@ def renyi_loss(log_p: Array, log_w: Array, path: Array, scale: float, alpha: flo
     off = power * (held - top)
     # Of the differences, so that no digits are lost where the order is near 1, and the powers near 1 too.
     bound = scale * xp.sum(top + xp.log1p(xp.mean(xp.expm1(off), axis=0)) / power)
-    weight = xp.exp(off) / xp.sum(xp.exp(off), axis=0)
+    weight = xp.softmax(off)
     # What has no weight may be infinitely far, where the model has no density.
     zeros, has_weight = xp.zeros_like(log_w), weight > 0
     weight, log_p, path = (xp.where(has_weight, array, zeros) for array in (weight, log_p, path))

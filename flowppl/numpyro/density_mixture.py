@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,8 @@ from flowppl.inference import density_mixture
 from flowppl.numpyro._host import Tracer, validate_sample
 from flowppl.numpyro.flow import Flow, FlowDistribution, log_prob_at
 from flowppl.numpyro.transforms import FlowTransform, check_key, constants_of, draw_params
+
+_KINDS = (Flow, FlowTransform, Bijection)
 
 
 class MixtureDistribution(dist.Distribution):
@@ -39,7 +40,8 @@ class MixtureDistribution(dist.Distribution):
     ) -> None:
         self.mixture, self.context = mixture, context
         batches = [self.log_weights.shape[:-1], *(part.batch_shape for part in self._parts)]
-        super().__init__(jnp.broadcast_shapes(*batches), mixture._of_x.y_shape, validate_args=validate_args)
+        shape = mixture.flows[0].bijection.y_shape
+        super().__init__(jnp.broadcast_shapes(*batches), shape, validate_args=validate_args)
 
     @property
     def log_weights(self) -> jax.Array:
@@ -79,7 +81,8 @@ def _joint(mixture, context, value):
     distribution = MixtureDistribution(mixture, context, validate_args=False)
     parts, log_weights = distribution._parts, distribution.log_weights
     if mixture._are_alike:
-        bijection, constants = mixture._of_x.bijections[0], constants_of(mixture._of_x.bijections[0])
+        bijection = mixture.flows[0].bijection
+        constants = constants_of(bijection)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(flow.params for flow in mixture.flows))
         given = context if bijection.context_dim else None
         x, log_det = namespace(value).vmap(
@@ -168,7 +171,7 @@ class Mixture:
     def __init__(
         self, flows: Iterable[Flow | FlowTransform], hidden_dims: int | Sequence[int] = (), gate: Tree | None = None
     ) -> None:
-        made = tuple(flow if isinstance(flow, Flow) else Flow(flow) for flow in _listed(flows))
+        made = tuple(flow if isinstance(flow, Flow) else Flow(flow) for flow in density_mixture.listed(flows, _KINDS))
         if len({id(flow.params) for flow in made}) < len(made):
             raise ValueError(
                 "Mixture: a flow is given twice, and its copies would stay equal in training; let Mixture.init(key, "
@@ -191,7 +194,7 @@ class Mixture:
     ) -> Mixture:
         """As the class, with first weights of bijections drawn by ``key``."""
         check_key("Mixture.init", key, "key")
-        given = _listed(flows)
+        given = density_mixture.listed(flows, _KINDS)
         keys = jax.random.split(key, len(given) + 1)
         made = [
             Flow.init(key, flow) if isinstance(flow, Bijection) else flow if isinstance(flow, Flow) else Flow(flow)
@@ -258,9 +261,3 @@ class Mixture:
             given = context[rows] if context is not None and flow.bijection.context_dim else None
             flows.append(flow.init_from(x[rows], given))
         return Mixture(flows, self.hidden_dims, self.gate)
-
-
-def _listed(flows: Iterable[Any]) -> list[Any]:
-    if isinstance(flows, Flow | FlowTransform | Bijection) or not isinstance(flows, Iterable):
-        raise TypeError(f"Mixture: give a list of flows, such as [bijection] * 3, got one {type(flows).__name__}")
-    return list(flows)

@@ -152,9 +152,8 @@ class Mixture(torch.nn.Module):
         self, flows: Iterable[Flow | FlowTransform | Bijection], hidden_dims: int | Sequence[int] = ()
     ) -> None:
         super().__init__()
-        if isinstance(flows, Flow | FlowTransform | Bijection) or not isinstance(flows, Iterable):
-            raise TypeError(f"Mixture: give a list of flows, such as [bijection] * 3, got one {type(flows).__name__}")
-        made = [flow if isinstance(flow, Flow) else Flow(flow) for flow in flows]
+        given = density_mixture.listed(flows, (Flow, FlowTransform, Bijection))
+        made = [flow if isinstance(flow, Flow) else Flow(flow) for flow in given]
         weights = {id(flow.transform.weights) for flow in made}
         if len(weights) < len(made):
             raise ValueError(
