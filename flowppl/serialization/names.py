@@ -225,7 +225,9 @@ def decode(value: Any, classes: dict[str, type], num_numbers: int) -> Any:
     if not isinstance(value, dict):
         return value
     name = value.get("type")
-    kind = (CLASSES | classes).get(name) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        raise ValueError(f"the description must have the name of a class as its type, got {name!r}")
+    kind = (CLASSES | classes).get(name)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ValueError(f"unknown class {name!r}; if it is yours, load(path, classes=({name},))")
     fields = {field: decode(entry, classes, num_numbers) for field, entry in value.items() if field != "type"}
