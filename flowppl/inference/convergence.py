@@ -51,7 +51,7 @@ def effective_draws(chains: np.ndarray) -> np.ndarray:
     """
     halves = _halves(chains)
     tails = [(halves <= np.quantile(chains, level, axis=(0, 1))).astype(float) for level in (0.05, 0.95)]
-    return _checked(halves, np.minimum.reduce([_effective(each) for each in (_normal_ranks(halves), *tails)]), 0.0)
+    return _checked(halves, np.min([_effective(each) for each in (_normal_ranks(halves), *tails)], axis=0), 0.0)
 
 
 def _halves(chains):

@@ -189,7 +189,7 @@ def weigh_parts(
         log_weights = fit_weights(log_weights, log_p, log_parts, source)
         # Draws in proportion to the new weights, as many as there are.
         counts = np.bincount(source, minlength=num)
-        size = min(total, (counts / np.exp(log_weights)).min())
+        size = min(total, np.min(counts / np.exp(log_weights)))
         if size >= total / 2:
             break
     kept = np.concatenate([np.flatnonzero(source == k)[: round(size * np.exp(log_weights[k]))] for k in range(num)])

@@ -34,7 +34,7 @@ def read_dependencies(owner: str, dim: int, order, adjacency) -> tuple[np.ndarra
         raise ValueError(f"{owner}: adjacency must have dim={dim} rows of {dim} entries, got rows of {lengths}")
     reads = np.array(adjacency)
     if reads.diagonal().any():
-        own = int(reads.diagonal().argmax())
+        own = int(np.argmax(reads.diagonal()))
         raise ValueError(
             f"{owner}: adjacency[{own}][{own}] must be False; a coordinate's parameters cannot depend on itself"
         )
@@ -53,9 +53,9 @@ def read_dependencies(owner: str, dim: int, order, adjacency) -> tuple[np.ndarra
 
 def _cycle(reads: np.ndarray, stuck: np.ndarray) -> str:
     """A cycle among the coordinates that are stuck: each of them depends on another of them."""
-    path = [int(stuck.argmax())]
+    path = [int(np.argmax(stuck))]
     while path.count(path[-1]) < 2:
-        path.append(int((reads[path[-1]] & stuck).argmax()))
+        path.append(int(np.argmax(reads[path[-1]] & stuck)))
     return " -> ".join(map(str, path[path.index(path[-1]) :]))
 
 
