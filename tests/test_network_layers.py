@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import paramax
 import pytest
 from catalogue import draw, merged
+from flowjax.bijections import BlockAutoregressiveNetwork as FlowjaxNetwork
 from numpyro.nn.block_neural_arn import BlockNeuralAutoregressiveNN, Tanh
 
 import flowppl as fp
@@ -52,43 +54,67 @@ def test_a_block_autoregressive_layer_is_its_equation(rng):
     np.testing.assert_allclose(found[1], log_det, rtol=1e-11)
 
 
-def test_a_block_autoregressive_layer_agrees_with_numpyro_for_positive_gates(rng):
-    """NumPyro's network with its gated residual connection, its tanh, and weights that make ours the same."""
-    dim, bound = 3, 1e6  # at which nothing is bounded
-    initialize, network = BlockNeuralAutoregressiveNN(dim, [4, 2], residual="gated", activation=Tanh())
+def numpyro_network(dim, widths):
+    """NumPyro's network with its gated residual connection and its tanh: its weights, its part of y, and its map."""
+    initialize, network = BlockNeuralAutoregressiveNN(dim, widths, residual="gated", activation=Tanh())
     _, (_, (theirs, _), gate) = initialize(jax.random.key(0), (dim,))
-    layers = [tuple(np.asarray(leaf, float) for leaf in part) for part in theirs[::2]]
+    layers = []
+    for raw, log_scale, bias in theirs[::2]:
+        weight = np.asarray(raw, float)
+        own, before = (np.kron(each, np.ones(np.array(weight.shape) // dim)) for each in (np.eye(dim), over(dim)))
+        weight = own * np.exp(weight) + before * weight
+        layers.append((weight * np.exp(log_scale) / np.linalg.norm(weight, axis=0), np.asarray(bias, float)))
+    share = 1 / (1 + np.exp(-float(gate)))
+    return layers, share, lambda x: network((None, (theirs, ()), gate), x)
+
+
+def flowjax_network(dim, widths):
+    """flowjax's network of tanh, which has no part of x in y."""
+    network = paramax.unwrap(
+        FlowjaxNetwork(jax.random.key(0), dim=dim, depth=len(widths), block_dim=widths[0], activation=jnp.tanh)
+    )
+    layers = [(np.asarray(linear.weight, float).T, np.asarray(linear.bias, float)) for linear, _ in network.layers]
+    return layers, 1.0, jax.vmap(network.transform_and_log_det)
+
+
+def over(dim):
+    return np.triu(np.ones((dim, dim)), k=1)
+
+
+@pytest.mark.parametrize(("peer", "widths"), [(numpyro_network, [4, 2]), (flowjax_network, [3, 3])])
+def test_a_block_autoregressive_layer_agrees_with_other_libraries(peer, widths, rng):
+    """With their weights it is their map, if the gates are positive; of a map without x, to a share of 1e-12 of x."""
+    dim = 3
+    layers, share, network = peer(dim, widths)
     ours, steepest = {}, np.ones((dim, 1))
-    for level, (weight, log_scale, bias) in enumerate(layers):
+    for level, (weight, bias) in enumerate(layers):
         fan_in, width = (size // dim for size in weight.shape)
         blocks = weight.reshape(dim, fan_in, dim, width)
-        own = np.exp(np.stack([blocks[i, :, i] for i in range(dim)]))
-        before = np.arange(dim)[:, None, None, None] < np.arange(dim)[None, None, :, None]
-        others = np.where(before, blocks, 0.0)
-        length = np.sqrt((own**2).sum(1) + (others**2).sum((0, 1)))
-        scale = np.exp(log_scale.reshape(dim, width)) / length
-        if level < 2:
-            unit = own[:, 0] if level == 0 else 1.0  # ours has 1 in the place of the only entry
-            ours[str(level)] = {"weight": (others / unit).reshape(weight.shape), "log_scale": log_scale, "bias": bias}
+        own = np.stack([blocks[i, :, i] for i in range(dim)])
+        others = np.kron(over(dim), np.ones((fan_in, width))) * weight
+        if level < len(widths):
+            unit = own.reshape(-1) if level == 0 else 1.0  # ours has 1 in the place of the only entry
+            log_scale = np.log(np.linalg.norm(weight, axis=0))
+            ours[str(level)] = {"weight": others / unit, "log_scale": log_scale, "bias": bias}
             if level:
-                ours["1"]["own"] = np.log(own)
-            steepest = np.einsum("ia,iab->ib", steepest, own * scale[:, None])
-    share = 1 / (1 + np.exp(-float(gate)))
-    gain = (own * scale[:, None])[..., 0] * share / (1 - share)
-    ours["2"] = {
-        "weight": (share * others * scale).reshape(weight.shape),
-        "share": np.zeros((dim, 2)),
-        "gate": np.log1p(2 * steepest * gain),
-        "scale": np.full(dim, np.log(np.expm1(1 - share)) - np.log(np.expm1(1.0))),
+                ours[str(level)]["own"] = np.log(own)
+            steepest = np.einsum("ia,iab->ib", steepest, own)
+    rest = max(1 - share, 1e-12)
+    ours[str(len(widths))] = {
+        "weight": share * others,
+        "share": np.zeros((dim, widths[-1])),
+        "gate": np.log1p(widths[-1] * steepest * own[..., 0] * share / rest),
+        "scale": np.full(dim, np.log(np.expm1(rest)) - np.log(np.expm1(1.0))),
         "bias": share * bias,
     }
-    layer = fp.BlockAutoregressive(dim, (4, 2), log_scale_bound=bound)
+    layer = fp.BlockAutoregressive(dim, widths, log_scale_bound=1e9)  # at which nothing is bounded
     x = rng.normal(size=(5, dim))
-    expected, log_slope = network((None, (theirs, ()), gate), jnp.asarray(x))
+    expected, log_slope = network(jnp.asarray(x))
     y, log_det = layer.forward(merged(layer, ours), x)
-    np.testing.assert_allclose(y, expected, rtol=1e-9)
-    np.testing.assert_allclose(log_det, log_slope.sum(-1), rtol=1e-9)
-    np.testing.assert_allclose(layer.inverse(merged(layer, ours), y)[0], x, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(log_det, log_slope.reshape(5, -1).sum(-1), rtol=1e-9)
+    if share < 1:  # else the slopes lie between 1e-12 and 1
+        np.testing.assert_allclose(layer.inverse(merged(layer, ours), y)[0], x, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [3.0, 30.0])
