@@ -14,7 +14,7 @@ import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._arrays import tree as _tree
-from flowppl.inference.flow_matching import matching_losses
+from flowppl.inference.density_objectives import matching_losses
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)

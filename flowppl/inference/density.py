@@ -31,7 +31,7 @@ FlowType = TypeVar("FlowType")
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class DensityFit(Epochs, Generic[FlowType]):
     """The flow that ``fit_density`` trained, and the record of its training; losses are negative log likelihoods, or
-    those of flow matching.
+    estimates of them, or those of flow matching.
 
     Args:
         flow: the trained flow, with the weights of ``best_epoch``.

@@ -63,15 +63,33 @@ def at_context(params: Tree, context: Array) -> Tree:
     return params | {"0": {"weight": first["weight"], "bias": bias}}
 
 
+def dense_slopes(params: Tree, x: Array, activation: str) -> tuple[list[Array], list[Array]]:
+    """The weights of :func:`flowppl.networks.dense`, and the slopes of the activations between them."""
+    xp = namespace(x)
+    weights, sums = dense_layers(params, None)
+    slopes: list[Array] = []
+    for weight, added in zip(weights[:-1], sums[:-1], strict=True):
+        x, slope = _with_slope(xp, activation, xp.linear(x, weight, added))
+        slopes.append(slope)
+    return weights, slopes
+
+
+def along(weights: list[Array], slopes: list[Array], directions: Array) -> Array:
+    """The derivatives along directions, rows of ``(..., k, D)``, of the network with these weights and slopes."""
+    xp = namespace(directions)
+    moved = xp.matmul(directions, weights[0])
+    for weight, slope in zip(weights[1:], slopes, strict=True):
+        moved = xp.matmul(moved * slope[..., None, :], weight)
+    return moved
+
+
 def dense_jacobian(params: Tree, x: Array, activation: str) -> Array:
     """The derivatives of what :func:`flowppl.networks.dense` gives: of output j in input i at ``[..., i, j]``."""
     xp = namespace(x)
-    weights, sums = dense_layers(params, None)
-    before, jacobian = xp.linear(x, weights[0], sums[0]), weights[0]
-    for weight, added in zip(weights[1:], sums[1:], strict=True):
-        value, slope = _with_slope(xp, activation, before)
+    weights, slopes = dense_slopes(params, x, activation)
+    jacobian = weights[0]
+    for weight, slope in zip(weights[1:], slopes, strict=True):
         jacobian = xp.matmul(jacobian * slope[..., None, :], weight)
-        before = xp.linear(value, weight, added)
     return jacobian
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -33,12 +34,12 @@ from flowppl.inference.density import (
     warn_of_few_values,
     warn_of_rounding,
 )
+from flowppl.inference.density_objectives import NUM_DRAWS, check_objective, estimated_inverse, matching_losses
 from flowppl.inference.epochs import Callback
-from flowppl.inference.flow_matching import NUM_DRAWS, check_objective, matching_losses
 from flowppl.numpyro.density_mixture import Mixture
 from flowppl.numpyro.discrete import Dequantized
 from flowppl.numpyro.distributed import Workers
-from flowppl.numpyro.flow import Flow
+from flowppl.numpyro.flow import Flow, log_prob_at
 from flowppl.numpyro.pixelcnn import PixelCNN
 from flowppl.numpyro.steps import Optimizer, check_optimizer, has_rate, make_optimizer, split_batches, take_step
 from flowppl.numpyro.training import TreeTrainer, averaged, in_step, kept
@@ -109,6 +110,20 @@ def fit_density(
     that comes out has an exact density as any has, whose log likelihood is a little below what training for it
     reaches: see :func:`evaluate_density`. A base distribution stays as it is.
 
+    With ``objective="estimated_likelihood"`` the log determinants of :class:`flowppl.ContractiveResidual` and
+    :class:`flowppl.Continuous` layers are estimated, with new noise in each step. The mean of the estimate, and of its
+    gradient, is that of the exact one; a step takes some ten products of the Jacobian J of the network with a vector in
+    the place of D of them and of a determinant of a D x D matrix,
+
+    .. math::
+        \log\det(I + J) = \operatorname{E} \sum_{k=1}^K \frac{(-1)^{k+1}}{k \Pr(K \ge k)}\, e^\top J^k e ,
+
+    where the entries of e are 1 or -1 by a coin, and the number K of terms is drawn: four, and beyond them each with
+    the probability ``lipschitz`` of its layer. So it is for many coordinates, from some dozens on. Of a continuous flow
+    gradients through the middles of its steps have a relative error below 0.001. The losses, and the validation
+    loss, whose noise is the same in all epochs, are estimates, and nothing else is: ``log_prob`` of the flow that comes
+    out is exact, as ever, and :func:`evaluate_density` reports it.
+
     With ``ema_decay`` the weights that are validated, and kept, are an average over all steps, the last steps most: of
     step s of t it has the weight :math:`\mathrm{ema\_decay}^{t-s}`, divided by the sum of all.
 
@@ -122,7 +137,8 @@ def fit_density(
             epoch, such as a torch ``DataLoader``, or a function without arguments that gives one, such as a generator
             function: each batch is x or ``(x, context)``, one step.
         context: for a conditional flow, the contexts of the rows, of shape ``(n, context_dim)``.
-        objective: ``"likelihood"``, or ``"flow_matching"`` for a continuous flow.
+        objective: ``"likelihood"``, ``"estimated_likelihood"`` for a flow with contractive residual or continuous
+            layers, or ``"flow_matching"`` for a flow of one continuous layer.
         learning_rate: the learning rate of the first epoch, ``None`` is 0.003; or a function from the epoch, counted
             from 0, to its learning rate, in the place of the cosine.
         optimizer: ``"adam"`` or ``"adamax"``, or an optimiser of optax or of ``numpyro.optim``, with
@@ -158,9 +174,9 @@ def fit_density(
     Raises:
         TypeError: if ``flow`` is no flow, ``rng_key`` no key, x is no data, or ``callback`` or ``optimizer`` is none.
         ValueError: if the data do not fit the flow, do not vary, are not finite or no levels of a distribution of
-            integers, an option is out of range, the flow has no velocity to match, a checkpoint is not whole or of
-            another training (it is then as it was), or the base distribution lies in an interval that the flow does not
-            map onto the space of the data.
+            integers, an option is out of range, the flow has nothing to estimate or no velocity to match, a checkpoint
+            is not whole or of another training (it is then as it was), or the base distribution lies in an interval
+            that the flow does not map onto the space of the data.
         RuntimeError: if no step of the first epoch, or no validation loss, is finite.
 
     References:
@@ -169,7 +185,8 @@ def fit_density(
         Bethge: A note on the evaluation of generative models, 2015, arXiv 1511.01844. Averages: Izmailov et al.:
         Averaging Weights Leads to Wider Optima, 2018, arXiv 1803.05407. Flow matching: Lipman, Chen, Ben-Hamu, Nickel,
         Le: Flow Matching for Generative Modeling, 2022, arXiv 2210.02747; Liu, Gong, Liu: Flow Straight and Fast:
-        Learning to Generate and Transfer Data with Rectified Flow, 2022, arXiv 2209.03003.
+        Learning to Generate and Transfer Data with Rectified Flow, 2022, arXiv 2209.03003. The estimate: Chen,
+        Behrmann, Duvenaud, Jacobsen: Residual Flows for Invertible Generative Modeling, 2019, arXiv 1906.02735.
 
     Example:
         >>> import jax, flowppl as fp
@@ -240,7 +257,8 @@ def fit_density(
             is_mixture = isinstance(start, Mixture)  # which has to know the values of the data
             start = start.init_from(*first) if is_mixture else _init_from(start, jax.random.fold_in(rng_key, 1), *first)
         if init and isinstance(start, Flow) and start.base is None:
-            warn_of_far_data(first[0], *_noise_of(start, *jax.tree.map(lambda leaf: leaf[:256], first)))
+            to_noise = _estimated_inverse if objective == "estimated_likelihood" else _inverse
+            warn_of_far_data(first[0], *_noise_of(start, to_noise, *jax.tree.map(lambda leaf: leaf[:256], first)))
         settings = objective, batch_size, augment, optimizer, clip_norm, ema_decay, workers
         trainer = _Trainer(start, rows, held_out, seed, *settings)
         return trainer, trainer.num_rows, dict(parts)
@@ -324,9 +342,9 @@ def _init_from(flow, key, x, context):
     return flow.init_from(x, context, key=key) if isinstance(flow, Dequantized) else flow.init_from(x, context)
 
 
-@jax.jit
-def _noise_of(flow, x, context):
-    noise = flow(context).transforms[0].inverse_and_log_det(x)[0]
+@partial(jax.jit, static_argnames="to_noise")
+def _noise_of(flow, to_noise, x, context):
+    noise, _ = to_noise(flow, x, context, jax.random.key(0))
     return noise.mean(0), noise.std(0)
 
 
@@ -378,6 +396,8 @@ def _losses(flow, rows, batch, key, augment, objective, workers):
     distribution = flow(context, key=key) if isinstance(flow, Dequantized) else flow(context)
     if objective == "flow_matching":
         losses = _matching_losses(flow, distribution.base_dist, x, context, key)
+    elif objective == "estimated_likelihood":
+        losses = _estimated_losses(flow, distribution.base_dist, x, context, key)
     else:
         losses = -distribution.log_prob(x)
     return losses, weights.astype(losses.dtype)
@@ -388,3 +408,22 @@ def _matching_losses(flow, base, x, context, key):
     noise = base.sample(noise_key, (NUM_DRAWS, len(x))[: 2 - len(base.batch_shape)]).astype(x.dtype)
     params = merge(flow.params, constants_of(flow.bijection))
     return matching_losses(flow.bijection, params, x, noise, jax.random.uniform(time_key, dtype=x.dtype), context)
+
+
+def _inverse(flow, x, context, key):
+    return flow(context).transforms[0].inverse_and_log_det(x)
+
+
+def _estimated_inverse(flow, x, context, key):
+    keys = (jax.random.fold_in(key, i) for i in itertools.count())
+
+    def draw(shape, counts):
+        return jax.random.uniform(next(keys), shape, x.dtype)
+
+    params = merge(flow.params, constants_of(flow.bijection))
+    return estimated_inverse(flow.bijection, params, x, context, draw)
+
+
+def _estimated_losses(flow, base, x, context, key):
+    noise, log_det = _estimated_inverse(flow, x, context, key)
+    return -log_prob_at(base, flow.bijection, x, noise, log_det)

@@ -935,6 +935,7 @@ def cnf(
     It is one :class:`Continuous` transform, or several in a row. With ``context_dim`` the velocity depends on a context
     too: the transform then needs one of shape ``(..., context_dim)``, see :meth:`FlowTransform.condition`. It starts at
     the identity. A single one can be trained by flow matching: ``fit_density(..., objective="flow_matching")``.
+    From some twenty coordinates on train by an estimate: ``objective="estimated_likelihood"``.
 
     x and y have the shape ``(..., dim)``, their log determinant has the shape ``(...)``.
 

@@ -101,7 +101,8 @@ class ContractiveResidual(FlowTransform):
     ``transform.condition(c)``.
 
     ``transform(x)`` is one parallel pass. The log determinant is exact, no estimate: it takes the whole Jacobian, D
-    passes, and :math:`D^3` operations for each event, which is for dozens of coordinates, or some hundred.
+    passes, and :math:`D^3` operations for each event. From some dozens of coordinates on train it by an estimate,
+    ``fit_density(..., objective="estimated_likelihood")``.
     ``transform.inv(y)`` is iterative: it repeats :math:`x \leftarrow y - g(x)` as often as makes the error less than
     the rounding of the dtype, with c = 0.9 180 times in float32 and 371 in float64. Two steps of Newton's method
     follow, which make derivatives exact.

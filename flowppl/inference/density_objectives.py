@@ -1,15 +1,18 @@
-"""Flow matching: the loss of a velocity, and which flows have one."""
+"""What ``fit_density`` trains by beside the likelihood: flow matching, and a likelihood that is estimated."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from flowppl._arrays.namespace import Array, namespace
-from flowppl._arrays.tree import Tree
+from flowppl._arrays.tree import Tree, merge
 from flowppl.bijections.continuous import Continuous
+from flowppl.bijections.contract import Bijection
+from flowppl.bijections.estimated import estimated, has_estimate, noise_for
 from flowppl.checks import did_you_mean
 
-OBJECTIVES = ("likelihood", "flow_matching")
+OBJECTIVES = ("likelihood", "estimated_likelihood", "flow_matching")
 # Of noise and time for each row: on two moons, in as many epochs, eight end 0.1 nat above one, and take twice as long.
 NUM_DRAWS = 8
 
@@ -26,6 +29,33 @@ def check_objective(objective: Any, bijection: Any) -> None:
             'fit_density: objective="flow_matching" trains a velocity, which only a flow of one flowppl.Continuous '
             f"has, such as flowppl.cnf(2), got one of {type(bijection).__name__}; take objective='likelihood'"
         )
+    if objective == "estimated_likelihood" and not (isinstance(bijection, Bijection) and has_estimate(bijection)):
+        raise ValueError(
+            'fit_density: objective="estimated_likelihood" is only for a flow with flowppl.ContractiveResidual or '
+            "flowppl.Continuous layers, whose exact one is dear, such as flowppl.residual_flow(64) (and without a "
+            f"network of their own), got one of {type(bijection).__name__} with none; take objective='likelihood', "
+            "which is exact"
+        )
+
+
+def estimated_inverse(
+    bijection: Bijection,
+    params: Tree,
+    x: Array,
+    context: Array | None,
+    draw: Callable[[tuple[int, ...], bool], Array],
+) -> tuple[Array, Array]:
+    """The noise of data, as the flow has it, and an estimate of the log determinant.
+
+    Args:
+        bijection: that of the flow.
+        params: its weights and constants.
+        x: data, of shape ``(n, *y_shape)``.
+        context: the contexts, of shape ``(n, context_dim)``.
+        draw: as for :func:`flowppl.bijections.estimated.noise_for`.
+    """
+    layers = estimated(bijection)
+    return layers.inverse(merge(params, noise_for(layers, x.shape[0], draw)), x, context)
 
 
 def matching_losses(
