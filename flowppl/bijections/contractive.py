@@ -39,7 +39,7 @@ class ContractiveResidual(Bijection):
 
     The Jacobian of g is exact, and so is its determinant, by LU: :math:`D (h_1 h_2 + h_2 h_3 + \dots) + D^3`
     operations for each event with hidden widths h. From some dozens of coordinates on train it by the unbiased estimate
-    of the paper, ``fit_density(objective="estimated_likelihood")``, which takes some ten products with a vector instead.
+    of the paper, ``fit_density(objective="estimated_likelihood")``, of some ten products with a vector instead.
     ``inverse`` repeats :math:`x \leftarrow y - g(x)` as often as makes the error, at most :math:`c^k / (1 - c)` of the
     first step after k times, less than the rounding of the dtype: with c = 0.9, 180 times in float32 and 371 in
     float64, each a pass of the network alone. Two steps of Newton's method follow, which make derivatives exact.
