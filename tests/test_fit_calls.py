@@ -268,7 +268,8 @@ def test_an_optimiser_goes_through_all_rounds_and_starts_after_the_affine_ones(m
         pyro.sample("y", pdist.Normal(z[0] ** 2 + z[1], 0.1), obs=y)
 
     flow = functools.partial(fp.realnvp, num_flows=2, hidden_dims=4)
-    result = InPyro.fit(bent, torch.tensor(1.0), flow=flow, optimizer=make, num_restarts=2, max_seconds=math.inf)
+    settings = {"num_modes": 1, "num_restarts": 2, "max_seconds": math.inf}
+    result = InPyro.fit(bent, torch.tensor(1.0), flow=flow, optimizer=make, **settings)
     num_affine = len(result.losses) - 300
     assert num_affine % 400 == 0
     assert len(made) == 2

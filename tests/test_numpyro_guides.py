@@ -108,22 +108,33 @@ def test_draws_lie_in_the_supports_with_the_density_of_the_flow():
     """The guide's trace has the flow's density and the Jacobians of the constraints, and nothing else."""
     guide = AutoFlow(all_supports, init_loc_fn=init_to_uniform)  # compiles sooner than the medians of all priors
     params = guide.setup()
-    draws = guide.sample_posterior(jax.random.key(1), params, sample_shape=(5, 2))
-    trace = handlers.trace(handlers.substitute(all_supports, guide.median(params))).get_trace()
+
+    @jax.jit
+    def everything(params):
+        """In one program: the operations one by one are two hundred."""
+        draws = guide.sample_posterior(jax.random.key(1), params, sample_shape=(5, 2))
+        trace = handlers.trace(handlers.substitute(all_supports, guide.median(params))).get_trace()
+        inside = {name: trace[name]["fn"].support(value).all() for name, value in draws.items()}
+        medians = {name: trace[name]["value"] for name in draws}
+        log_q, trace = log_density(handlers.seed(guide, 0), (), {}, params)
+        latent = trace["_auto_latent"]["value"]
+        expected = guide.get_posterior(params).log_prob(latent)
+        values = {}
+        for name, unconstrained in guide._unpack_latent(latent).items():
+            transform = biject_to(SUPPORTS[name]().support)
+            value = transform(unconstrained)
+            values[name] = (trace[name]["value"], value)
+            expected -= transform.log_abs_det_jacobian(unconstrained, value).sum()
+        return draws, inside, medians, guide.quantiles(params, [0.1, 0.9]), values, log_q, expected
+
+    draws, inside, medians, summaries, values, log_q, expected = everything(params)
     for name, value in draws.items():
-        assert value.shape == (5, 2, *trace[name]["value"].shape)
-        assert trace[name]["fn"].support(value).all()
-    summaries = guide.quantiles(params, [0.1, 0.9])
-    for name, value in guide.median(params).items():
-        assert summaries[name].shape == (2, *value.shape)
-    log_q, trace = log_density(handlers.seed(guide, 0), (), {}, params)
-    latent = trace["_auto_latent"]["value"]
-    expected = guide.get_posterior(params).log_prob(latent)
-    for name, unconstrained in guide._unpack_latent(latent).items():
-        transform = biject_to(SUPPORTS[name]().support)
-        value = transform(unconstrained)
-        np.testing.assert_allclose(trace[name]["value"], value)
-        expected -= transform.log_abs_det_jacobian(unconstrained, value).sum()
+        assert value.shape == (5, 2, *medians[name].shape)
+        assert inside[name]
+        assert summaries[name].shape == (2, *medians[name].shape)
+    assert values.keys() == draws.keys()
+    for found, known in values.values():
+        np.testing.assert_allclose(found, known)
     np.testing.assert_allclose(log_q, expected, rtol=1e-10)
 
 

@@ -92,8 +92,8 @@ def test_rows_of_a_memory_mapped_array_keep_their_contexts(lang, tmp_path):
 
 @both
 def test_a_memory_mapped_array_is_never_whole_in_memory(lang, tmp_path):
-    """96 MB of data need no more memory than their first 10 MB: what the host compiles counts for both alike."""
-    x = mapped(tmp_path / "x", np.random.default_rng(0).normal(size=(60_000, 200)))
+    """48 MB of data need no more memory than their first 10 MB: what the host compiles counts for both alike."""
+    x = mapped(tmp_path / "x", np.random.default_rng(0).normal(size=(30_000, 200)))
 
     def peak(x):
         gc.collect()
