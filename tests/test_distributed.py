@@ -72,7 +72,7 @@ def test_processes_of_torch_end_where_one_does_and_a_killed_one_ends_the_run(tmp
 
 def test_devices_of_jax_end_where_one_does(tmp_path):
     process = start("numpyro_runs.py", tmp_path, **two_devices())
-    expected = numpyro_runs.all_runs(particles=False)
+    expected = numpyro_runs.all_runs()
     assert process.wait(300) == 0, (tmp_path / "log").read_text()[-2000:]
     assert_same(dict(np.load(tmp_path / "0.npz")), expected)
 
@@ -82,13 +82,13 @@ def test_hosts_of_jax_end_where_one_does_and_a_killed_one_ends_the_run(tmp_path)
     """Two hosts of two devices, and SVI with its particles on two devices."""
     address = f"127.0.0.1:{free_port()}"
     processes = [start("numpyro_runs.py", tmp_path, address, rank, **two_devices()) for rank in range(2)]
-    expected = numpyro_runs.all_runs(particles=True)
+    expected = numpyro_runs.all_runs(names=numpyro_runs.ALL)
     assert_killed(tmp_path, *processes)
     for rank in range(2):
         assert_same(dict(np.load(tmp_path / f"{rank}.npz")), expected)
     resumed = numpyro_runs.density(False, checkpoint=tmp_path / "flow.checkpoint")
     assert_same(resumed, part(expected, "density"))
-    process = start("numpyro_runs.py", tmp_path, "particles", **two_devices())
+    process = start("numpyro_runs.py", tmp_path, "all", **two_devices())
     assert process.wait(300) == 0, (tmp_path / "log").read_text()[-2000:]
     assert_same(dict(np.load(tmp_path / "0.npz")), expected, 1e-6)
 

@@ -263,7 +263,11 @@ BANANA = {"x": (0.0, 1.0, 3.0), "y": (1.0, math.sqrt(3), 75 / 9)}
 
 @pytest.mark.parametrize(
     ("lang", "is_one_transform"),
-    [("numpyro", True), ("numpyro", False), ("pyro", True), pytest.param("pyro", False, marks=pytest.mark.stress)],
+    [
+        ("numpyro", True),
+        ("numpyro", False),
+        *(pytest.param("pyro", is_one, marks=pytest.mark.stress) for is_one in (True, False)),
+    ],
     indirect=["lang"],
 )
 def test_nuts_mends_a_poor_guide(lang, is_one_transform, monkeypatch):

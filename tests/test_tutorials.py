@@ -18,8 +18,8 @@ FORKS.set_forkserver_preload(["flowppl.numpyro", "flowppl.pyro", "arviz", "matpl
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
-# Half a minute each, and more; what they show is held by tests of its own.
-LONG = ("01", "02", "03", "04", "06", "07", "08", "10", "13", "17")
+# Twelve seconds to a minute each; what they show is held by tests of its own.
+LONG = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "13", "17")
 SECTIONS = ("*You should know*", "*Run time*", "## What to take away", "## Exercises", "olution", "## References")
 # What the site hides: plumbing, code that only draws, and solutions until they are asked for.
 TAGS = {"remove-cell", "hide-input", "hide-cell"}
@@ -63,6 +63,7 @@ def test_notebook_runs(path, monkeypatch):
         pool.submit(run_cells, cells).result()
 
 
+@pytest.mark.stress  # and `make demo`, which the workflow runs
 def test_demo_runs(tmp_path):
     figure = tmp_path / "demo.png"
     command = [sys.executable, "tutorials/demo.py", "--seconds", "1", "--draws", "500", "--figure", str(figure)]

@@ -1,7 +1,7 @@
 """Trainings in NumPyro, on one device and on several.
 
-`python numpyro_runs.py FOLDER [particles]` runs on all devices of this host, and `python numpyro_runs.py FOLDER ADDRESS
-RANK` is one of two hosts, of which the second ends by being killed.
+`python numpyro_runs.py FOLDER [all]` runs some trainings, or all, on all devices of this host, and `python
+numpyro_runs.py FOLDER ADDRESS RANK` is one of two hosts, of which the second ends by being killed.
 """
 
 import os
@@ -68,7 +68,13 @@ def arrays(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def all_runs(distributed=False, hosts=1, rank=0, particles=False):
+# One of rows that the package deals out, one of batches that are given; what the other two add is held for hosts.
+SOME = ("density", "vae batches")
+OF_HOSTS = ("density", "batches", "vae", "vae batches")
+ALL = (*OF_HOSTS, "svi")
+
+
+def all_runs(distributed=False, hosts=1, rank=0, names=SOME):
     numpyro.enable_x64()
     batches = (OURS, THEIRS)[rank] if hosts > 1 else BOTH
     runs = {
@@ -76,10 +82,9 @@ def all_runs(distributed=False, hosts=1, rank=0, particles=False):
         "batches": lambda: density(distributed, lambda: (X[rows] for rows in batches), validation=X[50:]),
         "vae": lambda: vae(distributed),
         "vae batches": lambda: vae(distributed, lambda: (BITS[rows] for rows in batches)),
+        "svi": lambda: svi(jax.devices() if distributed else jax.devices()[:1]),
     }
-    if particles:
-        runs["svi"] = lambda: svi(jax.devices() if distributed else jax.devices()[:1])
-    return {f"{name}.{key}": value for name, run in runs.items() for key, value in run().items()}
+    return {f"{name}.{key}": value for name in names for key, value in runs[name]().items()}
 
 
 def die(epoch, loss):
@@ -92,6 +97,7 @@ if __name__ == "__main__":
     hosts, rank = (2, int(rest[1])) if len(rest) == 2 else (1, 0)
     if hosts > 1:
         jax.distributed.initialize(rest[0], hosts, rank, heartbeat_timeout_seconds=20)
-    np.savez(pathlib.Path(folder) / f"{rank}.npz", **all_runs(True, hosts, rank, particles=rest == ["particles"]))
+    names = OF_HOSTS if hosts > 1 else ALL if rest == ["all"] else SOME
+    np.savez(pathlib.Path(folder) / f"{rank}.npz", **all_runs(True, hosts, rank, names))
     if hosts > 1:
         density(True, checkpoint=pathlib.Path(folder) / "flow.checkpoint", callback=die)
