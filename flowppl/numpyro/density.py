@@ -119,8 +119,9 @@ def fit_density(
         \log\det(I + J) = \operatorname{E} \sum_{k=1}^K \frac{(-1)^{k+1}}{k \Pr(K \ge k)}\, e^\top J^k e ,
 
     where the entries of e are 1 or -1 by a coin, and the number K of terms is drawn: four, and beyond them each with
-    the probability ``lipschitz`` of its layer. So it is for many coordinates, from some dozens on. Of a continuous flow
-    gradients through the middles of its steps have a relative error below 0.001. The losses, and the validation
+    a probability c, the bound of the norm of J that the layer keeps. So it is for many coordinates: a step was faster
+    from 16 to 64 on, 8 to 27 times at 64 columns of a continuous flow. Of that the middle of each step is found to the
+    precision of the dtype, and derivatives through it have a relative error below 0.001. The losses, and the validation
     loss, whose noise is the same in all epochs, are estimates, and nothing else is: ``log_prob`` of the flow that comes
     out is exact, as ever, and :func:`evaluate_density` reports it.
 
