@@ -197,3 +197,49 @@ def test_many_gradients_of_determinants_in_one_program_of_jax_end(rng):
     found = jax.jit(lambda parts: [jax.grad(lambda part: log_abs_det(part).sum())(part) for part in parts])([*matrices])
     for matrix, gradient in zip(matrices, found, strict=True):
         np.testing.assert_allclose(gradient, np.linalg.inv(matrix).swapaxes(-1, -2), rtol=1e-9, atol=1e-9)
+
+
+FACTORS = {
+    "cholesky": (lambda xp, a: xp.cholesky(a @ a.mT), lambda a: jnp.linalg.cholesky(a @ a.mT)),
+    "orthonormal": (lambda xp, a: xp.orthonormal(a[..., :2]), lambda a: jnp.linalg.qr(a[..., :2])[0]),
+    "lower": (
+        lambda xp, a: xp.solve_unit_triangular(a, a[..., 0]),
+        lambda a: jax.scipy.linalg.solve_triangular(a, a[..., 0], lower=True, unit_diagonal=True),
+    ),
+    "upper": (
+        lambda xp, a: xp.solve_unit_triangular(a, a[..., 0], upper=True),
+        lambda a: jax.scipy.linalg.solve_triangular(a, a[..., 0], lower=False, unit_diagonal=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_batches_in_jax_have_the_factors_of_lapack_without_it(name, rng):
+    """Of batches they wait for each other forever, too; alone LAPACK's own, and all derivatives, are the truth."""
+    ours, theirs = FACTORS[name]
+    matrices = jnp.asarray(rng.normal(size=(3, 3, 3)))
+    weight = jnp.asarray(rng.normal(size=theirs(matrices[0]).shape))
+    matrices = matrices.at[2, 1:, 0].set(0.0)  # a column without a reflection
+
+    def pulled(function):
+        return jax.grad(lambda a: jnp.sum(weight * function(a) ** 2))
+
+    def curved(function):
+        return jax.grad(lambda a: jnp.sum(jnp.sin(pulled(function)(a))))
+
+    def batch(a):
+        return ours(namespace(a), a)
+
+    lowered = jax.jit(lambda a: (batch(a), pulled(batch)(a), curved(batch)(a))).lower(matrices)
+    assert "lapack" not in lowered.as_text()
+    found = lowered.compile()(matrices)
+    for i, matrix in enumerate(matrices):
+        for array, function in zip(found, (theirs, pulled(theirs), curved(theirs)), strict=True):
+            np.testing.assert_allclose(array[i], function(matrix), rtol=1e-9, atol=1e-9)
+
+
+def test_orthonormal_columns_in_jax_where_the_matrix_has_no_full_rank(rng):
+    one = rng.normal(size=(4, 1))
+    matrices = np.stack([np.zeros((4, 2)), 1e300 * np.ones((4, 2)), np.hstack([one, one]), np.hstack([0 * one, one])])
+    frames = namespace(jnp.zeros(1)).orthonormal(jnp.asarray(matrices))
+    np.testing.assert_allclose(frames.mT @ frames, np.broadcast_to(np.eye(2), (4, 2, 2)), atol=1e-12)

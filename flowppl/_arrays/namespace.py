@@ -476,13 +476,87 @@ def _jax_namespace():
 
     shared = _shared(xp)
 
+    # LAPACK in a batch waits for the threads of XLA, in them: with two of these, eight gradients of determinants, of
+    # triangular solves, or of factors of Cholesky or QR in one program waited forever (jaxlib 0.10.2). So batches are
+    # done by hand, in loops over the columns, and alone single matrices by LAPACK.
+    def substituted(matrix, x, upper=False):
+        """``solve_unit_triangular`` of columns."""
+        strict = xp.triu(matrix, 1) if upper else xp.tril(matrix, -1)
+
+        def solve(strict, x, upper):
+            def step(x, item):
+                k, column = item
+                return x - column[..., None] * xp.take(x, k, axis=-2)[..., None, :], None
+
+            items = xp.arange(strict.shape[-1]), xp.moveaxis(strict, -1, 0)
+            return jax.lax.scan(step, x, items, reverse=upper)[0]
+
+        found, back = (lambda _, x: solve(strict, x, upper)), (lambda _, x: solve(strict.mT, x, not upper))
+        return jax.lax.custom_linear_solve(lambda z: z + strict @ z, x, found, back)
+
+    def solve_lower(triangle, x):
+        scale = xp.diagonal(triangle, axis1=-2, axis2=-1)
+        return substituted(triangle / scale[..., None, :], x) / scale[..., None]
+
     def solve_unit_triangular(matrix, x, upper=False):
-        solve = functools.partial(jax.scipy.linalg.solve_triangular, lower=not upper, unit_diagonal=True)
         if matrix.ndim == 2:
+            solve = functools.partial(jax.scipy.linalg.solve_triangular, lower=not upper, unit_diagonal=True)
             return solve(matrix, x.reshape((-1, x.shape[-1])).mT).mT.reshape(x.shape)
         batch = xp.broadcast_shapes(matrix.shape[:-2], x.shape[:-1])
         matrix = xp.broadcast_to(matrix, batch + matrix.shape[-2:])
-        return solve(matrix, xp.broadcast_to(x, batch + x.shape[-1:])[..., None])[..., 0]
+        return substituted(matrix, xp.broadcast_to(x, batch + x.shape[-1:])[..., None], upper)[..., 0]
+
+    @jax.custom_jvp
+    def cholesky(matrix):
+        if matrix.ndim == 2:
+            return xp.linalg.cholesky(matrix)
+        place = xp.arange(matrix.shape[-1])
+
+        def step(rest, k):
+            column = xp.where(place >= k, xp.take(rest, k, axis=-1), 0.0)
+            column = column / xp.sqrt(xp.take(column, k, axis=-1))[..., None]
+            return rest - column[..., None] * column[..., None, :], column
+
+        return xp.moveaxis(jax.lax.scan(step, matrix, place)[1], 0, -1)
+
+    @cholesky.defjvp
+    def cholesky_jvp(primals, tangents):
+        lower = cholesky(*primals)
+        moved = solve_lower(lower, solve_lower(lower, tangents[0]).mT)
+        return lower, lower @ (xp.tril(moved) - 0.5 * xp.eye(moved.shape[-1], dtype=moved.dtype) * moved)
+
+    @jax.custom_jvp
+    def orthonormal(matrix):
+        """By Householder's reflections, with the signs of LAPACK."""
+        if matrix.ndim == 2:
+            return xp.linalg.qr(matrix)[0]
+        place = xp.arange(matrix.shape[-2])[:, None]
+
+        def reflected(x, vector):
+            return x - 2 * vector * (vector.mT @ x)
+
+        def step(rest, k):
+            kept = xp.where(place >= k, xp.take(rest, k, axis=-1)[..., None], 0.0)
+            is_there = xp.all((place == k) | (kept == 0), axis=-2, keepdims=True)
+            kept = kept / xp.where(is_there, 1.0, xp.max(xp.abs(kept), axis=-2, keepdims=True))
+            length = xp.sqrt(xp.sum(kept**2, axis=-2, keepdims=True))
+            vector = kept + xp.where(place == k, xp.where(kept < 0, -length, length), 0.0)
+            norm = xp.sqrt(xp.sum(vector**2, axis=-2, keepdims=True))
+            vector = xp.where(is_there, 0.0, vector / xp.where(is_there, 1.0, norm))
+            return reflected(rest, vector), vector
+
+        vectors = jax.lax.scan(step, matrix, xp.arange(matrix.shape[-1]))[1]
+        frame = xp.broadcast_to(xp.eye(*matrix.shape[-2:], dtype=matrix.dtype), matrix.shape)
+        return jax.lax.scan(lambda x, vector: (reflected(x, vector), None), frame, vectors, reverse=True)[0]
+
+    @orthonormal.defjvp
+    def orthonormal_jvp(primals, tangents):
+        frame = orthonormal(*primals)
+        upper = frame.mT @ primals[0]
+        moved = solve_lower(upper.mT, tangents[0].mT).mT
+        inside = frame.mT @ moved
+        turn = xp.tril(inside, -1)
+        return frame, frame @ (turn - turn.mT - inside) + moved
 
     def conv2d(x, weight, bias, padding=((0, 0), (0, 0)), dilation=(1, 1)):
         if weight.ndim > 4:  # the derivative of a convolution in groups takes a hundred times as long on a CPU
@@ -569,11 +643,7 @@ def _jax_namespace():
 
     @jax.custom_jvp
     def eliminated(matrix):
-        """The inverse and the log determinant, by elimination without a search for pivots.
-
-        LAPACK in a batch waits for the threads of XLA, in them: with two of these, eight gradients of determinants in
-        one program waited forever (jaxlib 0.10.2).
-        """
+        """The inverse and the log determinant, by elimination without a search for pivots."""
         place = xp.arange(matrix.shape[-1])
 
         def step(k, carry):
@@ -595,6 +665,8 @@ def _jax_namespace():
         return (inverse, log_det), (-moved @ inverse, xp.trace(moved, axis1=-2, axis2=-1))
 
     inverses = {
+        "cholesky": _widened(xp, cholesky),
+        "orthonormal": _widened(xp, orthonormal),
         "inv": _widened(xp, lambda matrix: eliminated(matrix)[0]),
         "log_abs_det": _widened(xp, lambda matrix: eliminated(matrix)[1]),
     }
