@@ -415,3 +415,10 @@ def test_both_languages_have_the_same_arguments():
     ours, theirs = (list(inspect.signature(m.fit_density).parameters.values()) for m in (pyro_density, numpyro_density))
     assert theirs[0].name == "rng_key"
     assert [(p.name, p.default) for p in theirs[1:]] == [(p.name, p.default) for p in ours]
+
+
+def test_a_single_row_to_start_from_has_no_spread_to_warn_of():
+    """Of two rows one is held out; warnings are errors."""
+    x = np.array([[0.3, -0.2], [0.5, 0.4]])
+    fpp.fit_density(fp.ElementwiseAffine(2), x, num_epochs=1, progress=False)
+    fnp.fit_density(jax.random.key(0), fp.ElementwiseAffine(2), x, num_epochs=1, progress=False)

@@ -243,3 +243,13 @@ def test_orthonormal_columns_in_jax_where_the_matrix_has_no_full_rank(rng):
     matrices = np.stack([np.zeros((4, 2)), 1e300 * np.ones((4, 2)), np.hstack([one, one]), np.hstack([0 * one, one])])
     frames = namespace(jnp.zeros(1)).orthonormal(jnp.asarray(matrices))
     np.testing.assert_allclose(frames.mT @ frames, np.broadcast_to(np.eye(2), (4, 2, 2)), atol=1e-12)
+
+
+def test_a_bound_beyond_all_numbers_leaves_numbers(rng):
+    layer = fp.ContractiveResidual(2, hidden_dims=4)
+    params = draw(layer, rng)
+    for part in params["network"].values():
+        part["weight"] = part["weight"] * 1e200
+    params, x = merged(layer, params, "jax"), jnp.asarray(rng.normal(size=(3, 2)))
+    for found in (*layer.forward(params, x), *layer.inverse(params, x)):
+        assert jnp.isfinite(found).all()

@@ -49,7 +49,8 @@ def shrunk(params: Tree, lipschitz: float, activation: str) -> Tree:
     bound = STEEPEST[activation] ** (len(params) - 1) / lipschitz
     for layer in params.values():
         bound = bound * spectral_bound(layer["weight"])
-    xp, one = namespace(bound), 0 * bound + 1
+    xp = namespace(bound)
+    one = xp.ones_like(bound)  # of an infinite bound, too
     less = xp.minimum(bound, 1 / xp.maximum(bound, one))  # no fourth power overflows
     bound = xp.maximum(bound, one) * (1 + less**4) ** 0.25
     weight = params[last]["weight"] / bound[..., None, None]

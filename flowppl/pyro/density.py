@@ -390,7 +390,7 @@ _LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 @torch.no_grad()
 def _warn_of_far_data(flow: Flow, to_noise: Any, x: torch.Tensor, context: torch.Tensor | None) -> None:
     noise = to_noise(flow, x, context)[0].double()
-    warn_of_far_data(x, noise.mean(0).cpu(), noise.std(0).cpu())
+    warn_of_far_data(x, noise.mean(0).cpu(), noise.std(0, correction=0).cpu())
 
 
 @torch.no_grad()
