@@ -546,7 +546,7 @@ def _jax_namespace():
             return reflected(rest, vector), vector
 
         vectors = jax.lax.scan(step, matrix, xp.arange(matrix.shape[-1]))[1]
-        frame = xp.broadcast_to(xp.eye(*matrix.shape[-2:], dtype=matrix.dtype), matrix.shape)
+        frame = xp.broadcast_to(xp.eye(matrix.shape[-2], matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
         return jax.lax.scan(lambda x, vector: (reflected(x, vector), None), frame, vectors, reverse=True)[0]
 
     @orthonormal.defjvp
