@@ -157,3 +157,18 @@ def called(network, x):
 
 def layer(shape, network):
     return fp.ImageAutoregressive(shape, network=network)
+
+
+def test_sizes_and_contexts_that_do_not_fit_are_told():
+    for size in ((), (2, 2, 2)):
+        with pytest.raises(ValueError, match=r"Transformer: size must be \(height, width\), or a length"):
+            fp.Transformer(1, 2, size)
+    assert fp.Transformer(1, 2, np.int64(4)).size == (4,)
+    options = {"size": (2, 2), "hidden_dim": 4}
+    for network in (fp.Transformer(1, 2, **options), fp.ConvNet(1, 2)):
+        with pytest.raises(ValueError, match="network must have context_dim=3, as ImageCoupling gives it, got 0"):
+            fp.ImageCoupling((2, 2, 2), network=network, context_dim=3)
+    with pytest.raises(ValueError, match="network must have context_dim=0, as ImageCoupling gives it, got 3"):
+        fp.ImageCoupling((2, 2, 2), network=fp.Transformer(1, 2, context_dim=3, **options))
+    with pytest.raises(ValueError, match="network must have context_dim=1, as Continuous gives it, got 0"):
+        fp.Continuous(2, network=fp.MLP(2, 2))

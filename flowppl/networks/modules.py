@@ -260,4 +260,8 @@ def bind_network(
     """What :func:`read_network` gave, as a network between events of these shapes."""
     if isinstance(network, ModuleNetwork):
         return network.bind(owner, in_shape, out_shape, context_dim)
+    if getattr(network, "context_dim", context_dim) != context_dim:  # it would not see it, or wait for it
+        raise ValueError(
+            f"{owner}: network must have context_dim={context_dim}, as {owner} gives it, got {network.context_dim}"
+        )
     return network

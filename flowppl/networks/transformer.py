@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,8 +63,10 @@ class _Transformer:
 
     def _check(self) -> None:
         owner = type(self).__name__
-        sizes = (self.size,) if isinstance(self.size, int) else self.size
+        sizes = (self.size,) if isinstance(self.size, numbers.Integral) else self.size
         assign(self, size=as_sizes(owner, None, size=sizes))
+        if len(self.size) not in (1, 2):
+            raise ValueError(f"{owner}: size must be (height, width), or a length, got {self.size}")
         check_sizes(owner, in_channels=self.in_channels, hidden_dim=self.hidden_dim, num_heads=self.num_heads)
         check_sizes(owner, at_least=0, num_blocks=self.num_blocks, context_dim=self.context_dim)
         check_activation(owner, self.activation)
