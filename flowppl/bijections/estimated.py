@@ -7,9 +7,9 @@ identity,
     \log\det(I + A) = \sum_{k=1}^\infty \frac{(-1)^{k+1}}{k} \operatorname{tr} A^k
     = \operatorname{E} \sum_{k=1}^K \frac{(-1)^{k+1}}{k\, p_k}\, e^\top A^k e , \qquad p_k = \Pr(K \ge k),
 
-where the number K of terms is drawn, too: it is at least F, and p falls by a factor of c with each term beyond, so that
-no term counts more than the first. The mean is exact, whatever the number of terms. The derivatives are estimated by a
-series of their own, those of :math:`\operatorname{tr}\big((I + A)^{-1} dA\big)`,
+where the number K of terms is drawn, too: it is at least F, and p falls by a factor of c with each term beyond, no
+faster than the terms may, so that the variance is finite. The mean is exact, whatever the number of terms. The
+derivatives are estimated by a series of their own, those of :math:`\operatorname{tr}\big((I + A)^{-1} dA\big)`,
 
 .. math::
     d \log\det(I + A) = \operatorname{E}\; e^\top (dA) \sum_{k=1}^K \frac{(-1)^{k-1}}{p_k} A^{k-1} e ,
