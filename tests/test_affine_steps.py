@@ -8,7 +8,7 @@ import torch
 
 import flowppl as fp
 from flowppl.inference import losses
-from flowppl.inference.affine import AffineSteps
+from flowppl.inference.affine import MAX_FIXED, AffineSteps
 from flowppl.inference.fitting import Chunk
 
 
@@ -26,6 +26,69 @@ def density(z):
 
 def layer(rng):
     return rng.normal(size=3), np.tril(rng.normal(size=(3, 3)), -1) * 0.3 + np.diag(rng.uniform(0.5, 2.0, 3))
+
+
+def alone(fixed, density, num=64, seed=0):
+    """The steps of one part, which begin at the fixed layer."""
+    dim = len(fixed[0])
+    unit = np.zeros(dim), np.eye(dim)
+    return AffineSteps([unit], [fixed], np.zeros(1), np.zeros((1, 1), int), density, num, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_normal_is_found_exactly_without_steps(size, rng):
+    (loc, scale), start = layer(rng), layer(rng)
+    loc, scale, start = loc * size, scale * size, (start[0] * size, start[1] * size)
+    precision = np.linalg.inv(scale @ scale.T)
+
+    def normal(z):
+        off = z - loc
+        return 1e5 - 0.5 * np.sum(off @ precision * off, axis=1), -off @ precision
+
+    steps = alone(start, normal)
+    assert steps.settle(math.inf)
+    ((inner_loc, inner_scale),) = steps.trained()
+    np.testing.assert_allclose(start[0] + start[1] @ inner_loc, loc, atol=2e-3 * size)
+    found = start[1] @ inner_scale
+    np.testing.assert_allclose(found @ found.T, scale @ scale.T, atol=2e-2 * size**2)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_best_gaussian_is_as_good_without_steps_as_by_many(seed, rng):
+    start = np.zeros(3), np.diag([0.3, 2.0, 1.0])
+    settled, stepped = alone(start, density, seed=seed), alone(start, density, seed=seed)
+    assert settled.settle(math.inf)
+    stepped.run(chunk(100, rate=0.1))
+    for rate in np.geomspace(0.05, 1e-4, 10):
+        stepped.run(chunk(100, rate=rate))
+    noise = rng.standard_normal((100_000, 3))
+
+    def elbo(steps):
+        ((loc, scale),) = steps.trained()
+        z = start[0] + (loc + noise @ scale.T) @ start[1].T
+        return density(z)[0].mean() + np.log(np.diag(scale)).sum()
+
+    assert abs(elbo(settled) - elbo(stepped)) < 0.02
+
+
+def test_where_there_is_no_search_or_it_fails_nothing_is_moved():
+    def half(z):
+        return np.where(z[:, 0] > 0, -0.5 * np.sum(z**2, axis=1), -math.inf), -z
+
+    def slope(z):  # without a top
+        return z[:, 0], np.eye(z.shape[1])[0] + 0 * z
+
+    def normal(z):
+        return -0.5 * np.sum((z - 5) ** 2, axis=1), 5 - z
+
+    wide = np.zeros(MAX_FIXED + 1), np.eye(MAX_FIXED + 1)
+    unit = np.zeros(3), np.eye(3)
+    cases = [(unit, half, 64, math.inf), (unit, slope, 64, math.inf), (unit, normal, 16, math.inf)]
+    for fixed, density, num, end in [*cases, (unit, normal, 64, 0.0), (wide, normal, 64, math.inf)]:
+        steps = alone(fixed, density, num)
+        assert not steps.settle(end)
+        ((loc, scale),) = steps.trained()
+        np.testing.assert_array_equal(np.vstack([loc, scale]), np.eye(len(loc) + 1, len(loc), -1))
 
 
 @pytest.mark.parametrize("num", [1, 3])

@@ -40,6 +40,9 @@ class Walker:
         self.position, self.chunks = 3.0, []
         self.noise = np.random.default_rng(0).normal(size=NUM_CHECKS)
 
+    def settle(self, end):
+        return False
+
     def begin(self, affine):
         self.position = self.positions.pop(0)
 
@@ -355,6 +358,23 @@ def test_a_guide_is_good_in_two_sets_of_draws_or_not():
     rounds = (Round(100, 64, 0.1), Round(100, 64, 0.1), Round(100, 64, 0.1))
     history = train(Lucky([1.0, 1.0, 0.0, 0.0]), rounds, math.inf, False)
     assert (len(history.losses), history.stopped) == (400 + 200, "converged")
+    assert history.check.kl_gap < 1e-3
+
+
+class Settled(Lucky):
+    """Such a walker that is at the best Gaussian without steps."""
+
+    def settle(self, end):
+        self.position = self.positions.pop(0)
+        return True
+
+
+@pytest.mark.parametrize(
+    ("positions", "num_steps", "stopped"), [([0.0], 0, "converged"), ([1.0, 0.0], 100, "converged")]
+)
+def test_the_best_gaussian_needs_no_affine_rounds_and_may_be_enough(positions, num_steps, stopped):
+    history = train(Settled(positions), (Round(100, 64, 0.1),), math.inf, False)
+    assert (len(history.losses), history.stopped) == (num_steps, stopped)
     assert history.check.kl_gap < 1e-3
 
 

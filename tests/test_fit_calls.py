@@ -23,7 +23,7 @@ from pyro.infer.autoguide import AutoNormal as PyroAutoNormal
 import flowppl as fp
 import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
-from flowppl.inference import fitting, guides
+from flowppl.inference import affine, fitting, guides
 
 X, Y = np.arange(5.0), np.array([0.1, 2.2, 3.9, 6.1, 7.8])
 NEW = np.array([-1.0, 10.0])
@@ -238,9 +238,10 @@ def test_takes_the_flows_of_an_autoflow(lang):
         (InPyro, pyro.optim.ExponentialLR(PLAIN | {"gamma": 0.999}), False),
     ],
 )
-def test_takes_the_optimisers_of_the_host(lang, optimizer, has_flow):
+def test_takes_the_optimisers_of_the_host(lang, optimizer, has_flow, monkeypatch):
     data = lang.array(X), lang.array(Y)
-    # At a point, so that there is something to learn.
+    # At a point, and by steps alone, so that there is something to learn.
+    monkeypatch.setattr(affine, "MAX_FIXED", 0)
     guide = lang.adapter.AutoFlow(lang.model, small, init="point") if has_flow else lang.auto_normal(lang.model)
     result = lang.fit(lang.model, *data, guide=guide, optimizer=optimizer, num_steps=300)
     assert result.elbo > result.checks[0].elbo
@@ -305,6 +306,7 @@ def test_the_bar_ends_at_its_total_and_news_are_logged(lang, monkeypatch, caplog
         return bars[-1]
 
     monkeypatch.setattr(fitting, "progress_bar", kept)
+    monkeypatch.setattr(affine, "MAX_FIXED", 0)  # or there would be no steps
     fit = functools.partial(fnp.fit, jax.random.key(0)) if lang is InNumPyro else fpp.fit
     data = lang.array(X), lang.array(Y)
     with caplog.at_level(logging.INFO, logger="flowppl"):

@@ -1,9 +1,10 @@
 r"""How ``fit`` trains a guide: rounds of stochastic gradient steps, each followed by a judgement, and the result.
 
-An ``AutoFlow`` guide begins with rounds for its affine layers alone, each ending with the trained layer being taken
-into the fixed one: the flow is then trained where the posterior looks like a standard normal, and one learning rate
-suits all models. The rounds of the flow follow, each longer than the one before. The training ends after any of these
-rounds if the importance weights say, in two sets of draws, that the guide is good, or when the rounds or the time end.
+An ``AutoFlow`` guide of few latents begins as the best Gaussian, for draws that stay the same; others begin with rounds
+for their affine layers alone, each ending with the trained layer being taken into the fixed one. So the flow is trained
+where the posterior looks like a standard normal, and one learning rate suits all models. The rounds of the flow follow,
+each longer than the one before. The training ends at the start or after any of these rounds if the importance weights
+say, in two sets of draws, that the guide is good, or when the rounds or the time end.
 
 The gradient is that of :func:`flowppl.inference.losses.path_loss`. Within a round the power of its weights goes up
 from 0 to 1/2, and half of the noise is stretched by up to 1.5 in random directions: the guide practises its tails,
@@ -103,6 +104,9 @@ class Trainer(Protocol):
         """Take the steps, or those for which there is time. Return their losses, a row for each restart: NaN for a
         step that was skipped, not finite."""
 
+    def settle(self, end: float) -> bool:
+        """Go to the best Gaussian, without steps, if that is found by then. Return whether it was."""
+
     def fold(self) -> float:
         """Take the trained affine layer into the fixed one. Return how far it was from the identity."""
 
@@ -147,7 +151,7 @@ def train(
     affine_round = DENSE_ROUND if trainer.is_dense else AFFINE_ROUND
     here = checkpoint.resume(trainer)
     if here is None:
-        here = _begin(trainer, rounds)
+        here = _begin(trainer, rounds, end)
         checkpoint.keep(trainer, here)
     losses, checks = here.losses, here.checks
 
@@ -220,12 +224,22 @@ def train(
     return History(all_losses, tuple(checks), here.check, here.stopped or "rounds")
 
 
-def _begin(trainer, rounds) -> Training:
+def _begin(trainer, rounds, end) -> Training:
     """The beginning of a training."""
     kept, check = trainer.get(), _judge(trainer)[0]
     if trainer.has_affine and _is_exact(check):  # otherwise the model may have parameters to train
         return Training(kept, check, 0, 0, checks=[check], stopped="converged")
-    return Training(kept, check, MAX_AFFINE_ROUNDS * trainer.has_affine, len(rounds), checks=[check])
+    start = Training(kept, check, MAX_AFFINE_ROUNDS * trainer.has_affine, len(rounds), checks=[check])
+    if trainer.settle(end):
+        now = _judge(trainer)[0]
+        if _is_good(now, AFFINE_ROUND.good_gap):
+            now = _judge(trainer)[0]  # as after a round
+        if _score(now) < _score(check) - max(0.01, 2 * now.elbo_se):
+            trainer.set(kept)
+        else:
+            stopped = "converged" if _is_good(now, AFFINE_ROUND.good_gap) else ""
+            return Training(trainer.get(), now, 0, len(rounds), checks=[check, now], stopped=stopped)
+    return start
 
 
 def _num_steps(rounds) -> int:

@@ -54,7 +54,7 @@ class FitBase(abc.ABC):
 
     @property
     def checks(self) -> tuple[Diagnosis, ...]:
-        """What the importance weights said at the start and after each round."""
+        """What the importance weights said at the start, of the best Gaussian, and after each round."""
         return self.history.checks
 
     def warn_of_missing_modes(self) -> None:

@@ -25,7 +25,7 @@ class Training:
         num_affine: the affine rounds to do, with the one under way.
         num_rounds: the other rounds to do.
         losses: the losses of each ``CHUNK`` steps, a row for each restart.
-        checks: the judgements at the start and after each round.
+        checks: the judgements at the start, for the best Gaussian if it took no rounds, and after each round.
         done: the steps of the round under way.
         seconds: how long that has taken.
         is_first: whether no round of the flow is over.

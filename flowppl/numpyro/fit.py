@@ -77,8 +77,8 @@ class Fit(FitBase):
         as many draws as it is judged by, the guide misses a part of the posterior. NaN after a fit to batches of the
         data.
     ``checks``
-        a :class:`flowppl.diagnostics.Diagnosis` at the start and after each round, all with what the search for modes
-        says of the guide in the end.
+        a :class:`flowppl.diagnostics.Diagnosis` at the start, of the best Gaussian if that took no rounds, and after
+        each round, all with what the search for modes says of the guide in the end.
     ``stopped``
         why the training ended: "converged", "rounds", "max_seconds", "callback" or "interrupted".
     ``model``, ``arguments``
@@ -445,8 +445,8 @@ def fit(
             speaks of all that were found, whether the guide holds them or not. Not beside ``guide``.
         loss: an objective of NumPyro for ``SVI``, such as ``Trace_ELBO()``; its number of particles is its own.
         num_steps: the number of steps, rounded up to hundreds, in one round; ``None`` means rounds of 500 to 12,000,
-            as many as are needed. An ``AutoFlow`` has rounds of its affine layers before, of 400 steps each, on which
-            this and the next three options have no effect.
+            as many as are needed. An ``AutoFlow`` of more than 16 latents, or of several modes, has rounds of its
+            affine layers before, of 400 steps each, on which this and the next three options have no effect.
         num_particles: draws for each step; ``None`` means 64 (16 for guides trained by NumPyro's means). An
             ``AutoFlow`` takes them by 64, and never fewer; one of several modes has 16 or more for each.
         learning_rate: that at the start of a round; it comes down by a cosine. ``None`` means 1e-2 to 1e-3, and 1e-2 to

@@ -135,6 +135,9 @@ class _Trainer(abc.ABC):
         """For how many steps there is memory for all that is random in them: a divisor of ``CHUNK``."""
         return CHUNK
 
+    def settle(self, end):
+        return False
+
     def fold(self):
         return 0.0  # no affine layer, nothing to take in
 
@@ -251,6 +254,11 @@ class PathTrainer(KeepsAffine, _Trainer):
             return super().run(chunk)
         losses = [steps.run(chunk) for steps in self._steps_alone]
         num = min(map(len, losses))
+        self._follow_steps()
+        return np.stack([row[:num] for row in losses])
+
+    def _follow_steps(self):
+        """Take the affine layers over from the steps that they take alone."""
 
         def moved(part, loc, scale):
             return start_at(self.bijection, part, loc, scale, fixed=False)
@@ -261,7 +269,6 @@ class PathTrainer(KeepsAffine, _Trainer):
                 for parts, steps in zip(self._flows(), self._steps_alone, strict=True)
             ]
         )
-        return np.stack([row[:num] for row in losses])
 
     def _flows(self) -> list[list[Any]]:
         """The weights of the flows of each restart, in NumPy: what is done to them needs no program."""

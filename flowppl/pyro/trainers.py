@@ -103,6 +103,9 @@ class _Trainer(abc.ABC):
         rate = chunk.rates[step] if chunk.affine or not has_rate(self.optimizer) else None
         return take_step(optimizer, parameters, self._take_gradient(index, chunk, step), self.clip_norm, rate)
 
+    def settle(self, end):
+        return False
+
     def fold(self):
         return 0.0  # no affine layer, nothing to take in
 
@@ -285,14 +288,19 @@ class PathTrainer(KeepsAffine, _Trainer):
             with torch.enable_grad():
                 return super().run(chunk)
         losses = [steps.run(chunk) for steps in self._steps_alone]
+        self._follow_steps()
+        num = min(map(len, losses))
+        return np.stack([row[:num] for row in losses])
+
+    @torch.no_grad()
+    def _follow_steps(self):
+        """Take the affine layers over from the steps that they take alone."""
         for flow, steps in zip(self.flows, self._steps_alone, strict=True):
             moved = []
             for tree, affine in zip(self._trees(flow), steps.trained(), strict=True):
                 loc, scale = (torch.as_tensor(array).to(self.like) for array in affine)
                 moved.append(start_at(self.bijection, tree, loc, scale, fixed=False))
             self._assign(flow, moved)
-        num = min(map(len, losses))
-        return np.stack([row[:num] for row in losses])
 
     def _trees(self, flow):
         """The weights of the parts of a flow, with their constants."""
