@@ -108,10 +108,11 @@ def skewed(language):
 
 @each_language
 def test_many_fits_in_one_process_leave_nothing_behind(language):
-    """Each of a new model and a new guide; 20 minutes for 200."""
+    """Each of a new model and a new guide; 20 minutes for 200. After 100 steps a verdict may be any, the ELBO not."""
     num = int(number("FITS", 200))
     for i in range(num):
-        assert fitted(language, skewed(language), seed=i, num_steps=100).history.check.verdict != "do not trust"
+        check = fitted(language, skewed(language), seed=i, num_steps=100).history.check
+        assert -0.1 < check.elbo + 4.6273 < 4 * check.elbo_se
         if i == num // 4:
             before = memory()
     after = memory()
