@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 import sys
+from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,6 +103,16 @@ def test_samples_have_the_deterministic_sites(fitted):
         assert abs(slope.mean() - LOC) < 5 * SD / math.sqrt(200)
 
 
+def test_quantiles_are_those_of_the_posterior(fitted):
+    _, result = fitted
+    found = {name: np.asarray(value) for name, value in result.quantiles([0.05, 0.5]).items()}
+    assert found["mean"].shape == (2, 5)
+    expected = LOC + SD * NormalDist().inv_cdf(0.05), LOC
+    np.testing.assert_allclose(found["slope"], expected, atol=5 * SD * 2.2 / math.sqrt(10_000))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        result.quantiles([50])
+
+
 def test_predicts_at_new_arguments_as_the_host(fitted):
     lang, result = fitted
     draws = result.predict(lang.array(NEW), num_samples=2000)
@@ -129,7 +140,9 @@ def test_predicts_the_data_of_the_fit_anew(fitted):
     sd = np.sqrt(1 + X**2 * SD**2)
     assert np.all(abs(np.asarray(draws["y"]).mean(0) - LOC * X) < 5 * sd / math.sqrt(2000))
     assert np.all(abs(np.asarray(draws["y"]).std(0) / sd - 1) < 5 / math.sqrt(4000))
-    np.testing.assert_array_equal(result.predict(lang.array(X), lang.array(Y), num_samples=3)["y"], np.tile(Y, (3, 1)))
+    with pytest.warns(RuntimeWarning, match="the model draws nothing, as 'y' is observed"):
+        given = result.predict(lang.array(X), lang.array(Y), num_samples=3)
+    np.testing.assert_array_equal(given["y"], np.tile(Y, (3, 1)))
     with pytest.raises(
         TypeError, match="predict: model takes no argument 'num_sample', nor does predict; did you mean"
     ):
@@ -214,7 +227,8 @@ def test_local_latents_are_predicted_for_new_members(language):
 
     guide = lang.adapter.AutoLocalFlow(model, lambda y: y, plates=("members",))
     result = lang.fit(model, lang.array(np.ones(6)), guide=guide, num_steps=100)
-    draws = result.predict(lang.array(np.ones(9)), num_samples=4)
+    with pytest.warns(RuntimeWarning, match="'y' is observed"):
+        draws = result.predict(lang.array(np.ones(9)), num_samples=4)
     assert {name: tuple(value.shape) for name, value in draws.items()} == {"y": (4, 9)}
     assert result.predict(num_samples=4)["y"].shape == (4, 6)
 

@@ -364,7 +364,7 @@ def _check_rows(owner, bijection, x, context, suffix, at_least):
         if outside:
             raise ValueError(
                 f"{owner}: {outside} of the {len(x)} rows of x{suffix} lie outside of ({low}, {high}), the support "
-                "of the flow"
+                "of the flow; scale them into it. Integers, such as grey values, take Dequantized(flow, levels=...)"
             )
 
 

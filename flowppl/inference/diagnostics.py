@@ -70,7 +70,7 @@ class Search:
             return f"{modes} so far: {self.num_searches} searches kept finding others"
         found = "met no other" if self.num_modes == 1 else "met no others"
         lost = self.num_searches - self.num_ended
-        cut = f", but {lost} of them ended nowhere" if lost > MAX_LOST * self.num_searches else ""
+        cut = f", but {lost} of them reached no mode" if lost > MAX_LOST * self.num_searches else ""
         return f"{modes}; {self.num_searches} searches {found}{cut}"
 
     @property

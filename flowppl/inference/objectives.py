@@ -47,6 +47,11 @@ def check_order(alpha: float) -> None:
         )
 
 
+def particles_of(alpha: float) -> int:
+    """How many draws a bound of this order takes unless told; of few, one from above may let the guide collapse."""
+    return 16 if alpha >= 0 else 128
+
+
 def common_plates(objective: str, stacks, sizes) -> tuple[set[int], float]:
     """The axes of the plates that enclose all sites, and the factor by which these are subsampled.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,10 @@ class FitBase(abc.ABC):
         """Draws of all latent sites from the guide."""
 
     @abc.abstractmethod
+    def quantiles(self, *args, **kwargs) -> dict[str, Any]:
+        """Quantiles of each site, from draws of the guide."""
+
+    @abc.abstractmethod
     def resample(self, *args, **kwargs) -> dict[str, Any]:
         """Draws corrected by Pareto-smoothed importance resampling."""
 
@@ -88,3 +93,14 @@ class FitBase(abc.ABC):
         kind = type(self.guide).__name__
         numbers = f"elbo={self.elbo:.3f}, k_hat={self.k_hat:.2f}, num_skipped={self.num_skipped}"
         return f"Fit({kind}, {numbers}, {len(self.losses)} steps, stopped={self.stopped!r})"
+
+
+def warn_of_given(names: Sequence[str]) -> None:
+    """Warn that a prediction has nothing to draw, as these sites are observed and there are no others."""
+    if names:
+        warnings.warn(
+            f"predict: with these arguments the model draws nothing, as {', '.join(map(repr, names))} is observed: "
+            "the values are those that were given. To predict, leave out the argument that it is observed from",
+            RuntimeWarning,
+            stacklevel=level_of_caller(),
+        )

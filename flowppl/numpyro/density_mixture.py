@@ -171,7 +171,10 @@ class Mixture:
     def __init__(
         self, flows: Iterable[Flow | FlowTransform], hidden_dims: int | Sequence[int] = (), gate: Tree | None = None
     ) -> None:
-        made = tuple(flow if isinstance(flow, Flow) else Flow(flow) for flow in density_mixture.listed(flows, _KINDS))
+        given = density_mixture.listed(flows, _KINDS)
+        if any(isinstance(flow, Bijection) for flow in given):
+            raise TypeError("Mixture: the weights are missing; draw them by Mixture.init(key, flows)")
+        made = tuple(flow if isinstance(flow, Flow) else Flow(flow) for flow in given)
         if len({id(flow.params) for flow in made}) < len(made):
             raise ValueError(
                 "Mixture: a flow is given twice, and its copies would stay equal in training; let Mixture.init(key, "

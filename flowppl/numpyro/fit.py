@@ -30,10 +30,11 @@ from flowppl.inference.fitting import (
 )
 from flowppl.inference.guides import FlowChoice, path_flow, rounds_of
 from flowppl.inference.inference_data import convert
+from flowppl.inference.latents import check_levels
 from flowppl.inference.mixture import is_mixture
 from flowppl.inference.modes import Modes
 from flowppl.inference.outside import look_outside
-from flowppl.inference.result import FitBase
+from flowppl.inference.result import FitBase, warn_of_given
 from flowppl.inference.resuming import NO_CHECKPOINT, remembering
 from flowppl.inference.starts import search_until
 from flowppl.inference.turns import one_at_a_time
@@ -43,7 +44,7 @@ from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.local import AutoLocalFlow
 from flowppl.numpyro.mcmc import Chains, run_chains
 from flowppl.numpyro.mixture import draw
-from flowppl.numpyro.predictive import predict, with_deterministic
+from flowppl.numpyro.predictive import given_sites, predict, with_deterministic
 from flowppl.numpyro.steps import Optimizer, check_optimizer
 from flowppl.numpyro.target import Target
 from flowppl.numpyro.trainers import ElboTrainer, MixtureTrainer, PathTrainer
@@ -126,6 +127,24 @@ class Fit(FitBase):
         if self.model is absent_model or not takes(self.model, args, kwargs):  # loaded from a file without them
             return draws
         return with_deterministic(self.model, self.params, draws, args, kwargs)
+
+    @one_at_a_time
+    def quantiles(
+        self, quantiles: Any, num_samples: int = 10_000, *, rng_key: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """Quantiles of each latent site, and of each deterministic one, coordinate by coordinate.
+
+        Args:
+            quantiles: a list or array of numbers between 0 and 1.
+            num_samples: the number of draws, those of :meth:`sample`, that they are taken from.
+            rng_key: the key of the draws; ``None`` means one of the fit.
+
+        Returns:
+            For each site an array with a leading axis for the quantiles, followed by the shape of the site.
+        """
+        levels = jnp.asarray(check_levels(quantiles))
+        draws = self.sample(num_samples, rng_key=rng_key)
+        return {name: jnp.quantile(value, levels, axis=0) for name, value in draws.items()}
 
     @one_at_a_time
     def resample(
@@ -236,7 +255,8 @@ class Fit(FitBase):
 
         Args:
             args: new arguments of the model, as in ``result.predict(x_new)`` for ``model(x, y=None)``: leave out what
-                is to be drawn. Without any, those of the fit are used, and all observed sites are drawn anew.
+                is to be drawn, or it is returned as it was given, with a warning if that is all. Without any, those of
+                the fit are used, and all observed sites are drawn anew.
             num_samples: the number of draws.
             rng_key: the key of the draws; ``None`` means one of the fit.
             kwargs: new keyword arguments of the model.
@@ -255,12 +275,15 @@ class Fit(FitBase):
         old_args, old_kwargs = self.arguments
         latent_key, key = jax.random.split(self._key(4, rng_key))
         model: Callable[..., Any] = self.model
-        if args or kwargs:
+        is_new = bool(args or kwargs)
+        if is_new:
             check_arguments("predict", self.model, args, kwargs, Fit.predict)
         else:
             args, kwargs, model = old_args, old_kwargs, handlers.uncondition(model)
         seen = (args, kwargs) if isinstance(self.guide, AutoLocalFlow) else (old_args, old_kwargs)
         draws = self._latents(latent_key, num_samples, *seen)
+        if is_new:
+            warn_of_given(given_sites(model, self.params, draws, args, kwargs))
         return predict(key, model, self.params, draws, args, kwargs)
 
     @one_at_a_time

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from numpyro import handlers
+from numpyro.distributions import Unit
 from numpyro.infer import Predictive
 
 from flowppl.numpyro.enumeration import is_summed_out
@@ -52,6 +53,18 @@ def _infers_sums(model, params, draws, args, kwargs) -> bool:
     sites = _other_sites(model, params, draws, args, kwargs)
     free = [site for site in sites if site["type"] == "sample" and not site["is_observed"]]
     return bool(free) and all(map(is_summed_out, free))
+
+
+def given_sites(
+    model: Callable[..., Any], params: dict[str, Any], draws: dict[str, jax.Array], args: tuple, kwargs: dict[str, Any]
+) -> list[str]:
+    """The observed sites of a model that has no site left to draw; none if it has one."""
+    others = {
+        site["name"]: site["is_observed"]
+        for site in _other_sites(model, params, draws, args, kwargs)
+        if site["type"] == "sample" and not isinstance(site["fn"], Unit)
+    }
+    return list(others) if all(others.values()) else []
 
 
 def _other_sites(model, params, draws, args, kwargs) -> list[dict[str, Any]]:

@@ -28,9 +28,10 @@ from flowppl.inference.fitting import (
 )
 from flowppl.inference.guides import FlowChoice, path_flow, rounds_of
 from flowppl.inference.inference_data import convert
+from flowppl.inference.latents import check_levels
 from flowppl.inference.modes import Modes
 from flowppl.inference.outside import look_outside
-from flowppl.inference.result import FitBase
+from flowppl.inference.result import FitBase, warn_of_given
 from flowppl.inference.resuming import NO_CHECKPOINT, remembering
 from flowppl.inference.starts import search_until
 from flowppl.inference.turns import one_at_a_time
@@ -49,7 +50,7 @@ from flowppl.pyro.inference_data import make_groups
 from flowppl.pyro.local import AutoLocalFlow
 from flowppl.pyro.mcmc import Chains, run_chains
 from flowppl.pyro.mixture import MixtureOfFlows
-from flowppl.pyro.predictive import predict, uncondition, with_deterministic
+from flowppl.pyro.predictive import given_sites, predict, uncondition, with_deterministic
 from flowppl.pyro.steps import Optimizer, check_optimizer
 from flowppl.pyro.target import check_trainable
 from flowppl.pyro.trainers import ElboTrainer, MixtureTrainer, PathTrainer
@@ -121,6 +122,23 @@ class Fit(FitBase):
             return draws
         model = self._own_model
         return with_deterministic(model, draws, traces_of(model, self.guide, args, kwargs)[0], args, kwargs)
+
+    @one_at_a_time
+    def quantiles(self, quantiles: Any, num_samples: int = 10_000) -> dict[str, torch.Tensor]:
+        """Quantiles of each latent site, and of each deterministic one, coordinate by coordinate.
+
+        Args:
+            quantiles: a list or tensor of numbers between 0 and 1.
+            num_samples: the number of draws, those of :meth:`sample`, that they are taken from.
+
+        Returns:
+            For each site a tensor with a leading axis for the quantiles, followed by the shape of the site.
+        """
+        levels, found = check_levels(quantiles).tolist(), {}
+        for name, value in self.sample(num_samples).items():
+            value = value if value.is_floating_point() else value.double()
+            found[name] = torch.quantile(value, value.new_tensor(levels), dim=0)
+        return found
 
     @one_at_a_time
     def resample(
@@ -220,7 +238,8 @@ class Fit(FitBase):
 
         Args:
             args: new arguments of the model, as in ``result.predict(x_new)`` for ``model(x, y=None)``: leave out what
-                is to be drawn. Without any, those of the fit are used, and all observed sites are drawn anew.
+                is to be drawn, or it is returned as it was given, with a warning if that is all. Without any, those of
+                the fit are used, and all observed sites are drawn anew.
             num_samples: the number of draws.
             kwargs: new keyword arguments of the model.
 
@@ -235,12 +254,16 @@ class Fit(FitBase):
         check_sizes("predict", num_samples=num_samples)
         old_args, old_kwargs = self.arguments
         model = self._own_model
-        if args or kwargs:
+        is_new = bool(args or kwargs)
+        if is_new:
             check_arguments("predict", self.model, args, kwargs, Fit.predict)
         else:
             args, kwargs, model = old_args, old_kwargs, uncondition()(model)
         seen = (args, kwargs) if isinstance(self.guide, AutoLocalFlow) else (old_args, old_kwargs)
-        return predict(model, self._latents(num_samples, *seen), args, kwargs)
+        draws = self._latents(num_samples, *seen)
+        if is_new:
+            warn_of_given(given_sites(model, draws, args, kwargs))
+        return predict(model, draws, args, kwargs)
 
     @one_at_a_time
     def diagnose(

@@ -20,6 +20,7 @@ from flowppl.inference.objectives import (
     check_reparameterised,
     check_simulated,
     common_plates,
+    particles_of,
     renyi_loss,
     solves,
     sum_outside,
@@ -136,7 +137,9 @@ class RenyiELBO(_Differentiable):
 
     The loss is minus a lower bound, or an upper bound itself. Of few draws the mean is too low for :math:`\alpha < 1`
     and too high above, so that an estimate may lie on the wrong side of log p(x). Where guide and posterior are far
-    apart one draw has all the weight, the more so the further the order is from 1: train by the ELBO first.
+    apart one draw has all the weight, the more so the further the order is from 1. Of a guide far narrower than the
+    posterior the estimate of an upper bound is too low without limit, so that training may make it narrower still,
+    until it collapses: below 0 begin with a wide guide, and take many draws.
 
     With :math:`\tilde w` the normalised powers of the weights, the gradient with respect to the model's parameters is
     :math:`\sum_k \tilde w_k \nabla \log p(x, z_k)`, and that with respect to the guide's
@@ -149,7 +152,7 @@ class RenyiELBO(_Differentiable):
 
     Args:
         alpha: the order, any number but 1, that of the ELBO, for which there is :class:`PathELBO`.
-        num_particles: K.
+        num_particles: K; ``None`` is 16, and 128 for orders below 0.
         max_plate_nesting: as for Pyro's ELBOs.
         vectorize_particles: as for Pyro's ELBOs.
 
@@ -178,11 +181,12 @@ class RenyiELBO(_Differentiable):
     def __init__(
         self,
         alpha: float = 0.0,
-        num_particles: int = 16,
+        num_particles: int | None = None,
         max_plate_nesting: float = math.inf,
         vectorize_particles: bool = False,
     ):
         check_order(alpha)
+        num_particles = particles_of(alpha) if num_particles is None else num_particles
         check_sizes(type(self).__name__, num_particles=num_particles)
         super().__init__(num_particles, max_plate_nesting, vectorize_particles=vectorize_particles)
         self.alpha = alpha

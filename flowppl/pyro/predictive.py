@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -83,6 +84,20 @@ def predict(
         }
 
     return (one_by_one if sums_out else at_once)(one, draws)
+
+
+def given_sites(
+    model: Callable[..., Any], draws: dict[str, torch.Tensor], args: tuple, kwargs: dict[str, Any]
+) -> list[str]:
+    """The observed sites of a model that has no site left to draw; none if it has one."""
+    first = poutine.condition(model, data={name: value[0] for name, value in draws.items()})
+    others = {
+        name: site["is_observed"]
+        for name, site in trace_of(first, args, kwargs).nodes.items()
+        if site["type"] == "sample" and name not in draws and not site_is_subsample(site)
+        if not site["infer"].get("_deterministic") and not isinstance(site["fn"], Unit)
+    }
+    return list(others) if all(others.values()) else []
 
 
 def with_deterministic(

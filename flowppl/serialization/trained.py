@@ -357,7 +357,8 @@ def _kind_of(trained):
                 return backend, kind
     raise TypeError(
         "expected a Flow, FlowTransform or Mixture, an AutoFlow or a Fit, a Dequantized or a PixelCNN of flowppl.pyro "
-        f"or flowppl.numpyro, got {type(trained).__name__}; of a guide, save the state_dict or params, or pickle it"
+        f"or flowppl.numpyro, got {type(trained).__name__}; of a guide of the host or an autoencoder, save the "
+        "state_dict or params, or pickle it"
     )
 
 
