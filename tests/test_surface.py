@@ -98,8 +98,11 @@ def test_every_argument_reaches_the_bijection(name):
     variants = [given]
     if "network" in parameters:
         shape = {"shape": (2, 4, 4)} if "shape" in parameters else {"dim": 4}
-        causal = fp.PixelConvNet(2, 2, 3, 0, context_dim=1)
-        variants.append(shape | {"network": causal if name == "ImageAutoregressive" else fp.MLP(2, 4, hidden_dims=3)})
+        networks = {
+            "ImageAutoregressive": fp.PixelConvNet(2, 2, 3, 0, context_dim=1),
+            "Continuous": fp.MLP(4, 4, hidden_dims=3, context_dim=1),  # of the time
+        }
+        variants.append(shape | {"network": networks.get(name, fp.MLP(2, 4, hidden_dims=3))})
     if "adjacency" in parameters:
         variants.append({"dim": 3, "adjacency": ((0, 1, 0), (0, 0, 0), (1, 1, 0))})
     for options in variants:
