@@ -414,7 +414,7 @@ def test_what_cannot_be_saved_is_named(path):
     for guide, args in ((fpp.AutoFlow(pyro_model), ()), (fnp.AutoFlow(numpyro_model), ({},))):
         with pytest.raises(RuntimeError, match="has not seen its model yet: call guide"):
             fp.save(path, guide, *args)
-    with pytest.raises(TypeError, match=r"AutoFlow or a Fit, .* got AutoNormal; of a guide, save .* pickle it"):
+    with pytest.raises(TypeError, match=r"AutoFlow or a Fit, .* got AutoNormal; of a guide of the host .* pickle it"):
         fp.save(path, AutoNormal(pyro_model))
     with pytest.raises(TypeError, match="cannot save a fit of AutoNormal, only of AutoFlow"):
         fp.save(path, fpp.Fit(AutoNormal(pyro_model), {}, HISTORY, pyro_model, ((), {})))
