@@ -482,6 +482,20 @@ def test_sizes_that_depend_on_values_are_not_kept(chosen):
     assert record(function, (x,))(-x) == function(-x)
 
 
+def test_a_step_is_not_recorded_for_longer_than_a_fit_may_take():
+    calls = []
+
+    def function(x):
+        calls.append(time.monotonic())
+        for _ in range(300):
+            x = x.sin()
+        return (x,)
+
+    assert record(function, (torch.ones(2),), end=time.monotonic() + 0.02) is function
+    assert len(calls) == 2
+    assert record(function, (torch.ones(2),), end=time.monotonic() + 1000) is not function
+
+
 @pytest.mark.parametrize("name", ["_create_graph_by_tracing", "_create_function_from_graph"])
 def test_a_torch_that_records_no_more_is_told(name, monkeypatch):
     monkeypatch.setattr(f"flowppl.pyro.steps.{name}", None)  # as of a torch that has it no more

@@ -228,7 +228,7 @@ class PathTrainer(KeepsAffine, _Trainer):
         with torch.no_grad():
             if key not in self._programs:
                 function = partial(self._gradient, chunk.affine)
-                self._programs[key] = record(function, inputs) if self._may_record else function
+                self._programs[key] = record(function, inputs, chunk.end) if self._may_record else function
             minus_elbo, *gradients = self._programs[key](*inputs)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
