@@ -22,7 +22,7 @@ import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl._arrays.tree import map_tree, merge
 from flowppl.inference.fitting import CHUNK, NUM_CHECKS, Round, train
-from flowppl.inference.guides import distance_from_identity, fold, guide_bijection, start_at
+from flowppl.inference.guides import affine_part, distance_from_identity, fold, guide_bijection, stage, start_at
 from flowppl.inference.losses import elbo_loss, guide_loss, log_prob, path_loss
 from flowppl.pyro.steps import record
 from flowppl.pyro.trainers import PathTrainer
@@ -480,6 +480,18 @@ def test_sizes_that_depend_on_values_are_not_kept(chosen):
 
     x = torch.tensor([1.0, -2.0, 3.0, 4.0])
     assert record(function, (x,))(-x) == function(-x)
+
+
+@pytest.mark.parametrize("layer", [fp.Elementwise(2, fp.LogTails(1.0)), fp.Permute([1, 0])])
+def test_a_flow_without_weights_is_fitted(layer):
+    fitted = fpp.fit(pyro_bent, Y, flow=lambda _: layer, num_modes=1, num_steps=1)
+    assert math.isfinite(fitted.elbo)
+    chain = guide_bijection(layer, 2)
+    params = merge(map_tree(lambda p: np.zeros(p.shape), chain.parameters()), chain.constants())
+    affine = affine_part(chain, params)
+    assert (affine is None) == isinstance(layer, fp.Elementwise)
+    staged, tree = stage(chain, affine, params, True)
+    assert math.isfinite(staged.forward(tree, np.ones(2))[1])
 
 
 def test_a_step_is_not_recorded_for_longer_than_a_fit_may_take():

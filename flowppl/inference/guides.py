@@ -240,7 +240,7 @@ def affine_part(bijection: Chain, params: Tree) -> Chain | None:
     """
     noise = np.random.default_rng(0).normal(size=(8, *bijection.x_shape))
     try:
-        moved, _ = bijection.bijections[0].forward(params["0"], noise)
+        moved, _ = bijection.bijections[0].forward(params.get("0", {}), noise)  # some have no weights
     except TypeError:  # a wrapped transform of the host takes no NumPy arrays
         return None
     same = np.allclose(np.sort(moved, axis=-1), np.sort(noise, axis=-1), atol=1e-5)
@@ -252,7 +252,7 @@ def stage(bijection: Chain, affine: Chain | None, params: Tree, only_affine: boo
     if not only_affine:
         return bijection, params
     if affine is None:
-        return bijection, params | {"0": held(params["0"])}
+        return bijection, params | {key: held(params[key]) for key in ("0",) if key in params}
     return affine, {str(i): params[str(i + 1)] for i in range(len(affine.bijections))}
 
 
