@@ -104,8 +104,7 @@ class ContractiveResidual(Bijection):
 
     def _log_det(self, params, weights, x):
         """The log determinant of the layer at x."""
-        xp = namespace(x)
-        return xp.log_abs_det(self._slopes(weights, x)) + xp.zeros_like(x[..., 0])
+        return namespace(x).log_abs_det(self._slopes(weights, x))
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
@@ -124,4 +123,4 @@ class ContractiveResidual(Bijection):
         back = xp.inv(self._slopes(fixed, x)).mT
         for _ in range(2):
             x = x + times(xp, back, y - self._network(weights, x) - x)
-        return x, -self._log_det(params, weights, x)
+        return x, xp.zeros_like(x[..., 0]) - self._log_det(params, weights, x)

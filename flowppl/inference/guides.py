@@ -252,7 +252,7 @@ def stage(bijection: Chain, affine: Chain | None, params: Tree, only_affine: boo
     if not only_affine:
         return bijection, params
     if affine is None:
-        return bijection, params | {key: held(params[key]) for key in ("0",) if key in params}
+        return bijection, params | {"0": held(params["0"])} if "0" in params else params
     return affine, {str(i): params[str(i + 1)] for i in range(len(affine.bijections))}
 
 
