@@ -198,8 +198,7 @@ def train(
                 checks.append(now)
                 bar.set_postfix({"ELBO": f"{now.elbo:.2f}", "k-hat": f"{now.k_hat:.2f}"})
                 logger.info("fit: %d steps, ELBO %.3f, k-hat %.2f", CHUNK * len(losses), now.elbo, now.k_hat)
-                # Later rounds have the better tails: a small loss of ELBO may be noise, and does not count.
-                if not _score(now) < _score(here.check) - max(0.01, 2 * now.elbo_se):
+                if not _is_worse(now, here.check):
                     here.kept, here.check = trainer.get(), now
                 if stopped != "callback" and may_end and _is_good(now, this.good_gap):
                     stopped = "converged"
@@ -234,7 +233,7 @@ def _begin(trainer, rounds, end) -> Training:
         now = _judge(trainer)[0]
         if _is_good(now, AFFINE_ROUND.good_gap):
             now = _judge(trainer)[0]  # as after a round
-        if _score(now) < _score(check) - max(0.01, 2 * now.elbo_se):
+        if _is_worse(now, check):
             trainer.set(kept)
         else:
             stopped = "converged" if _is_good(now, AFFINE_ROUND.good_gap) else ""
@@ -268,6 +267,11 @@ def _judge(trainer) -> tuple[Diagnosis, int]:
 def _score(check: Diagnosis) -> float:
     """What a guide is kept for: its ELBO, which is that of the finite draws, if nearly all are."""
     return check.elbo if check.nonfinite < 0.1 else -math.inf
+
+
+def _is_worse(now: Diagnosis, before: Diagnosis) -> bool:
+    # Later rounds have the better tails: a small loss of ELBO may be noise, and does not count.
+    return _score(now) < _score(before) - max(0.01, 2 * now.elbo_se)
 
 
 def _is_good(check: Diagnosis, gap: float) -> bool:
