@@ -264,3 +264,16 @@ def test_inverses_of_curves_have_exact_derivatives(curve, rng):
         (by_raw_back, -by_raw / slope),
     ):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+FAR_OUT = [fp.LogisticMixture(3), fp.Gaussianization(3), fp.Bernstein(4), fp.SumOfSquares(), fp.CubicSpline(4)]
+
+
+@pytest.mark.parametrize("curve", FAR_OUT, ids=lambda curve: type(curve).__name__)
+def test_slopes_far_out_keep_the_digits_of_single_precision(curve, rng):
+    """They go to a limit, which no difference of numbers as large as x itself gives."""
+    raw, x = rng.normal(size=(curve.num_raw, 1)), np.outer([-1.0, 1.0], 10.0 ** np.arange(3, 31, 3)).ravel()
+    for direction in (curve.forward, curve.inverse):
+        _, expected = direction(raw, x)
+        _, found = direction(raw.astype(np.float32), x.astype(np.float32))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

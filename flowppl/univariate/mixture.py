@@ -121,5 +121,8 @@ def _logit(x, log_weights, loc, log_scale):
     below, above = xp.softplus(-z), xp.softplus(z)  # minus log sigmoid(z), minus log sigmoid(-z)
     log_cdf = xp.logsumexp(log_weights - below)
     log_rest = xp.logsumexp(log_weights - above)
-    log_density = xp.logsumexp(log_weights - log_scale - below - above)
-    return log_cdf - log_rest, log_density - log_cdf - log_rest
+    # The slope is a mean over the tail on whose side x lies: no sum of large logarithms that cancel.
+    is_low = log_cdf < log_rest
+    near, far = xp.where(is_low, above, below), xp.where(is_low, below, above)
+    log_speed = xp.logsumexp(xp.log_softmax(log_weights - far) - log_scale - near)
+    return log_cdf - log_rest, log_speed - xp.where(is_low, log_rest, log_cdf)
