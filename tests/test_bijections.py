@@ -291,6 +291,19 @@ def test_batch_axes_are_independent(name, case, rng):
 
 
 @pytest.mark.parametrize(
+    ("name", "case"), spread(BIJECTIONS | ENDS, *itertools.product(("numpy", "torch"), [(0,), (2, 0)]))
+)
+def test_no_events_give_none(name, case, rng):
+    bijection, (namespace, batch) = (BIJECTIONS | ENDS)[name], case
+    params, context = draw(bijection, rng), context_for(bijection, rng, batch)
+    for direction in ("forward", "inverse"):
+        event = np.zeros((*batch, *start_shape(bijection, direction)))
+        found, log_det = call(direction, bijection, params, event, context, namespace)
+        assert found.shape == (*batch, *end_shape(bijection, direction))
+        assert log_det.shape == batch
+
+
+@pytest.mark.parametrize(
     ("name", "namespace"), spread([n for n, b in BIJECTIONS.items() if b.context_dim], "torch", "numpy", "jax")
 )
 def test_context_broadcasts_against_events(name, namespace, rng):

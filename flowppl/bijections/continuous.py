@@ -250,7 +250,8 @@ class Continuous(Bijection):
 
 def _one(matrices):
     """The identity of their size."""
-    return diagonal(namespace(matrices).ones_like(matrices[(*(0,) * (matrices.ndim - 1), ...)]))
+    first = matrices[(*(slice(1),) * (matrices.ndim - 2), ..., 0)]  # of the batch, which may be empty
+    return diagonal(namespace(matrices).ones_like(first))
 
 
 def _held(at):
