@@ -47,6 +47,7 @@ def pyro_line(x, y=None):
 class InNumPyro:
     model, adapter, array = staticmethod(numpyro_line), fnp, staticmethod(jnp.asarray)
     auto_normal, elbo = NumPyroAutoNormal, numpyro.infer.Trace_ELBO
+    ppl, dist, init_to_value = numpyro, ndist, staticmethod(numpyro.infer.init_to_value)
 
     @staticmethod
     def fit(model, *args, **options):
@@ -60,6 +61,7 @@ class InNumPyro:
 class InPyro:
     model, adapter, array = staticmethod(pyro_line), fpp, staticmethod(torch.as_tensor)
     auto_normal, elbo = PyroAutoNormal, pyro.infer.Trace_ELBO
+    ppl, dist, init_to_value = pyro, pdist, staticmethod(pyro.infer.autoguide.init_to_value)
 
     @staticmethod
     def fit(model, *args, **options):
@@ -391,6 +393,29 @@ def test_wrong_arguments_of_the_model_are_told(lang):
             lang.fit(wrong, x)
     with pytest.raises(TypeError, match=r"fit: model is a guide, of type Auto.*Normal; call fit"):
         lang.fit(guide, x)
+
+
+def flat_line(lang):
+    def model(y):
+        z = lang.ppl.sample("z", lang.dist.ImproperUniform(lang.dist.constraints.real, (), ()))
+        with lang.ppl.plate("data", len(Y)):
+            lang.ppl.sample("y", lang.dist.Normal(z, 1.0), obs=y)
+
+    return model
+
+
+def test_guides_of_the_host_serve_improper_priors(lang):
+    model, start = flat_line(lang), lang.init_to_value(values={"z": lang.array(3.0)})
+    guide = lang.auto_normal(model, init_loc_fn=start)
+    result = lang.fit(model, lang.array(Y), guide=guide, num_steps=100, num_particles=1, learning_rate=0.1)
+    np.testing.assert_allclose(np.mean(result.sample(1000)["z"].tolist()), np.mean(Y), atol=0.5)
+
+
+def test_a_guide_of_pyro_that_would_draw_from_an_improper_prior_is_told():
+    model = flat_line(InPyro)
+    for function in (fpp.fit, lambda model, y, guide: fpp.diagnose(model, guide, y)):
+        with pytest.raises(ValueError, match=r"AutoNormal draws its start.*'z' is improper.*init_to_value"):
+            function(model, torch.tensor(Y), guide=PyroAutoNormal(model))
 
 
 def test_wrong_orders_are_told():

@@ -84,6 +84,16 @@ def no_transform(site: str, support: Any) -> ValueError:
     )
 
 
+def no_draws(guide: str, sites: list[str]) -> ValueError:
+    """What to raise where a guide of the host would draw its start from improper priors."""
+    values = ", ".join(f"{site!r}: ..." for site in sites)
+    return ValueError(
+        f"{guide} draws its start from the prior, but that of {', '.join(map(repr, sites))} is improper and has no "
+        f"draws. Give it a start, as AutoNormal(model, init_loc_fn=init_to_value(values={{{values}}})), or take "
+        "AutoFlow, which needs none"
+    )
+
+
 def check_shapes(before: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]]) -> None:
     """Raise ValueError unless the latents have the unconstrained shapes that a guide was made for.
 

@@ -472,17 +472,29 @@ class ElboTrainer(_Trainer):
 
     def __init__(self, model, guide, loss, num_particles, args, kwargs, start_keys, key, optimizer, clip_norm):
         self.block = OTHER_ROUNDS[0].num_particles if num_particles is None else num_particles
-        if loss is None:
-            seeded = handlers.seed(model, 0)
-            sums_out = nesting_of_sums(seeded, args, kwargs) is not None
-            loss = (TraceEnum_ELBO if sums_out else PathELBO)(num_particles=self.block)
-        self.svi = SVI(model, guide, numpyro.optim.Adam(1.0), loss)
+        self.svi = SVI(
+            model, guide, numpyro.optim.Adam(1.0), PathELBO(num_particles=self.block) if loss is None else loss
+        )
         self.args, self.kwargs = args, kwargs
         states = [self.svi.init(start_key, *args, **kwargs) for start_key in start_keys]
+        if loss is None and nesting_of_sums(self._replayed(states[0]), args, kwargs) is not None:
+            self.svi.loss = TraceEnum_ELBO(num_particles=self.block)
         if states[0].mutable_state is not None:
             raise ValueError("fit: models with mutable state are not supported; train them with SVI")
         super().__init__([self.svi.optim.get_params(state.optim_state) for state in states], key, optimizer, clip_norm)
         self._weigh = self._program("weights", _over_restarts(self._log_weights, 2))
+
+    def _replayed(self, state):
+        """The model at draws of the guide, since an improper prior has none of its own."""
+        params = self.svi.get_params(state)
+        model, guide = (handlers.seed(handlers.substitute(fn, params), 0) for fn in (self.svi.model, self.svi.guide))
+
+        def replayed(*args, **kwargs):
+            with handlers.block():
+                drawn = handlers.trace(guide).get_trace(*args, **kwargs)
+            return handlers.replay(model, drawn)(*args, **kwargs)
+
+        return replayed
 
     def constrained(self, params):
         return self.svi.constrain_fn(params)

@@ -20,12 +20,13 @@ from flowppl.inference import diagnostics
 from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
+from flowppl.inference.latents import no_draws
 from flowppl.inference.losses import standard_log_prob
 from flowppl.inference.outside import SEARCH_SECONDS, GuideDensity, look_outside
 from flowppl.inference.starts import search_until
 from flowppl.inference.turns import one_at_a_time
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
-from flowppl.pyro.guides import AutoFlow
+from flowppl.pyro.guides import AutoFlow, improper_sites
 from flowppl.pyro.predictive import with_deterministic
 from flowppl.pyro.target import Target, place_of
 from flowppl.pyro.transforms import numpy_rng, to_numpy
@@ -223,7 +224,13 @@ def aside():
 def traces_of(model, guide, args, kwargs):
     """The traces of the model, at draws of the guide (an improper prior has none of its own), and of the guide."""
     with aside():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        try:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        except NotImplementedError as error:
+            improper = improper_sites(model, args, kwargs) if is_guide(guide) else []
+            if not improper:
+                raise
+            raise no_draws(type(guide).__name__, improper) from error
         return poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args, **kwargs), guide_trace
 
 

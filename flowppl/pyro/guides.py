@@ -51,7 +51,7 @@ from flowppl.inference.mixture import stack_parts
 from flowppl.inference.modes import Modes, find_modes, single
 from flowppl.inference.starts import Gaussian
 from flowppl.pyro._host import helpful_support_errors, param_with_module_name, sum_rightmost, tree_map
-from flowppl.pyro.enumeration import is_summed_out
+from flowppl.pyro.enumeration import is_summed_out, trace_of
 from flowppl.pyro.flow import Flow, FlowDistribution, standard_normal
 from flowppl.pyro.mixture import FlowMixture, MixtureOfFlows
 from flowppl.pyro.target import Target
@@ -544,6 +544,18 @@ def _draw_anywhere(site):
         return biject_to(site["fn"].support)(unconstrained_zeros(site).uniform_(-1, 1))
     except NotImplementedError:  # a discrete site, or one that a reparametrisation further in replaces
         return site["fn"]()
+
+
+def improper_sites(model, args, kwargs) -> list[str]:
+    """The names of the latents of a model whose priors are improper."""
+    sites = trace_of(InitMessenger(_draw_anywhere)(model), args, kwargs).iter_stochastic_nodes()
+    return [name for name, site in sites if _is_improper(site["fn"])]
+
+
+def _is_improper(distribution) -> bool:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return isinstance(distribution, dist.ImproperUniform)
 
 
 @torch.no_grad()
