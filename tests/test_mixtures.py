@@ -321,3 +321,25 @@ def test_a_mixture_of_numpyro_needs_its_weights_and_values():
     mixture = fnp.Mixture.init(KEY, [fp.ActNorm(2)])
     with pytest.raises(TypeError, match=r"x has no values inside of jax\.jit"):
         jax.jit(lambda x: mixture.init_from(x).gate)(jnp.ones((3, 2)))
+
+
+@both
+def test_flows_without_weights_mix_too(language, rng):
+    mixture = make(language, [fp.Permute((1, 0))] * 2)
+    (x,) = arrays(language, rng.normal(size=(3, 2)))
+    np.testing.assert_allclose(mixture.log_prob(x).tolist(), norm.logpdf(x).sum(axis=-1), rtol=1e-12)
+
+
+def test_torch_maps_over_draws():
+    mixture = fpp.Mixture(NORMALS)
+    draws = torch.func.vmap(lambda one: mixture.sample() + one, randomness="different")(torch.zeros(2))
+    assert draws[0] != draws[1]
+
+
+@pytest.mark.stress
+def test_torch_compiles_it_to_one_graph():
+    mixture, x = fpp.Mixture(NORMALS), torch.ones(4, 1)
+    torch._dynamo.reset()
+    with pyro.validation_enabled(False):
+        compiled = torch.compile(mixture.log_prob, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), mixture.log_prob(x))

@@ -214,7 +214,8 @@ class Mixture:
     @property
     def _are_alike(self) -> bool:
         """Whether the flows differ in their weights only: then one pass of all together serves."""
-        return len({flow.bijection for flow in self.flows}) == 1 and all(flow.base is None for flow in self.flows)
+        is_one = len({flow.bijection for flow in self.flows}) == 1 and bool(jax.tree.leaves(self.flows[0].params))
+        return is_one and all(flow.base is None for flow in self.flows)
 
     @property
     def _params(self) -> Tree:

@@ -10,7 +10,7 @@ import torch
 from torch.distributions import constraints
 
 from flowppl._arrays.namespace import namespace
-from flowppl._arrays.tree import map_tree, merge, select
+from flowppl._arrays.tree import leaves, map_tree, merge, select
 from flowppl.bijections.contract import Bijection
 from flowppl.discrete.levels import check_context
 from flowppl.inference import density_mixture
@@ -70,8 +70,9 @@ class MixtureDistribution(dist.TorchDistribution):
         batch = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
         if mixture._are_alike and not torch.jit.is_tracing():  # type: ignore[attr-defined]  # a trace cannot see through vmap
             bijection, own = mixture._of_x.bijections[0], [flow.transform.weights.tree() for flow in mixture.flows]
-            constants = select(bijection.constants(), own[0])
-            stacked = map_tree(lambda _, *leaves: torch.stack(leaves), bijection.parameters(), *own)
+            trained, fixed = mixture._names
+            constants = select(fixed, own[0])
+            stacked = map_tree(lambda _, *each: torch.stack(each), trained, *own)
             given = self.context if bijection.context_dim else None
             x, log_det = namespace(value).vmap(
                 lambda params: bijection.inverse(merge(params, constants), value, given), stacked
@@ -86,8 +87,8 @@ class MixtureDistribution(dist.TorchDistribution):
         shape = torch.Size(sample_shape)
         logits = self.log_weights.expand(*self.batch_shape, len(self._parts))
         # The largest of logits with Gumbel noise, since torch's multinomial draws no empty batch.
-        noise = torch.empty_like(logits.expand(*shape, *logits.shape), memory_format=torch.contiguous_format)
-        chosen = (logits - noise.exponential_().log()).argmax(-1)
+        noise = torch.rand(*shape, *logits.shape, dtype=logits.dtype, device=logits.device)
+        chosen = (logits - (-torch.log1p(-noise)).log()).argmax(-1)
         # Of each draw all flows are run, and one is kept, so that nothing depends on which.
         drawn = torch.stack([part.expand(self.batch_shape).sample(shape) for part in self._parts])
         chosen = chosen.reshape(1, *chosen.shape, *(1,) * len(self.event_shape))
@@ -162,11 +163,15 @@ class Mixture(torch.nn.Module):
         self._of_x = density_mixture.Mixture([flow.bijection for flow in made], hidden_dims)
         self.flows: Any = torch.nn.ModuleList(made)
         self.gate = Weights.drawn(self._of_x.gate).to(self._zeros)
+        first = self._of_x.bijections[0]
+        # Of a flow's weights and of its constants; what declares them torch.compile cannot follow.
+        self._names = [map_tree(lambda _: None, tree) for tree in (first.parameters(), first.constants())]
 
     @property
     def _are_alike(self) -> bool:
         """Whether the flows differ in their weights only: then one pass of all together serves."""
-        return len(set(self._of_x.bijections)) == 1 and all(flow.base is None for flow in self.flows)
+        is_one = len(set(self._of_x.bijections)) == 1 and any(leaves(self._names[0]))
+        return is_one and all(flow.base is None for flow in self.flows)
 
     @property
     def _zeros(self) -> torch.Tensor:
