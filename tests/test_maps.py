@@ -277,3 +277,20 @@ def test_slopes_far_out_keep_the_digits_of_single_precision(curve, rng):
         _, expected = direction(raw, x)
         _, found = direction(raw.astype(np.float32), x.astype(np.float32))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+MAPS = [
+    *(fp.Affine(), fp.Shift(), fp.Scale(), fp.RationalQuadraticSpline(3), fp.CircularSpline(3), fp.LinearSpline(3)),
+    *(fp.CubicSpline(3), fp.LogisticMixture(3), fp.Gaussianization(3), fp.Bernstein(3), fp.SumOfSquares(3, 2)),
+]
+
+
+@pytest.mark.parametrize("curve", MAPS, ids=lambda curve: type(curve).__name__)
+def test_weights_may_have_batch_axes_that_events_lack(curve, rng):
+    """Three of them, as many as there are weights of one kind."""
+    raw, x = rng.normal(size=(curve.num_raw, 3, 2)), rng.uniform(-2, 2, size=2)
+    for direction in (curve.forward, curve.inverse):
+        rows = [direction(raw[:, i], x) for i in range(3)]
+        for found, *each in zip(direction(raw, x), *rows, strict=True):
+            full = np.broadcast_to(found, (3, 2))
+            np.testing.assert_allclose(full, np.broadcast_to(each, (3, 2)), rtol=1e-12)

@@ -77,6 +77,7 @@ class Bernstein:
     @in_single
     def forward(self, raw, x):
         shift, *args = self._coefficients(raw, x)
+        x = x + namespace(x).zeros_like(shift)  # the powers of x stand beside the weights, whose batch may be larger
         y, log_slope = up(self._curve, args, x, self.bound)
         return y + shift, log_slope
 
