@@ -7,6 +7,7 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as ndist
 import pyro.distributions as pdist
 import pytest
@@ -173,6 +174,8 @@ BASES = {
 
 @pytest.mark.parametrize("name", BASES)
 def test_base_distributions_go_along(name, rng, path):
+    if name == "mixture" and numpyro.__version__.startswith("0.21."):
+        pytest.skip("NumPyro 0.21 has no mixture of independent distributions")
     bijection, y = fp.ElementwiseAffine(2), rng.uniform(-0.5, 0.5, size=(4, 1, 2))
     params = draw(bijection, rng, 0.1)
     ours = fpp.Flow(bijection, BASES[name](pdist, torch.tensor))

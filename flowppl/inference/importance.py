@@ -157,7 +157,7 @@ def coordinates(draws: Mapping) -> dict[str, np.ndarray]:
         value = np.asarray(value, dtype=np.float64)
         for index in np.ndindex(value.shape[1:]):
             label = f"{name}[{','.join(map(str, index))}]" if index else name
-            result[label] = value[(slice(None), *index)]
+            result[label] = value[:, *index]
     return result
 
 
