@@ -7,6 +7,7 @@ import difflib
 import itertools
 import math
 import numbers
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -86,3 +87,11 @@ def describe(value: Any) -> str:
 
 def _article(word: str) -> str:
     return "an" if word[0] in "AEIOUaeiou" else "a"
+
+
+def level_of_caller() -> int:
+    """The ``stacklevel`` of a warning that is to point at the line of the user."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("flowppl."):
+        level, frame = level + 1, frame.f_back
+    return level

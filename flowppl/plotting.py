@@ -175,7 +175,7 @@ def losses(losses: Any, elbo: float | None = None, elbo_se: float | None = None,
         label = f"-ELBO = {-elbo:.2f}"
         if elbo_se is not None and np.isfinite(elbo_se):
             ax.axhspan(-elbo - 2 * elbo_se, -elbo + 2 * elbo_se, color=ORANGE, alpha=0.25, linewidth=0)
-            label += f" ± {elbo_se:.2g}"
+            label += f" ± {elbo_se:.2f}" if elbo_se >= 0.005 else " ± < 0.01"
         ax.axhline(-elbo, color=ORANGE, linestyle="--", label=label)
         heights.append(-elbo)
     _limit(ax, [losses], heights)

@@ -103,6 +103,11 @@ def test_only_the_shim_and_the_adapters_name_a_framework():
         assert not re.findall(r"^\s*(?:import|from) (torch|jax|pyro|numpyro)\b", text, re.MULTILINE), path
 
 
+def test_warnings_point_at_the_line_of_the_user():
+    for path, text in SOURCES.items():
+        assert text.count("warnings.warn(") == text.count("stacklevel=level_of_caller()"), path
+
+
 # The rooms of the package from the ground up; those of one floor do not know each other.
 FLOORS = (
     {"_arrays", "checks", "progress", "version"},

@@ -190,6 +190,17 @@ def test_base_distributions_go_along(name, rng, path):
         np.testing.assert_allclose(numpyro_found().log_prob(y), expected, rtol=1e-12)
 
 
+def test_what_single_precision_loses_is_told_where_the_file_was_loaded(path):
+    save(path, fpp.Flow(fp.ElementwiseAffine(2)))  # float64
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with pytest.warns(UserWarning, match="the file holds float64, which JAX makes float32") as told:
+            load(path, "numpyro")
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    assert {warning.filename for warning in told} == {__file__}
+
+
 def test_python_numbers_in_a_base_take_the_default_precision(path):
     jax.config.update("jax_enable_x64", False)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flowppl.checks import level_of_caller
 from flowppl.inference.batches import INIT_ROWS, Batches, Mapped, is_batches
 
 
@@ -161,5 +162,5 @@ def warn_of_constants(x: np.ndarray, learns_scale: Callable[[], bool]) -> None:
             f"fit_vae: {len(same)} of {x[0].size} numbers of a datum are the same in all data, such as that at "
             f"{tuple(same[0].tolist())}. A Gaussian that learns its scale may be as narrow as it likes there, so that "
             "the loss falls without end: leave them out, bound the scale in the decoder, or add noise",
-            stacklevel=3,
+            stacklevel=level_of_caller(),
         )

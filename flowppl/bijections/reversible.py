@@ -10,6 +10,7 @@ from typing import Any
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree, select
 from flowppl.bijections.contract import Bijection, check_bijection
+from flowppl.checks import level_of_caller
 
 
 def reversible(bijection: Bijection) -> Bijection:
@@ -95,7 +96,7 @@ def check_reversible(bijection: Any, reversible: Any) -> None:
         warnings.warn(
             f"{name}: reversible=True, but its {slow} is {cost.pop()}: derivatives of the other direction run it "
             "in each step. Without reversible=True they are faster, and take memory for each layer",
-            stacklevel=4,
+            stacklevel=level_of_caller(),
         )
 
 

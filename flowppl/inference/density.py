@@ -16,6 +16,7 @@ from flowppl.bijections.combine import Chain, SameWeights, Wrapper
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
 from flowppl.bijections.linear import Permute
 from flowppl.bijections.reversible import is_reversible
+from flowppl.checks import level_of_caller
 from flowppl.discrete.levels import check_levels
 from flowppl.inference.batches import INIT_ROWS, Batches, Mapped, Rows, concat, is_batches
 from flowppl.inference.epochs import Epochs, hold_out, scheduled_rate
@@ -148,7 +149,7 @@ def warn_of_few_values(x: Array, names: Sequence[Any]) -> None:
         warnings.warn(
             f"fit_density: {len(few)} of the {flat.shape[1]} columns of x repeat their values: {found}. A density can "
             f"grow without bound where values repeat. {_remedy(flat)}",
-            stacklevel=3,
+            stacklevel=level_of_caller(),
         )
 
 
@@ -190,7 +191,7 @@ def warn_of_far_data(x: Array, loc: Any, scale: Any) -> None:
         f"{float(xp.min(spread)):g} to {float(xp.max(spread)):g}. The fit would spend its steps on the way, and end "
         "badly: standardise the data, (x - mean) / std, or let the flow end with flowppl.ActNorm(dim), which starts "
         "from them",
-        stacklevel=3,
+        stacklevel=level_of_caller(),
     )
 
 
@@ -202,7 +203,7 @@ def warn_of_rounding(flow: Any, x: Array, context: Array | None) -> None:
             f"fit_density: the flow is reversible, but data come back from the noise with an error of {error:.2g}, so "
             "the derivatives of its loss were not exact; use float64, fewer layers, smaller bounds of their scales, or "
             "the plain flow",
-            stacklevel=3,
+            stacklevel=level_of_caller(),
         )
 
 

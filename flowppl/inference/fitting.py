@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowppl.checks import check_positive, check_sizes, is_rising
+from flowppl.checks import check_positive, check_sizes, is_rising, level_of_caller
 from flowppl.inference.diagnostics import Diagnosis, diagnose
 from flowppl.inference.resuming import CHUNK, NO_CHECKPOINT, Checkpoint, Training
 from flowppl.progress import progress_bar, set_total
@@ -325,14 +324,6 @@ def _run_round(trainer, this, end, after_chunk, here) -> str:
         here.seconds = time.monotonic() - begin
         stopped = after_chunk(losses)
     return stopped
-
-
-def level_of_caller() -> int:
-    """The ``stacklevel`` of a warning that is to point at the line of the user."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("flowppl."):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def warn_of_slowness(obstacle: str) -> None:

@@ -19,9 +19,9 @@ from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.linear import ElementwiseAffine, FullTriangular, TriangularAffine, diagonal
 from flowppl.bijections.repeat import Repeat
 from flowppl.bijections.subspace import Subspace
-from flowppl.checks import check_positive, check_sizes, did_you_mean
+from flowppl.checks import check_positive, check_sizes, did_you_mean, level_of_caller
 from flowppl.inference.affine import Affine
-from flowppl.inference.fitting import FLOW_ROUNDS, NARROW_ROUNDS, Round, level_of_caller
+from flowppl.inference.fitting import FLOW_ROUNDS, NARROW_ROUNDS, Round
 from flowppl.inference.latents import shown
 from flowppl.inference.modes import Modes, find_modes
 from flowppl.inference.resuming import remembered

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from flowppl.checks import level_of_caller
+
 NUM_BATCHES = 4  # over which a guide's k-hat is the median, in the rounds of a fit as in diagnose
 MIN_BATCH = 25  # fewer draws have no tail to speak of
 MIN_MARGINAL = 100  # fewer are too few for the tail of a marginal
@@ -338,7 +340,7 @@ def resample_indices(log_weights, num_samples: int, rng: np.random.Generator) ->
         warnings.warn(
             f"the resampled draws are not to be trusted: k-hat is {shape:.2f}, above {limit:.2f}; see diagnose",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=level_of_caller(),
         )
     steps = (np.arange(num_samples) + rng.uniform()) / num_samples
     # Rounding can leave the last sum below 1; no index may then point past the last draw that has a weight.

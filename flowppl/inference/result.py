@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from flowppl.checks import level_of_caller
 from flowppl.inference.chain_draws import ChainsBase
 from flowppl.inference.diagnostics import Diagnosis
-from flowppl.inference.fitting import History, level_of_caller
+from flowppl.inference.fitting import History
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Sequence
 
-from flowppl.checks import did_you_mean
+from flowppl.checks import did_you_mean, level_of_caller
 
 MAX_SHOWN = 6  # coordinates, unless they are named
 MAX_NAMED = 16
@@ -22,7 +22,7 @@ def select(owner: str, known: list[str], var_names: str | Sequence[str] | None, 
         warnings.warn(
             f"{owner} shows the first {MAX_SHOWN} of {len(known)} coordinates; say which by var_names=",
             UserWarning,
-            stacklevel=3,
+            stacklevel=level_of_caller(),
         )
         return chosen[:MAX_SHOWN]
     if not chosen:

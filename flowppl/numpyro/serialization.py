@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from flowppl._arrays.tree import Tree, map_tree, merge
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
+from flowppl.checks import level_of_caller
 from flowppl.discrete import pixelcnn as discrete
 from flowppl.inference.fitting import History
 from flowppl.inference.mixture import is_mixture, stacked_part
@@ -191,6 +192,6 @@ def _to_jax(leaf):
         warnings.warn(
             f"the file holds {leaf.dtype}, which JAX makes {array.dtype} as it is set now; to keep it, call "
             "jax.config.update('jax_enable_x64', True) before loading",
-            stacklevel=2,
+            stacklevel=level_of_caller(),
         )
     return array

@@ -13,6 +13,7 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from flowppl.checks import level_of_caller
 from flowppl.pyro._host import (
     FakeTensorMode,
     TracingContext,
@@ -211,7 +212,7 @@ def record(function, inputs, end=math.inf):
             f"torch {torch.__version__} does not record steps as flowppl asks it to ({fault}): fits in Pyro are right, "
             "but take longer; install another torch of those that flowppl is tested with",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=level_of_caller(),
         )
     return program if is_same else function
 
