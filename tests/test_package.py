@@ -70,7 +70,7 @@ import torch, jax, warnings, numpy as np
 before = torch.get_default_dtype(), jax.config.jax_enable_x64, torch.distributions.Distribution._validate_args, \
     list(warnings.filters), dict(np.geterr())
 warnings.simplefilter("ignore")
-import pyro, numpyro
+import pyro, numpyro, scipy.special  # what they set is theirs
 hosts = list(warnings.filters), torch.distributions.Distribution._validate_args
 import flowppl.pyro, flowppl.numpyro
 assert hosts == (list(warnings.filters), torch.distributions.Distribution._validate_args)

@@ -157,9 +157,9 @@ def coordinates(draws: Mapping) -> dict[str, np.ndarray]:
     result = {}
     for name, value in draws.items():
         value = np.asarray(value, dtype=np.float64)
-        for index in np.ndindex(value.shape[1:]):
-            label = f"{name}[{','.join(map(str, index))}]" if index else name
-            result[label] = value[:, *index]
+        columns = value.reshape(len(value), math.prod(value.shape[1:])).T
+        for index, column in zip(np.ndindex(value.shape[1:]), columns, strict=True):
+            result[f"{name}[{','.join(map(str, index))}]" if index else name] = column
     return result
 
 
