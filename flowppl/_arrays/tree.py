@@ -40,10 +40,8 @@ def select(declared: Tree, tree: Tree) -> Tree:
 
 def replace(tree: Tree, new: Tree) -> Tree:
     """``tree`` with the leaves of ``new`` in the place of its own."""
-    return {
-        key: (replace(value, new[key]) if isinstance(value, dict) else new[key]) if key in new else value
-        for key, value in tree.items()
-    }
+    found = {key: replace(tree[key], value) if isinstance(value, dict) else value for key, value in new.items()}
+    return {**tree, **found}
 
 
 def nested(flat: dict[str, Any]) -> Tree:

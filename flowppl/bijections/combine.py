@@ -89,7 +89,8 @@ class Chain(Several):
 
     bijections: Sequence[Bijection]
     reversible: bool = False
-    _bounding: tuple[Bijection, ...] = derived()  # without those that only move numbers, and leave supports as they are
+    _moves: tuple[bool, ...] = derived()  # which only move numbers, and leave supports and volumes as they are
+    _bounding: tuple[Bijection, ...] = derived()  # the others, in order
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,7 +100,8 @@ class Chain(Several):
                     f"Chain: bijections[{i}] ({type(first).__name__}) gives events of shape {first.y_shape}, but "
                     f"bijections[{i + 1}] ({type(second).__name__}) takes events of shape {second.x_shape}"
                 )
-        bounding = [(i, part) for i, part in enumerate(self.bijections) if not _only_moves(part)]
+        assign(self, _moves=tuple(map(_only_moves, self.bijections)))
+        bounding = [(i, part) for i, part in enumerate(self.bijections) if not self._moves[i]]
         for (i, first), (j, second) in itertools.pairwise(bounding):
             if first.y_support != second.x_support:
                 raise ValueError(
@@ -140,7 +142,10 @@ class Chain(Several):
         for i, part in self._in_order(direction == "inverse"):
             apply, given = getattr(part, direction), context if part.context_dim else None
             event, log_det = apply(params.get(str(i), {}), event, given)
-            total = log_det if total is None else total + log_det
+            if total is None:
+                total = log_det
+            elif not self._moves[i]:
+                total = total + log_det
         return event, total
 
     def _in_order(self, reverse):

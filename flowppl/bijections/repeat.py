@@ -122,7 +122,11 @@ class Repeat(Wrapper):
 
     def _layers_first(self, xp, params):
         """The trained part of ``params`` with the axis of the layers in front."""
-        return _tree.map_tree(lambda rank, leaf: xp.moveaxis(leaf, leaf.ndim - rank - 1, 0), self._ranks, params)
+
+        def first(rank, leaf):
+            return leaf if leaf.ndim == rank + 1 else xp.moveaxis(leaf, leaf.ndim - rank - 1, 0)
+
+        return _tree.map_tree(first, self._ranks, params)
 
     def _keeps(self, stacked, event):
         """Whether the event has the dtype and the batch axes of the result before the first layer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -170,12 +171,12 @@ class FlowTransform(TransformModule, ConditionalTransform):
         """As :meth:`condition`, but a transform that expects no context raises ValueError when it maps."""
         return FlowTransform._sharing(self.bijection, self.weights, context)
 
-    @property
+    @functools.cached_property
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
         """Where x lies: the real line, or an interval, in every entry of an event."""
         return _interval(self.bijection.x_support, self.bijection.x_shape)
 
-    @property
+    @functools.cached_property
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         """Where y lies: the real line, or an interval, in every entry of an event."""
         return _interval(self.bijection.y_support, self.bijection.y_shape)
