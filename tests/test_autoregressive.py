@@ -175,6 +175,11 @@ def test_each_coordinate_depends_on_all_it_may_and_nothing_else(name, rng):
     np.testing.assert_array_equal(numpy(jacobian) != 0, permitted(layer) | np.eye(layer.dim, dtype=bool))
 
 
+def test_masks_are_in_one_piece():
+    for _, mask in _tree.leaves(fp.MADE(9, 2, (12, 12)).constants()):
+        assert mask.flags.c_contiguous
+
+
 @pytest.mark.parametrize("residual", [False, True])
 def test_units_are_shared_out_among_all_dependencies(residual, rng):
     """Of a random graph every permitted dependency is a path through the masks, and every unit is on one."""
