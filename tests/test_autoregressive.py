@@ -180,6 +180,22 @@ def test_masks_are_in_one_piece():
         assert mask.flags.c_contiguous
 
 
+@pytest.mark.parametrize("name", ["five", "order", "residual"])
+def test_prepared_weights_serve_as_before(name, rng):
+    layer = LAYERS[name]
+    stack = fp.Repeat(fp.Chain([fp.Invert(layer), fp.Permute.reverse(layer.dim)]), 2)
+    tree, x, context = merged(stack, draw(stack, rng)), rng.normal(size=(3, layer.dim)), context_for(layer, rng, (3,))
+    prepared = stack.prepare(tree)
+    assert "mask" not in str(prepared)
+    for direction in (stack.forward, stack.inverse):
+        assert_close(direction(prepared, x, context), direction(tree, x, context), 0)
+        assert_close(direction(stack.prepare(prepared), x, context), direction(tree, x, context), 0)
+    unprepared = fp.Chain([stack.bijection, stack.bijection])
+    layers = {str(i): _tree.map_tree(lambda leaf, i=i: leaf[i], _tree.select(stack.parameters(), tree)) for i in (0, 1)}
+    layers = _tree.merge(layers, unprepared.constants())
+    assert_close(stack.forward(tree, x, context), unprepared.forward(layers, x, context), 1e-13)
+
+
 @pytest.mark.parametrize("residual", [False, True])
 def test_units_are_shared_out_among_all_dependencies(residual, rng):
     """Of a random graph every permitted dependency is a path through the masks, and every unit is on one."""

@@ -161,6 +161,9 @@ class Autoregressive(Bijection):
     def constants(self) -> Tree:
         return {"network": self._network.constants(), "index": np.asarray(self._plan.index)}
 
+    def prepare(self, params):
+        return params | {"network": self._network.prepare(params["network"])}
+
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
         return self._pass(self.univariate.forward, params, x, context)

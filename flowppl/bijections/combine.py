@@ -129,6 +129,10 @@ class Chain(Several):
     def y_support(self) -> tuple[float, float]:
         return self._bounding[-1].y_support if self._bounding else REAL_LINE
 
+    def prepare(self, params):
+        parts = {str(i): part for i, part in enumerate(self.bijections)}
+        return {key: parts[key].prepare(tree) if key in parts else tree for key, tree in params.items()}
+
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
         return run(self, "forward", params, x, context)
@@ -203,6 +207,9 @@ class SameWeights(Bijection):
 
     def constants(self) -> Tree:
         return self.bijection.constants()
+
+    def prepare(self, params):
+        return self.bijection.prepare(params)
 
 
 @dataclasses.dataclass(frozen=True)

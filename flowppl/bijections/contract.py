@@ -125,6 +125,14 @@ class Bijection(abc.ABC):
         """Boolean and integer NumPy arrays that are not trained, under names that no parameter has."""
         return {}
 
+    def prepare(self, params: Tree) -> Tree:
+        """``params`` with what follows from them alone worked out, such as masked weights; they serve as before.
+
+        A stack of equal layers calls it once, for the weights of all its layers, where each layer would take as many
+        small steps of its own. By default nothing is worked out.
+        """
+        return params
+
     @abc.abstractmethod
     def forward(self, params: Tree, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         """Map x to y; return ``(y, log_det)``, the log determinant being that of x -> y."""

@@ -76,6 +76,9 @@ class Repeat(Wrapper):
     def constants(self) -> Tree:
         return self.bijection.constants()
 
+    def prepare(self, params):
+        return self.bijection.prepare(params)
+
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
         return run(self, "forward", params, x, context)
@@ -136,6 +139,7 @@ class Repeat(Wrapper):
 
     def _run(self, direction, params, event, context, *score):
         xp, apply, reverse = namespace(event), getattr(self.bijection, direction), direction == "inverse"
+        params = self.bijection.prepare(params)
         stacked = self._layers_first(xp, params)
         columns = _tree.map_tree(lambda leaf: xp.unstack(leaf, axis=0), stacked)
 

@@ -30,17 +30,25 @@ def _closes_block(i: int) -> bool:
     return i > 0 and i % 2 == 0
 
 
+def masked(layer: Tree) -> Tree:
+    """A layer whose ``mask``, if it has one, is put on its weights."""
+    if "mask" not in layer:
+        return layer
+    layer = dict(layer)
+    mask, weight = layer.pop("mask"), layer["weight"]
+    xp = namespace(weight)
+    # A product with the mask takes less time, but 0 times a gradient that overflows is no number.
+    return layer | {"weight": xp.where(mask, weight, xp.zeros_like(weight[..., :1, :1]))}
+
+
 def dense_layers(params: Tree, context: Array | None) -> tuple[list[Array], list[Array]]:
     """The weights of dense layers, masked where a layer has a ``mask``, and what is added: bias and context."""
     weights, sums = [], []
     for i in range(len(params)):
-        layer = params[str(i)]
+        layer = masked(params[str(i)])
         weight, bias = layer["weight"], layer["bias"]
-        xp = namespace(weight)
-        if "mask" in layer:
-            weight = xp.where(layer["mask"], weight, xp.zeros_like(weight))
         if "context_weight" in layer:
-            bias = xp.linear(context, layer["context_weight"], bias)
+            bias = namespace(bias).linear(context, layer["context_weight"], bias)
         weights.append(weight)
         sums.append(bias)
     return weights, sums

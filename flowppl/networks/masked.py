@@ -11,7 +11,7 @@ import numpy as np
 
 from flowppl._arrays.tree import Tree
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.networks.dense import dense, dense_parameters
+from flowppl.networks.dense import dense, dense_parameters, masked
 from flowppl.networks.protocol import as_dims, check_activation
 
 
@@ -165,6 +165,10 @@ class MADE:
         masks[-1] = np.tile(masks[-1], self.num_outputs)
         # torch.where takes up to ten times as long with a transposed mask.
         return {str(i): {"mask": np.ascontiguousarray(mask)} for i, mask in enumerate(masks)}
+
+    def prepare(self, params: Tree) -> Tree:
+        """``params`` with the masks put on the weights."""
+        return {key: masked(layer) for key, layer in params.items()}
 
     def __call__(self, params, x, context=None):
         return dense(params, x, context, self.activation, self.residual)
