@@ -9,7 +9,7 @@ from catalogue import context_for, draw, merged, numpy, to
 import flowppl as fp
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import namespace
-from flowppl.networks import split_raw
+from flowppl.networks import dense, split_raw
 
 DIAMOND = ((0, 0, 0, 0, 0), (0, 0, 0, 0, 1), (0, 1, 0, 1, 0), (0, 0, 0, 0, 1), (0, 0, 0, 0, 0))  # 4 -> 1, 3 -> 2; 0
 UNEVEN = tuple(tuple(j < min(i, 4) for j in range(12)) for i in range(12))  # a chain of five, then eight at once
@@ -175,8 +175,43 @@ def test_each_coordinate_depends_on_all_it_may_and_nothing_else(name, rng):
     np.testing.assert_array_equal(numpy(jacobian) != 0, permitted(layer) | np.eye(layer.dim, dtype=bool))
 
 
-def test_masks_are_in_one_piece():
-    for _, mask in _tree.leaves(fp.MADE(9, 2, (12, 12)).constants()):
+WIDE = {
+    "two layers": {"hidden_dims": (12, 17)},
+    "one": {"hidden_dims": 11, "context_dim": 2},
+    "none": {"hidden_dims": ()},
+    "narrow and wide": {"hidden_dims": (5, 20)},
+    "residual": {"hidden_dims": (16, 16), "residual": True, "context_dim": 2},
+    "adjacency": {"hidden_dims": (14, 14), "adjacency": (np.tri(9, k=-2) > 0).tolist()},
+}
+
+
+@pytest.mark.parametrize("options", WIDE.values(), ids=WIDE)
+def test_strips_of_wide_weights_leave_out_zeros_only(options, monkeypatch, rng):
+    assert not fp.MADE(9, 3, **options)._strips
+    monkeypatch.setattr("flowppl.networks.masked.WIDE", 8)
+    network = fp.MADE(9, 3, **options)
+    assert max(map(len, network._strips)) == 4
+    x, context = rng.normal(size=(6, 9)), context_for(network, rng, (6,))
+    params = draw(network, rng)
+    rows = _tree.map_tree(lambda leaf: leaf + rng.normal(size=(6, *leaf.shape)), params)  # weights for each event
+    for weights in (params, rows):
+        expected = dense(merged(network, weights), x, context, network.activation, network.residual)
+        for library in ("numpy", "strict", "torch", "jax")[: 4 if network.residual else 3]:
+            tree, given = merged(network, weights, library), (to(library, x), to(library, context))
+            if library == "torch":
+                leaves = [leaf.requires_grad_() for _, leaf in _tree.leaves(tree) if leaf.is_floating_point()]
+            found = (jax.jit(network) if library == "jax" else network)(tree, *given)
+            assert_close([found], [expected], 1e-12)
+            if library == "torch":
+                whole = dense(tree, *given, network.activation, network.residual)
+                assert_close(*(torch.autograd.grad((y**2).sum(), leaves) for y in (found, whole)))
+
+
+def test_masks_are_in_one_piece_and_a_random_order_has_no_strips(monkeypatch):
+    monkeypatch.setattr("flowppl.networks.masked.WIDE", 8)
+    network = fp.MADE(9, 2, (12, 12), order=(1, 0, *range(2, 9)))
+    assert not network._strips
+    for _, mask in _tree.leaves(network.constants()):
         assert mask.flags.c_contiguous
 
 

@@ -70,15 +70,17 @@ def hidden_units(first, weights, sums, activation: str, residual: bool, product)
     return hidden
 
 
-def dense(params: Tree, x: Array, context: Array | None, activation: str, residual: bool = False) -> Array:
-    """Apply dense layers, masked where a layer has a ``mask``."""
-    xp = namespace(x)
+def dense(
+    params: Tree, x: Array, context: Array | None, activation: str, residual: bool = False, product=None
+) -> Array:
+    """Apply dense layers, masked where a layer has a ``mask``; ``product`` is as for :func:`hidden_units`."""
+    product = product or namespace(x).linear
     weights, sums = dense_layers(params, context)
-    output = xp.linear(x, weights[0], sums[0])
+    output = product(x, weights[0], sums[0])
     if len(weights) == 1:
         return output
-    hidden = hidden_units(output, weights[1:-1], sums[1:-1], activation, residual, xp.linear)
-    return xp.linear(hidden[-1], weights[-1], sums[-1])
+    hidden = hidden_units(output, weights[1:-1], sums[1:-1], activation, residual, product)
+    return product(hidden[-1], weights[-1], sums[-1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.checks import assign, check_sizes, derived
 from flowppl.networks.dense import dense, dense_parameters, masked
 from flowppl.networks.protocol import as_dims, check_activation
+
+WIDE = 512  # from so many rows and columns on a matrix is cut into strips; at 256 nothing is won
+STRIPS = 4  # forward and backward 0.68 of the time of a layer of 1,024 units in torch; with two 0.75, with eight 0.68
 
 
 def read_dependencies(owner: str, dim: int, order, adjacency) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +117,7 @@ class MADE:
     residual: bool = False
     levels: tuple[int, ...] = derived()  # the level of each coordinate: it may be found once all lower ones are known
     unit_levels: tuple[tuple[int, ...], ...] = derived()  # the same for the units of each hidden layer; they ascend
+    _strips: tuple[tuple[tuple[int, int], ...], ...] = derived()  # see `_find_strips`; empty if none are worth it
 
     def __post_init__(self):
         assign(self, hidden_dims=as_dims("MADE", self.hidden_dims))
@@ -131,6 +136,7 @@ class MADE:
         sets, _, shares, level = self._share_out()
         ready = np.where(sets, level + 1, 0).max(axis=1)
         assign(self, levels=tuple(level.tolist()), unit_levels=tuple(tuple(ready[share].tolist()) for share in shares))
+        assign(self, _strips=self._find_strips())
 
     @property
     def _widths(self) -> tuple[int, ...]:
@@ -167,8 +173,59 @@ class MADE:
         return {str(i): {"mask": np.ascontiguousarray(mask)} for i, mask in enumerate(masks)}
 
     def prepare(self, params: Tree) -> Tree:
-        """``params`` with the masks put on the weights."""
-        return {key: masked(layer) for key, layer in params.items()}
+        """``params`` with the masks put on the weights, where this is not done strip by strip."""
+        return params if self._strips else {key: masked(layer) for key, layer in params.items()}
 
     def __call__(self, params, x, context=None):
-        return dense(params, x, context, self.activation, self.residual)
+        if not self._strips:
+            return dense(params, x, context, self.activation, self.residual)
+        layers = {key: self._in_strips(int(key), layer) for key, layer in params.items()}
+        return dense(layers, x, context, self.activation, self.residual, _by_strips)
+
+    def _find_strips(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """For each layer how its rows are cut into strips: how many rows, and the first column that sees any of them.
+
+        Coordinates and units in the order of their levels make the masks staircases: almost half of a wide matrix is
+        left out, and not masked either.
+        """
+        if list(self.levels) != sorted(self.levels):
+            return ()
+        see = [np.asarray(levels) for levels in (*self.unit_levels, self.levels)]
+        seen = [np.asarray(self.levels) + 1, *see[:-1]]
+        strips = []
+        for rows, columns in zip(seen, see, strict=True):
+            num = STRIPS if min(len(rows), len(columns)) >= WIDE else 1
+            bounds = np.arange(num + 1) * len(rows) // num
+            starts = [0, *np.searchsorted(columns, rows[bounds[1:-1]]).tolist()]
+            strips.append(tuple(zip(np.diff(bounds).tolist(), starts, strict=True)))
+        return tuple(strips) if max(map(len, strips)) > 1 else ()
+
+    def _in_strips(self, i: int, layer: Tree) -> Tree:
+        """Layer i with strips of masked weights, ``(..., rows, blocks of columns, columns from the first on)``."""
+        layer = dict(layer)
+        weight, mask, blocks = layer["weight"], layer.pop("mask"), self.num_outputs if i == len(self._widths) else 1
+        xp, sizes = namespace(weight), [size for size, _ in self._strips[i]]
+
+        def cut(array):
+            array = xp.reshape(array, (*array.shape[:-1], blocks, array.shape[-1] // blocks))
+            parts = xp.split(array, sizes, axis=-3)
+            return [part[..., start:] for part, (_, start) in zip(parts, self._strips[i], strict=True)]
+
+        strips = [masked({"weight": each, "mask": seen}) for each, seen in zip(cut(weight), cut(mask), strict=True)]
+        return layer | {"weight": [strip["weight"] for strip in strips]}
+
+
+def _by_strips(x: Array, strips: list[Array], added: Array) -> Array:
+    """``x @ weight + added``, for a weight in strips of its rows."""
+    xp, rest = namespace(x), added
+    done: list[Array] = []
+    for part, strip in zip(xp.split(x, [strip.shape[-3] for strip in strips], axis=-1), strips, strict=True):
+        blocks, columns = strip.shape[-2:]
+        rest = xp.reshape(rest, (*rest.shape[:-1], blocks, rest.shape[-1] // blocks))
+        finished, rest = xp.split(rest, [rest.shape[-1] - columns, columns], axis=-1)
+        done.append(finished)
+        strip = xp.reshape(strip, (*strip.shape[:-2], blocks * columns))
+        rest = xp.linear(part, strip, xp.reshape(rest, (*rest.shape[:-2], blocks * columns)))
+    rest = xp.reshape(rest, (*rest.shape[:-1], blocks, columns))
+    output = xp.concat([*done[1:], rest], axis=-1)
+    return xp.reshape(output, (*output.shape[:-2], blocks * output.shape[-1]))
