@@ -227,7 +227,10 @@ def test_local_latents_are_predicted_for_new_members(language):
             z = ppl.sample("z", dist.Normal(mu, 1.0))
             ppl.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    guide = lang.adapter.AutoLocalFlow(model, lambda y: y, plates=("members",))
+    def affine(dim, context_dim):
+        return fp.Conditional(fp.ElementwiseAffine(dim), context_dim, 4)
+
+    guide = lang.adapter.AutoLocalFlow(model, lambda y: y, flow=affine, plates=("members",), hidden_dims=4)
     result = lang.fit(model, lang.array(np.ones(6)), guide=guide, num_steps=100)
     with pytest.warns(RuntimeWarning, match="'y' is observed"):
         draws = result.predict(lang.array(np.ones(9)), num_samples=4)

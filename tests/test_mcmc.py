@@ -434,6 +434,7 @@ def test_guides_of_the_host(lang):
         result.mcmc(100, nuts=True)
 
 
+@pytest.mark.parametrize("lang", ["numpyro", pytest.param("pyro", marks=pytest.mark.stress)], indirect=True)
 def test_local_guides(lang):
     def model(x):
         mu = lang.ppl.sample("mu", lang.dist.Normal(0.0, 1.0))
@@ -450,7 +451,16 @@ def test_local_guides(lang):
     assert chains.draws["z"].shape == (4, 1000, 2)
 
 
-@pytest.mark.parametrize("of_host", [False, True])
+@pytest.mark.parametrize(
+    ("lang", "of_host"),
+    [
+        ("numpyro", False),
+        ("numpyro", True),
+        ("pyro", False),
+        pytest.param("pyro", True, marks=pytest.mark.stress),  # one draw after the other
+    ],
+    indirect=["lang"],
+)
 def test_sites_that_are_summed_out(lang, of_host):
     def model(y):
         mu = lang.ppl.sample("mu", lang.dist.Normal(0.0, 1.0))

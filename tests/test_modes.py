@@ -511,8 +511,9 @@ def test_a_random_density_is_not_searched_and_that_is_told():
         with numpyro.plate("data", 8, subsample_size=4) as rows:
             numpyro.sample("x", ndist.Normal(mu, 1.0), obs=x[rows])
 
+    few = {"flow": fp.TriangularAffine, "num_steps": 100, "progress": False}
     with pytest.warns(RuntimeWarning, match="no modes were searched for"):
-        result = fnp.fit(jax.random.key(0), model, jnp.arange(8.0), num_modes=3, num_steps=100, progress=False)
+        result = fnp.fit(jax.random.key(0), model, jnp.arange(8.0), num_modes=3, **few)
     assert result.history.check.search is None
 
     def same(x):
@@ -521,7 +522,7 @@ def test_a_random_density_is_not_searched_and_that_is_told():
             pyro.sample("x", pdist.Normal(mu, 1.0), obs=x[rows])
 
     with pytest.warns(RuntimeWarning, match="num_modes=3 has no effect"):
-        fpp.fit(same, torch.arange(8.0), num_modes=3, num_steps=100, progress=False)
+        fpp.fit(same, torch.arange(8.0), num_modes=3, **few)
 
 
 def test_svi_trains_a_guide_of_several_modes():

@@ -126,7 +126,7 @@ def fit_pyro(**options):
     return fpp.fit(model, progress=False, **options)
 
 
-@pytest.mark.parametrize("fit", [fit_numpyro, fit_pyro])
+@pytest.mark.parametrize("fit", [fit_numpyro, pytest.param(fit_pyro, marks=pytest.mark.stress)])
 def test_heavy_tails_are_not_called_good(fit):
     result = fit(num_steps=100)
     check = result.history.check
