@@ -174,7 +174,8 @@ def run(language, kind, checkpoint):
     if kind == "fit_density":
         return weights(lang.density(checkpoint, num_epochs=60, patience=None, progress=False))
     if kind == "fit_vae":
-        return weights(lang.vae(checkpoint, num_epochs=100, patience=None))
+        # In NumPyro the most is compilation: with 100 epochs all kills came before the first checkpoint.
+        return weights(lang.vae(checkpoint, num_epochs=100 if language == "pyro" else 3000, patience=None))
     return weights(lang.fit(kind, checkpoint).params)
 
 
