@@ -208,9 +208,6 @@ class SameWeights(Bijection):
     def constants(self) -> Tree:
         return self.bijection.constants()
 
-    def prepare(self, params):
-        return self.bijection.prepare(params)
-
 
 @dataclasses.dataclass(frozen=True)
 class Invert(SameWeights):
@@ -253,6 +250,9 @@ class Invert(SameWeights):
     @property
     def inverse_cost(self) -> str:
         return self.bijection.forward_cost
+
+    def prepare(self, params):
+        return self.bijection.prepare(params)
 
     def forward(self, params, x, context=None):
         return self.bijection.inverse(params, x, context)

@@ -126,10 +126,12 @@ class Bijection(abc.ABC):
         return {}
 
     def prepare(self, params: Tree) -> Tree:
-        """``params`` with what follows from them alone worked out, such as masked weights; they serve as before.
+        """``params`` with what follows from them alone worked out, such as masked weights.
 
-        A stack of equal layers calls it once, for the weights of all its layers, where each layer would take as many
-        small steps of its own. By default nothing is worked out.
+        :class:`flowppl.Repeat` calls it once for the weights of all its layers, which have the axis of the layers in
+        front of their own. Each layer's part of the result is then what ``forward`` and ``inverse`` are given, and they
+        must give what they give without it. Names and shapes stay; an empty branch may be added, as a note that the
+        work is done. By default nothing is worked out.
         """
         return params
 

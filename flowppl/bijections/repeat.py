@@ -76,9 +76,6 @@ class Repeat(Wrapper):
     def constants(self) -> Tree:
         return self.bijection.constants()
 
-    def prepare(self, params):
-        return self.bijection.prepare(params)
-
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)
         return run(self, "forward", params, x, context)
