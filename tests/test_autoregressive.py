@@ -9,7 +9,7 @@ from catalogue import context_for, draw, merged, numpy, to
 import flowppl as fp
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.namespace import namespace
-from flowppl.networks import dense, split_raw
+from flowppl.networks import dense, masked_layers, split_raw
 
 DIAMOND = ((0, 0, 0, 0, 0), (0, 0, 0, 0, 1), (0, 1, 0, 1, 0), (0, 0, 0, 0, 1), (0, 0, 0, 0, 0))  # 4 -> 1, 3 -> 2; 0
 UNEVEN = tuple(tuple(j < min(i, 4) for j in range(12)) for i in range(12))  # a chain of five, then eight at once
@@ -182,6 +182,7 @@ WIDE = {
     "narrow and wide": {"hidden_dims": (5, 20)},
     "residual": {"hidden_dims": (16, 16), "residual": True, "context_dim": 2},
     "adjacency": {"hidden_dims": (14, 14), "adjacency": (np.tri(9, k=-2) > 0).tolist()},
+    "strips that none sees": {"hidden_dims": 9, "adjacency": [[i > 0 == j for j in range(9)] for i in range(9)]},
 }
 
 
@@ -195,7 +196,7 @@ def test_strips_of_wide_weights_leave_out_zeros_only(options, monkeypatch, rng):
     params = draw(network, rng)
     rows = _tree.map_tree(lambda leaf: leaf + rng.normal(size=(6, *leaf.shape)), params)  # weights for each event
     for weights in (params, rows):
-        expected = dense(merged(network, weights), x, context, network.activation, network.residual)
+        expected = dense(masked_layers(merged(network, weights)), x, context, network.activation, network.residual)
         for library in ("numpy", "strict", "torch", "jax")[: 4 if network.residual else 3]:
             tree, given = merged(network, weights, library), (to(library, x), to(library, context))
             if library == "torch":
@@ -203,7 +204,7 @@ def test_strips_of_wide_weights_leave_out_zeros_only(options, monkeypatch, rng):
             found = (jax.jit(network) if library == "jax" else network)(tree, *given)
             assert_close([found], [expected], 1e-12)
             if library == "torch":
-                whole = dense(tree, *given, network.activation, network.residual)
+                whole = dense(masked_layers(tree), *given, network.activation, network.residual)
                 assert_close(*(torch.autograd.grad((y**2).sum(), leaves) for y in (found, whole)))
 
 
@@ -220,11 +221,10 @@ def test_prepared_weights_serve_as_before(name, rng):
     layer = LAYERS[name]
     stack = fp.Repeat(fp.Chain([fp.Invert(layer), fp.Permute.reverse(layer.dim)]), 2)
     tree, x, context = merged(stack, draw(stack, rng)), rng.normal(size=(3, layer.dim)), context_for(layer, rng, (3,))
-    prepared = stack.prepare(tree)
-    assert "mask" not in str(prepared)
+    prepared = stack.bijection.prepare(tree)
+    assert str(prepared).count("is_masked") == len(tree["0"]["network"])
     for direction in (stack.forward, stack.inverse):
         assert_close(direction(prepared, x, context), direction(tree, x, context), 0)
-        assert_close(direction(stack.prepare(prepared), x, context), direction(tree, x, context), 0)
     unprepared = fp.Chain([stack.bijection, stack.bijection])
     layers = {str(i): _tree.map_tree(lambda leaf, i=i: leaf[i], _tree.select(stack.parameters(), tree)) for i in (0, 1)}
     layers = _tree.merge(layers, unprepared.constants())

@@ -290,6 +290,22 @@ def test_batch_axes_are_independent(name, case, rng):
             np.testing.assert_allclose(log_det[index], one[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", [name for name, b in (BIJECTIONS | ENDS).items() if b.constants()])
+def test_missing_constants_are_told_or_not_needed(name, rng):
+    """A masked network without its masks would see all coordinates, and give wrong densities."""
+    bijection = (BIJECTIONS | ENDS)[name]
+    weights, context = draw(bijection, rng), context_for(bijection, rng, ())
+    for direction in ("forward", "inverse"):
+        event = rng.uniform(0.2, 0.8, size=start_shape(bijection, direction))
+        try:
+            found = getattr(bijection, direction)(weights, event, context)
+        except ValueError as error:
+            assert "lacks the constants" in str(error)  # noqa: PT017
+        else:
+            for one, expected in zip(found, call(direction, bijection, weights, event, context), strict=True):
+                np.testing.assert_allclose(one, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("name", "case"), spread(BIJECTIONS | ENDS, *itertools.product(("numpy", "torch"), [(0,), (2, 0)]))
 )

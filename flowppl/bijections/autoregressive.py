@@ -12,7 +12,7 @@ from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.networks import MADE, as_dims, dense_layers, hidden_units, split_raw
+from flowppl.networks import MADE, as_dims, dense_layers, hidden_units, masked_layers, split_raw
 from flowppl.univariate.base import Affine, Univariate, check_univariate
 
 
@@ -183,7 +183,7 @@ class Autoregressive(Bijection):
             array = plan.arrange(xp.reshape(array, (*array.shape[:-1], num_raw, self.dim)), params["index"])
             return xp.reshape(array, (*array.shape[:-2], num_raw * plan.slots[-1]))
 
-        weights, sums = dense_layers(params["network"], context)
+        weights, sums = dense_layers(masked_layers(params["network"]), context)
         weights[0] = plan.arrange(weights[0], params["index"], axis=-2)
         weights[-1], sums[-1] = arrange_outputs(weights[-1]), arrange_outputs(sums[-1])
         dtype = xp.result_type(y, *sums, *weights)  # the carry of a loop must not change its own

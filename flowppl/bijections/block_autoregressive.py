@@ -18,7 +18,7 @@ from flowppl.bijections.residual import times
 from flowppl.checks import assign, check_sizes
 from flowppl.declare import Normal, Parameter, Uniform
 from flowppl.networks import as_dims
-from flowppl.networks.dense import dense_layers
+from flowppl.networks.dense import dense_layers, masked_layers
 from flowppl.univariate.base import Bound, bounded, check_bound
 
 
@@ -132,7 +132,7 @@ class BlockAutoregressive(Bijection):
         """For each hidden layer its blocks A and B and what is added; the same of the last, with g and sigma for A."""
         xp = namespace(params["0"]["weight"])
         *hidden, last = (params[str(i)] for i in range(len(params)))
-        (*weights, last_weight), (*sums, last_sum) = dense_layers(params, context)
+        (*weights, last_weight), (*sums, last_sum) = dense_layers(masked_layers(params), context)
         layers = []
         steepest = None
         for layer, others, added, (_, width) in zip(hidden, weights, sums, self._sizes[:-1], strict=True):

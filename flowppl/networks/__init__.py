@@ -12,7 +12,7 @@ A module of a host's framework is made a network by the ``ModuleNetwork`` of an 
 
 from flowppl.networks.causal import CausalConv1d
 from flowppl.networks.convolution import ConvNet
-from flowppl.networks.dense import MLP, dense, dense_layers, dense_parameters, hidden_units
+from flowppl.networks.dense import MLP, dense, dense_layers, dense_parameters, hidden_units, masked_layers
 from flowppl.networks.masked import MADE, read_dependencies
 from flowppl.networks.modules import BoundNetwork, ModuleNetwork, NetworkLike, bind_network, read_network
 from flowppl.networks.pixel import PixelConvNet
@@ -39,6 +39,7 @@ __all__ = [
     "dense_layers",
     "dense_parameters",
     "hidden_units",
+    "masked_layers",
     "read_dependencies",
     "read_network",
     "split_raw",

@@ -20,7 +20,7 @@ Find = Callable[..., tuple[Array, ...]]
 def prepared(layers: Tree, context: Array | None) -> Tree:
     """All convolutions as weights and biases; what a context that is a vector adds is in the biases."""
     if "bias" not in layers:
-        return {name: prepared(layer, context) for name, layer in layers.items() if isinstance(layer, dict)}
+        return {name: prepared(layer, context) for name, layer in layers.items()}
     bias = layers["bias"]
     if "context_weight" in layers:
         bias = namespace(bias).linear(context, layers["context_weight"], bias)
@@ -125,6 +125,12 @@ class Causal:
             if i < len(self._widths) - 1:
                 layer["stay"] = mask(hidden, hidden)
         return layers | {"join": mask(hidden, hidden), "last": mask(np.tile(entries, self.num_outputs), hidden)}
+
+    def _prepared(self, params: Tree, context: Array | None) -> Tree:
+        """The convolutions of all layers, :func:`prepared`."""
+        layers = dict(params)
+        del layers["channel"]  # a KeyError without constants: else missing masks would go unnoticed
+        return prepared(layers, context)
 
     def _of_image(self, params: Tree, event: Array, context: Array | None, name: str) -> list[Array]:
         """What a context that is an image adds to the named convolution of each layer; nothing of a vector."""
@@ -270,7 +276,7 @@ class CausalConv1d(Causal):
         assign(self, _widths=(self.kernel_size,) * len(self._dilations))
 
     def __call__(self, params, x, context=None):
-        layers = prepared(params, context)
+        layers = self._prepared(params, context)
         return self._along(layers, x[..., None, :], self._of_image(params, x, context, "across"))[0][..., 0, :]
 
     def generate(
@@ -291,7 +297,7 @@ class CausalConv1d(Causal):
             For each array that ``find`` returns the array ``(..., C, L)`` of them all. Each of the C L steps computes
             one place in each layer: together about the work of C passes of the network.
         """
-        layers, added = prepared(params, context), self._of_image(params, items[0], context, "across")
+        layers, added = self._prepared(params, context), self._of_image(params, items[0], context, "across")
         zero = self._zero(layers, [item[..., None, :] for item in items], added)
         added = [array[..., 0, :] for array in added]
         return self._find_row(as_matrices(layers), find, items, added, zero, params["channel"])

@@ -31,21 +31,25 @@ def _closes_block(i: int) -> bool:
 
 
 def masked(layer: Tree) -> Tree:
-    """A layer whose ``mask``, if it has one, is put on its weights."""
-    if "mask" not in layer:
+    """A layer with its ``mask`` put on its weights, which an empty branch notes, so that it is done once."""
+    if "is_masked" in layer:
         return layer
-    layer = dict(layer)
-    mask, weight = layer.pop("mask"), layer["weight"]
+    mask, weight = layer["mask"], layer["weight"]
     xp = namespace(weight)
     # A product with the mask takes less time, but 0 times a gradient that overflows is no number.
-    return layer | {"weight": xp.where(mask, weight, xp.zeros_like(weight[..., :1, :1]))}
+    return layer | {"weight": xp.where(mask, weight, xp.zeros_like(weight[..., :1, :1])), "is_masked": {}}
+
+
+def masked_layers(params: Tree) -> Tree:
+    """Layers, each of which must have a ``mask``, with the masks put on their weights."""
+    return {key: masked(layer) for key, layer in params.items()}
 
 
 def dense_layers(params: Tree, context: Array | None) -> tuple[list[Array], list[Array]]:
-    """The weights of dense layers, masked where a layer has a ``mask``, and what is added: bias and context."""
+    """The weights of dense layers, and what is added: bias and context. Masks are not looked at."""
     weights, sums = [], []
     for i in range(len(params)):
-        layer = masked(params[str(i)])
+        layer = params[str(i)]
         weight, bias = layer["weight"], layer["bias"]
         if "context_weight" in layer:
             bias = namespace(bias).linear(context, layer["context_weight"], bias)
@@ -73,7 +77,7 @@ def hidden_units(first, weights, sums, activation: str, residual: bool, product)
 def dense(
     params: Tree, x: Array, context: Array | None, activation: str, residual: bool = False, product=None
 ) -> Array:
-    """Apply dense layers, masked where a layer has a ``mask``; ``product`` is as for :func:`hidden_units`."""
+    """Apply dense layers; ``product`` is as for :func:`hidden_units`."""
     product = product or namespace(x).linear
     weights, sums = dense_layers(params, context)
     output = product(x, weights[0], sums[0])

@@ -12,7 +12,7 @@ import numpy as np
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.networks.dense import dense, dense_parameters, masked
+from flowppl.networks.dense import dense, dense_parameters, masked, masked_layers
 from flowppl.networks.protocol import as_dims, check_activation
 
 WIDE = 512  # from so many rows and columns on a matrix is cut into strips; at 256 nothing is won
@@ -174,19 +174,19 @@ class MADE:
 
     def prepare(self, params: Tree) -> Tree:
         """``params`` with the masks put on the weights, where this is not done strip by strip."""
-        return params if self._strips else {key: masked(layer) for key, layer in params.items()}
+        return params if self._strips else masked_layers(params)
 
     def __call__(self, params, x, context=None):
         if not self._strips:
-            return dense(params, x, context, self.activation, self.residual)
+            return dense(masked_layers(params), x, context, self.activation, self.residual)
         layers = {key: self._in_strips(int(key), layer) for key, layer in params.items()}
         return dense(layers, x, context, self.activation, self.residual, _by_strips)
 
     def _find_strips(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         """For each layer how its rows are cut into strips: how many rows, and the first column that sees any of them.
 
-        Coordinates and units in the order of their levels make the masks staircases: almost half of a wide matrix is
-        left out, and not masked either.
+        Coordinates and units in the order of their levels make the masks staircases: three eighths of a wide
+        matrix are left out, and not masked either.
         """
         if list(self.levels) != sorted(self.levels):
             return ()
@@ -196,14 +196,14 @@ class MADE:
         for rows, columns in zip(seen, see, strict=True):
             num = STRIPS if min(len(rows), len(columns)) >= WIDE else 1
             bounds = np.arange(num + 1) * len(rows) // num
-            starts = [0, *np.searchsorted(columns, rows[bounds[1:-1]]).tolist()]
+            starts = np.searchsorted(columns, rows[bounds[1:-1]])
+            starts = [0, *np.minimum(starts, len(columns) - 1).tolist()]  # no strip is empty
             strips.append(tuple(zip(np.diff(bounds).tolist(), starts, strict=True)))
         return tuple(strips) if max(map(len, strips)) > 1 else ()
 
     def _in_strips(self, i: int, layer: Tree) -> Tree:
         """Layer i with strips of masked weights, ``(..., rows, blocks of columns, columns from the first on)``."""
-        layer = dict(layer)
-        weight, mask, blocks = layer["weight"], layer.pop("mask"), self.num_outputs if i == len(self._widths) else 1
+        weight, mask, blocks = layer["weight"], layer["mask"], self.num_outputs if i == len(self._widths) else 1
         xp, sizes = namespace(weight), [size for size, _ in self._strips[i]]
 
         def cut(array):
@@ -216,7 +216,10 @@ class MADE:
 
 
 def _by_strips(x: Array, strips: list[Array], added: Array) -> Array:
-    """``x @ weight + added``, for a weight in strips of its rows."""
+    """``x @ weight + added``, for a weight in strips of its rows.
+
+    Columns that a strip does not see are finished by the strips before it.
+    """
     xp, rest = namespace(x), added
     done: list[Array] = []
     for part, strip in zip(xp.split(x, [strip.shape[-3] for strip in strips], axis=-1), strips, strict=True):

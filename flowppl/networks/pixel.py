@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.checks import assign, check_sizes, derived
-from flowppl.networks.causal import Causal, Find, as_matrices, causal_gate, prepared, zeros_for
+from flowppl.networks.causal import Causal, Find, as_matrices, causal_gate, zeros_for
 from flowppl.networks.convolution import as_sizes, check_kernels
 
 
@@ -105,7 +105,7 @@ class PixelConvNet(Causal):
         return linked + of_image[i] if of_image else linked
 
     def __call__(self, params, x, context=None):
-        layers = prepared(params, context)
+        layers = self._prepared(params, context)
         down, across = (self._of_image(params, x, context, name) for name in ("down", "across"))
         rows, added = x, []
         for i, width in enumerate(self._widths):
@@ -136,7 +136,7 @@ class PixelConvNet(Causal):
             less than the work of C passes of the network, but in many small steps.
         """
         xp, num, channel = namespace(items[0]), len(items), params["channel"]
-        layers = prepared(params, context)
+        layers = self._prepared(params, context)
         matrices = as_matrices(layers)
         images = [self._of_image(params, items[0], context, name) for name in ("down", "across")]
         zero = self._zero(layers, items, [*images[0], *images[1]])
