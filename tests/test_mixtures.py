@@ -330,6 +330,18 @@ def test_flows_without_weights_mix_too(language, rng):
     np.testing.assert_allclose(mixture.log_prob(x).tolist(), norm.logpdf(x).sum(axis=-1), rtol=1e-12)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1 - 2**-24])
+def test_torch_draws_none_of_a_flow_without_weight(noise, monkeypatch):
+    mixture = fpp.Mixture(NORMALS)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **kwargs: torch.full(shape, noise, **kwargs))
+    for k, empty in enumerate([[0.0, -torch.inf], [-torch.inf, 0.0]]):
+        mixture.gate.assign({"logits": torch.tensor(empty)})
+        pyro.set_rng_seed(0)
+        drawn = torch.stack([flow().sample((3,)) for flow in mixture.flows])
+        pyro.set_rng_seed(0)
+        torch.testing.assert_close(mixture.sample((3,)), drawn[k])
+
+
 def test_torch_maps_over_draws():
     mixture = fpp.Mixture(NORMALS)
     draws = torch.func.vmap(lambda one: mixture.sample() + one, randomness="different")(torch.zeros(2))

@@ -86,9 +86,11 @@ class MixtureDistribution(dist.TorchDistribution):
         """Draws without gradients, of shape ``(*sample_shape, *batch, *event)``."""
         shape = torch.Size(sample_shape)
         logits = self.log_weights.expand(*self.batch_shape, len(self._parts))
-        # The largest of logits with Gumbel noise, since torch's multinomial draws no empty batch.
-        noise = torch.rand(*shape, *logits.shape, dtype=logits.dtype, device=logits.device)
-        chosen = (logits - (-torch.log1p(-noise)).log()).argmax(-1)
+        # By hand, since torch's multinomial draws no empty batch; half precision would tell few numbers apart.
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        bounds = logits.softmax(-1, dtype).cumsum(-1)
+        place = torch.rand(*shape, *logits.shape[:-1], 1, dtype=dtype, device=logits.device) * bounds[..., -1:]
+        chosen = (place >= bounds[..., :-1]).sum(-1)
         # Of each draw all flows are run, and one is kept, so that nothing depends on which.
         drawn = torch.stack([part.expand(self.batch_shape).sample(shape) for part in self._parts])
         chosen = chosen.reshape(1, *chosen.shape, *(1,) * len(self.event_shape))
