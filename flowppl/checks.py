@@ -90,8 +90,11 @@ def _article(word: str) -> str:
 
 
 def level_of_caller() -> int:
-    """The ``stacklevel`` of a warning that is to point at the line of the user."""
+    """The ``stacklevel`` of a warning that is to point at the line of the user, who may have called it by the host."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("flowppl."):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
         level, frame = level + 1, frame.f_back
     return level
+
+
+_LIBRARIES = {"flowppl", "contextlib", "functools", "jax", "numpyro", "pyro", "torch"}

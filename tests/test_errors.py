@@ -1,6 +1,7 @@
 """Bad input is refused with a message that says what was expected, what came, and what to do."""
 
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import flowppl.numpyro as fnp
 import flowppl.pyro as fpp
 from flowppl import diagnostics
 from flowppl.autoencoders.model import check_parts
+from flowppl.checks import level_of_caller
 from flowppl.inference.guides import guide_bijection
 from flowppl.inference.latents import check_levels
 
@@ -380,3 +382,11 @@ def test_what_is_no_number_is_told_by_name(build, value):
 def test_a_file_has_a_name(call):
     with pytest.raises(TypeError, match=r"a file is named by a str or a path, such as .*, got 3"):
         call()
+
+
+def test_warnings_point_at_the_line_of_the_user_behind_the_host():
+    inside = {"__name__": "flowppl.here", "warnings": warnings, "level_of_caller": level_of_caller}
+    warn = torch.no_grad()(eval("lambda: warnings.warn('here', stacklevel=level_of_caller())", inside))
+    with pytest.warns(UserWarning, match="here") as told:
+        warn()
+    assert told[0].filename == __file__
