@@ -196,9 +196,8 @@ class MADE:
         for rows, columns in zip(seen, see, strict=True):
             num = STRIPS if min(len(rows), len(columns)) >= WIDE else 1
             bounds = np.arange(num + 1) * len(rows) // num
-            starts = np.searchsorted(columns, rows[bounds[1:-1]])
-            starts = [0, *np.minimum(starts, len(columns) - 1).tolist()]  # no strip is empty
-            strips.append(tuple(zip(np.diff(bounds).tolist(), starts, strict=True)))
+            firsts = np.minimum(np.searchsorted(columns, rows[bounds[1:-1]]), len(columns) - 1)  # no strip is empty
+            strips.append(tuple(zip(np.diff(bounds).tolist(), [0, *firsts.tolist()], strict=True)))
         return tuple(strips) if max(map(len, strips)) > 1 else ()
 
     def _in_strips(self, i: int, layer: Tree) -> Tree:
