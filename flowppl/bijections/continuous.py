@@ -241,7 +241,10 @@ class Continuous(Bijection):
 
     def _log_dets(self, params, at, middles, half):
         """The log determinant of each step; NaN where a network that nothing bounds is too steep."""
-        xp, slopes = namespace(middles), half * self._jacobian(at, middles)
+        return self._log_dets_of(half * self._jacobian(at, middles))
+
+    def _log_dets_of(self, slopes):
+        xp = namespace(slopes)
         log_dets = xp.log_abs_det(_one(slopes) + slopes) - xp.log_abs_det(_one(slopes) - slopes)
         if self.network is None:
             return log_dets

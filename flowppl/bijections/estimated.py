@@ -157,9 +157,13 @@ class EstimatedContinuous(Continuous):
         return middle + xp.fori_loop(num, term, (power, power))[1]
 
     def _log_dets(self, params, at, middles, half):
-        push, held_push = _pushes(at[0], middles, self.activation, half)
-        signs = _signs(namespace(middles).moveaxis(params["coins"], -2, 0), middles)
+        push, held_push, signs = self._noisy_pushes(params, at, middles, half)
         return log_det_estimate(push, held_push, signs, params["length"], self._ratio, True)
+
+    def _noisy_pushes(self, params, at, middles, half):
+        """The products with half a step of the Jacobian, one of them held constant, and the signs for them."""
+        signs = _signs(namespace(middles).moveaxis(params["coins"], -2, 0), middles)
+        return *_pushes(at[0], middles, self.activation, half), signs
 
 
 ESTIMATES: dict[type, type] = {ContractiveResidual: EstimatedResidual, Continuous: EstimatedContinuous}

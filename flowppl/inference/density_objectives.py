@@ -1,7 +1,8 @@
-"""What ``fit_density`` trains by beside the likelihood: flow matching, and a likelihood that is estimated."""
+"""What ``fit_density`` trains by beside the likelihood: flow matching, an estimated likelihood, and a penalty."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +11,24 @@ from flowppl._arrays.tree import Tree, merge
 from flowppl.bijections.continuous import Continuous
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.estimated import estimated, has_estimate, noise_for
-from flowppl.checks import did_you_mean
+from flowppl.bijections.penalised import penalised
+from flowppl.checks import did_you_mean, is_number
 
 OBJECTIVES = ("likelihood", "estimated_likelihood", "flow_matching")
 # Of noise and time for each row: on two moons, in as many epochs, eight end 0.1 nat above one, and take twice as long.
 NUM_DRAWS = 8
 
 
-def check_objective(objective: Any, bijection: Any) -> None:
-    """Raise ValueError unless ``objective`` is one that a flow of this bijection can be trained by."""
+def layers_for(objective: Any, jacobian_penalty: Any, bijection: Any) -> Bijection | None:
+    """The layers through which losses are computed, with the weights of the flow's own; ``None`` for its own.
+
+    Args:
+        objective, jacobian_penalty: as for ``fit_density``.
+        bijection: that of the flow, or what else is trained.
+
+    Raises:
+        ValueError: unless such a flow can be trained so.
+    """
     if objective not in OBJECTIVES:
         raise ValueError(
             f"fit_density: objective must be one of {', '.join(map(repr, OBJECTIVES))}, got {objective!r}"
@@ -36,25 +46,42 @@ def check_objective(objective: Any, bijection: Any) -> None:
             f"network of their own), got one of {type(bijection).__name__} with none; take objective='likelihood', "
             "which is exact"
         )
+    if not is_number(jacobian_penalty) or not 0 <= jacobian_penalty < math.inf:
+        raise ValueError(f"fit_density: jacobian_penalty must be at least 0 and finite, got {jacobian_penalty!r}")
+    layers = estimated(bijection) if objective == "estimated_likelihood" else bijection
+    if not jacobian_penalty:
+        return None if layers is bijection else layers
+    if objective == "flow_matching":
+        raise ValueError(
+            f"fit_density: jacobian_penalty={jacobian_penalty!r} is summed along the way of each row, which flow "
+            "matching does not go; leave it out, or take objective='likelihood'"
+        )
+    paying = penalised(layers, float(jacobian_penalty)) if isinstance(layers, Bijection) else layers
+    if paying is layers:
+        raise ValueError(
+            f"fit_density: jacobian_penalty={jacobian_penalty!r} is only for a flow with flowppl.Continuous layers, "
+            f"whose velocity it makes smoother, such as flowppl.cnf(2), got one of {type(bijection).__name__} with "
+            "none; leave it out"
+        )
+    return paying
 
 
-def estimated_inverse(
-    bijection: Bijection,
+def inverse_through(
+    layers: Bijection,
     params: Tree,
     x: Array,
     context: Array | None,
     draw: Callable[[tuple[int, ...], bool], Array],
 ) -> tuple[Array, Array]:
-    """The noise of data, as the flow has it, and an estimate of the log determinant.
+    """The noise of data, as the flow has it, and the log determinant that the loss takes.
 
     Args:
-        bijection: that of the flow.
-        params: its weights and constants.
+        layers: what :func:`layers_for` gave.
+        params: the weights and constants of the flow.
         x: data, of shape ``(n, *y_shape)``.
         context: the contexts, of shape ``(n, context_dim)``.
         draw: as for :func:`flowppl.bijections.estimated.noise_for`.
     """
-    layers = estimated(bijection)
     return layers.inverse(merge(params, noise_for(layers, x.shape[0], draw)), x, context)
 
 
