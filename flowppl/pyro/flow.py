@@ -115,7 +115,7 @@ def is_real(support: Any) -> bool:
     """Whether a constraint, or that of each entry, is all real numbers."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    return support is constraints.real
+    return isinstance(support, type(constraints.real))  # there are several once one was pickled or copied
 
 
 def _log_prob_within(base: Distribution, x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -132,21 +131,28 @@ class FlowTransform(TransformModule, ConditionalTransform):
     bijection: Bijection
     weights: Weights
     context: torch.Tensor | None
+    domain: constraints.Constraint
+    """Where x lies: the real line, or an interval, in every entry of an event."""
+    codomain: constraints.Constraint
+    """Where y lies: the real line, or an interval, in every entry of an event."""
 
     def __init__(self, bijection: Bijection) -> None:
         check_bijection(bijection)
         super().__init__(cache_size=0)
-        self.bijection = bijection
-        self.weights = Weights.drawn(bijection)
-        self.context = None
+        self._set(bijection, Weights.drawn(bijection), None)
 
     @classmethod
     def _sharing(cls, bijection: Bijection, weights: Weights, context: torch.Tensor | None = None) -> FlowTransform:
         """A transform over weights that exist already; they are registered here too, and counted once."""
         transform = cls.__new__(cls)
         TransformModule.__init__(transform, cache_size=0)
-        transform.bijection, transform.weights, transform.context = bijection, weights, context
+        transform._set(bijection, weights, context)
         return transform
+
+    def _set(self, bijection: Bijection, weights: Weights, context: torch.Tensor | None) -> None:
+        self.bijection, self.weights, self.context = bijection, weights, context
+        self.domain = _interval(bijection.x_support, bijection.x_shape)
+        self.codomain = _interval(bijection.y_support, bijection.y_shape)
 
     def condition(self, context: torch.Tensor) -> FlowTransform:
         """This transform, over the same weights, at a context.
@@ -170,16 +176,6 @@ class FlowTransform(TransformModule, ConditionalTransform):
     def _at(self, context: torch.Tensor) -> FlowTransform:
         """As :meth:`condition`, but a transform that expects no context raises ValueError when it maps."""
         return FlowTransform._sharing(self.bijection, self.weights, context)
-
-    @functools.cached_property
-    def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        """Where x lies: the real line, or an interval, in every entry of an event."""
-        return _interval(self.bijection.x_support, self.bijection.x_shape)
-
-    @functools.cached_property
-    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
-        """Where y lies: the real line, or an interval, in every entry of an event."""
-        return _interval(self.bijection.y_support, self.bijection.y_shape)
 
     @property
     def inv(self) -> FlowTransform:
