@@ -130,8 +130,8 @@ class Chain(Several):
         return self._bounding[-1].y_support if self._bounding else REAL_LINE
 
     def prepare(self, params):
-        parts = {str(i): part for i, part in enumerate(self.bijections)}
-        return {key: parts[key].prepare(tree) if key in parts else tree for key, tree in params.items()}
+        own = {str(i): part for i, part in enumerate(self.bijections) if str(i) in params}
+        return params | {key: part.prepare(params[key]) for key, part in own.items()}
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)

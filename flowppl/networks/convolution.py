@@ -11,6 +11,7 @@ from flowppl._arrays.namespace import Array, namespace
 from flowppl._arrays.tree import Tree
 from flowppl.checks import assign, check_sizes
 from flowppl.declare import Constant, Normal, Parameter, Uniform
+from flowppl.networks.dense import masked
 from flowppl.networks.protocol import check_activation
 
 KINDS = ("gated", "residual", "plain")
@@ -79,7 +80,7 @@ def conv_weight(layer: Tree) -> Array:
     weight = layer["weight"]
     xp = namespace(weight)
     if "mask" in layer:
-        weight = xp.where(layer["mask"], weight, xp.zeros_like(weight))
+        weight = masked(layer)["weight"]
     if "scale" in layer:
         axes = (-3, -2, -1)
         norm = xp.sqrt(xp.sum(weight * weight, axis=axes, keepdims=True) + 1e-20)  # no division by zero
