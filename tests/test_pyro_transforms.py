@@ -256,7 +256,7 @@ def test_named_transforms_take_the_arguments_of_their_bijections():
 
 
 def test_runs_in_one_graph_under_compile():
-    flow = fpp.Flow(fp.realnvp(3, num_flows=2))
+    flow = fpp.Flow(fp.maf(3, num_flows=2, hidden_dims=4))
     y = torch.randn(4, 3)
     torch._dynamo.reset()
     with pyro.validation_enabled(False):

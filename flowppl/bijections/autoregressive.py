@@ -162,7 +162,7 @@ class Autoregressive(Bijection):
         return {"network": self._network.constants(), "index": np.asarray(self._plan.index)}
 
     def prepare(self, params):
-        return params | {"network": self._network.prepare(params["network"])}
+        return {**params, "network": self._network.prepare(params["network"])}  # torch 2.5 compiles no ``|`` of dicts
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)

@@ -131,7 +131,7 @@ class Chain(Several):
 
     def prepare(self, params):
         own = {str(i): part for i, part in enumerate(self.bijections) if str(i) in params}
-        return params | {key: part.prepare(params[key]) for key, part in own.items()}
+        return {**params, **{key: part.prepare(params[key]) for key, part in own.items()}}
 
     def forward(self, params, x, context=None):
         check_event(self, x, self.x_shape, context)

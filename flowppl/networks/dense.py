@@ -37,7 +37,7 @@ def masked(layer: Tree) -> Tree:
     mask, weight = layer["mask"], layer["weight"]
     xp = namespace(weight)
     # A product with the mask takes less time, but 0 times a gradient that overflows is no number.
-    return layer | {"weight": xp.where(mask, weight, xp.zeros_like(weight[..., :1, :1])), "is_masked": {}}
+    return {**layer, "weight": xp.where(mask, weight, xp.zeros_like(weight[..., :1, :1])), "is_masked": {}}
 
 
 def masked_layers(params: Tree) -> Tree:

@@ -211,7 +211,7 @@ class MADE:
             return [part[..., start:] for part, (_, start) in zip(parts, self._strips[i], strict=True)]
 
         strips = [masked({"weight": each, "mask": seen}) for each, seen in zip(cut(weight), cut(mask), strict=True)]
-        return layer | {"weight": [strip["weight"] for strip in strips]}
+        return {**layer, "weight": [strip["weight"] for strip in strips]}
 
 
 def _by_strips(x: Array, strips: list[Array], added: Array) -> Array:
