@@ -54,14 +54,14 @@ def shrunk(params: Tree, lipschitz: float, activation: str) -> Tree:
     less = xp.minimum(bound, 1 / xp.maximum(bound, one))  # no fourth power overflows
     bound = xp.maximum(bound, one) * (1 + less**4) ** 0.25
     weight = params[last]["weight"] / bound[..., None, None]
-    return params | {last: params[last] | {"weight": weight}}
+    return {**params, last: {**params[last], "weight": weight}}
 
 
 def at_context(params: Tree, context: Array) -> Tree:
     """Weights of dense layers that are given a context once, and none after."""
     first = params["0"]
     bias = namespace(context).linear(context, first["context_weight"], first["bias"])
-    return params | {"0": {"weight": first["weight"], "bias": bias}}
+    return {**params, "0": {"weight": first["weight"], "bias": bias}}
 
 
 def dense_slopes(params: Tree, x: Array, activation: str) -> tuple[list[Array], list[Array]]:
