@@ -147,6 +147,35 @@ def test_a_search_that_was_cut_short_proves_nothing():
         newton_start([np.array([0.0, 0.1])], target, np.random.default_rng(0))
 
 
+class Slope:
+    """The logarithm of a positive latent of a large scale: far below that, a slope of 1 with hardly a bend."""
+
+    scale = 1e6
+
+    def log_probs(self, points):
+        u = points[:, 0]
+        with np.errstate(over="ignore"):
+            return u - 0.5 * (np.exp(u) / self.scale) ** 2
+
+    def derivatives(self, point):
+        bend = np.exp(2 * np.minimum(point, 300.0)) / self.scale**2
+        return 1 - bend, np.diag(-2 * bend)
+
+    def hessian_products(self, point, vectors):
+        return vectors @ self.derivatives(point)[1]
+
+    def value_and_gradient(self, point):
+        return self.log_probs(point[None])[0], self.derivatives(point)[0]
+
+
+@pytest.mark.parametrize("search", [newton_start, quasi_newton_start])
+def test_a_search_that_was_cut_short_has_tried_all_widths_at_its_point(search, rng):
+    """By the bend alone the first of them is a million, whose draws overflow."""
+    with search_until(0.0):
+        start = search([np.zeros(1)], Slope(), rng)
+    assert widths(start)[0] < 20
+
+
 X = np.random.default_rng(0).normal(size=(40, 3)) * [1.0, 100.0, 0.01]
 Y = X @ [1.0, -0.5, 30.0] + 0.5
 

@@ -276,13 +276,13 @@ def _curvature(point, target, rng):
 def _best(proposals, dim, target, rng):
     half = rng.standard_normal((NUM_TRIALS // 2, dim))
     noise = np.concatenate([half, -half])
-    best = None
+    best = last = None
     for loc, scale in proposals:
-        elbo = _elbo(loc, scale, noise, target)
+        if best is not None and loc is not last and time.monotonic() >= _end.get():
+            break  # after all proposals of a point, of which the first may be far too wide
+        elbo, last = _elbo(loc, scale, noise, target), loc
         if np.isfinite(elbo) and (best is None or elbo > best.elbo):
             best = Gaussian(loc, scale, elbo)
-        if best is not None and time.monotonic() >= _end.get():
-            break
     if best is not None:
         _check_width(best, target)
     return best
