@@ -257,6 +257,10 @@ def banana(lang):
     return model
 
 
+slow_in_pyro = pytest.mark.parametrize(
+    "lang", ["numpyro", pytest.param("pyro", marks=pytest.mark.stress)], indirect=True
+)
+
 # The centred y is x^2 - 1 and noise: its fourth moment is 60 + 6 * 2 + 3.
 BANANA = {"x": (0.0, 1.0, 3.0), "y": (1.0, math.sqrt(3), 75 / 9)}
 
@@ -288,6 +292,7 @@ def normal_posterior(lang):
     return lambda self, *args: lang.dist.Normal(zeros, zeros + 1.0).to_event(1)
 
 
+@slow_in_pyro
 def test_nuts_sees_the_density_of_the_model(lang):
     """With plates, a mask, a positive site, a parameter of the model."""
     model = grouped(lang)
@@ -434,7 +439,7 @@ def test_guides_of_the_host(lang):
         result.mcmc(100, nuts=True)
 
 
-@pytest.mark.parametrize("lang", ["numpyro", pytest.param("pyro", marks=pytest.mark.stress)], indirect=True)
+@slow_in_pyro
 def test_local_guides(lang):
     def model(x):
         mu = lang.ppl.sample("mu", lang.dist.Normal(0.0, 1.0))

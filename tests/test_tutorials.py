@@ -19,7 +19,7 @@ FORKS.set_forkserver_preload(["flowppl.numpyro", "flowppl.pyro", "arviz", "matpl
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 # Twelve seconds to a minute each; what they show is held by tests of its own.
-LONG = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "13", "14", "17")
+LONG = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "13", "14", "15", "17")
 SECTIONS = ("*You should know*", "*Run time*", "## What to take away", "## Exercises", "olution", "## References")
 # What the site hides: plumbing, code that only draws, and solutions until they are asked for.
 TAGS = {"remove-cell", "hide-input", "hide-cell"}
