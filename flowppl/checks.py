@@ -68,6 +68,11 @@ def assign(bijection: Any, **values: Any) -> None:
         object.__setattr__(bijection, name, value)
 
 
+def given_fields(bijection: Any) -> dict[str, Any]:
+    """What a frozen dataclass was made with, by name: all fields but those that follow from others."""
+    return {field.name: getattr(bijection, field.name) for field in dataclasses.fields(bijection) if field.init}
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known one that is most like it, or nothing.
 

@@ -43,6 +43,7 @@ from flowppl.bijections.frozen import Damped, Frozen
 from flowppl.bijections.repeat import Repeat
 from flowppl.bijections.stack import Stack
 from flowppl.bijections.subspace import Subspace
+from flowppl.checks import given_fields
 from flowppl.declare import Parameter
 from flowppl.networks.lipschitz import along, dense_slopes
 
@@ -174,8 +175,7 @@ def estimated(bijection: Bijection) -> Bijection:
     """The bijection with estimating layers in the place of those that have an estimate; others stay as they are."""
     layer: Any = bijection
     if type(layer) in ESTIMATES and getattr(layer, "network", None) is None:
-        given = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer) if field.init}
-        return ESTIMATES[type(layer)](**given)
+        return ESTIMATES[type(layer)](**given_fields(layer))
     if isinstance(layer, Chain | Stack):
         return dataclasses.replace(layer, bijections=tuple(map(estimated, layer.bijections)))
     if isinstance(layer, AROUND):

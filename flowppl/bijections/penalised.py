@@ -21,6 +21,7 @@ from flowppl._arrays.namespace import namespace
 from flowppl.bijections.continuous import Continuous
 from flowppl.bijections.contract import Bijection
 from flowppl.bijections.estimated import EstimatedContinuous, log_det_estimate
+from flowppl.checks import given_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ PENALISED: dict[type, type] = {
 def penalised(bijection: Bijection, jacobian_penalty: float) -> Bijection:
     """The bijection with paying layers in the place of continuous ones; itself if there are none."""
     layer: Any = bijection
-    given = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer) if field.init}
+    given = given_fields(layer)
     if type(layer) in PENALISED:
         return PENALISED[type(layer)](**given, jacobian_penalty=jacobian_penalty)
 

@@ -31,6 +31,7 @@ from flowppl.bijections.residual import Planar, Radial
 from flowppl.bijections.stack import Stack
 from flowppl.bijections.subspace import Subspace
 from flowppl.bijections.sylvester import HouseholderSylvester, OrthogonalSylvester, TriangularSylvester
+from flowppl.checks import given_fields
 from flowppl.networks import (
     MADE,
     MLP,
@@ -194,8 +195,7 @@ def encode(value: Any, where: str) -> Any:
         name = type(value).__name__
         if CLASSES.get(name, type(value)) is not type(value):
             raise TypeError(f"cannot save {where}: flowppl has another class {name}; give yours a name of its own")
-        fields = [field.name for field in dataclasses.fields(value) if field.init]
-        return {"type": name} | {field: encode(getattr(value, field), f"{where}.{field}") for field in fields}
+        return {"type": name} | {field: encode(each, f"{where}.{field}") for field, each in given_fields(value).items()}
     if isinstance(value, (tuple, list)):
         return [encode(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
     if isinstance(value, ModuleNetwork):
