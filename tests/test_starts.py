@@ -140,6 +140,57 @@ def test_a_slope_far_from_the_top_is_climbed_beside_a_narrow_latent(rng):
     assert widths(start)[0] == pytest.approx(3**-0.5, rel=0.5)
 
 
+class Wide(Multiscale):
+    """A latent of a vast scale, of which no data are seen, beside a narrow one."""
+
+    def __init__(self, density):
+        self.density = density
+
+    def log_probs(self, points):
+        u, v = np.asarray(points).T
+        value = {"normal": -0.5 * (u / 1e9) ** 2, "cauchy": -np.log1p((u / 1e9) ** 2), "flat": 0.0}[self.density]
+        return value - 0.5 * (v / 1e-12) ** 2
+
+    def derivatives(self, point):
+        u, v = point / (1e9, 1e-12)
+        slope, bend = {
+            "normal": (-u, -1.0),
+            "cauchy": (-2 * u / (1 + u**2), -2 * (1 - u**2) / (1 + u**2) ** 2),
+            "flat": (0.0, -1e-10),  # as by rounding
+        }[self.density]
+        return np.array([slope / 1e9, -v / 1e-12]), np.diag([bend / 1e18, -1e24])
+
+
+def test_a_start_that_is_far_narrower_than_the_posterior_proves_nothing(rng):
+    start = Gaussian(np.zeros(2), np.diag([10.0, 1e-12]), 0.0)
+    for density in ("normal", "cauchy"):
+        check_start(start, Wide(density), rng)
+    with pytest.raises(RuntimeError, match=r"improper.*coordinate 0"):
+        check_start(start, Wide("flat"), rng)
+
+
+class Slow(FarOff):
+    """The logarithm of a positive latent of a large scale, beside a narrow latent: a slope of 1 with hardly a bend."""
+
+    scale = 1e10
+
+    def log_probs(self, points):
+        u, v = np.asarray(points).T
+        with np.errstate(over="ignore"):
+            return u - np.exp(u) / self.scale - 0.5 * (v / 7e-9) ** 2
+
+    def derivatives(self, point):
+        u, v = point
+        bend = np.exp(np.minimum(u, 600.0)) / self.scale
+        return np.array([1 - bend, -v / 7e-9**2]), np.diag([-bend, -1 / 7e-9**2])
+
+
+def test_a_slope_with_hardly_a_bend_is_climbed_beside_a_narrow_latent(rng):
+    """Newton's steps are cut back there to what gains a little each time, and end half-way."""
+    start = newton_start([rng.uniform(-1, 1, 2) for _ in range(4)], Slow(), rng)
+    assert start.loc[0] == pytest.approx(np.log(Slow.scale), abs=1.5)
+
+
 def test_a_search_that_was_cut_short_proves_nothing():
     target, far = FarOff(), Gaussian(np.array([0.0, 0.1]), np.diag([1e-10, 1e-5]), 0.0)
     check_start(far, target, np.random.default_rng(0))

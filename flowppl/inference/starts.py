@@ -43,7 +43,7 @@ import scipy.optimize
 
 NUM_TRIALS = 32  # points in each call of the log density: the trial steps of an iteration, or the draws of a score
 MAX_NEWTON_STEPS = 60
-SLIGHT = 0.01  # nats that a Newton step gains where it does not get on
+SLIGHT = 1.0  # nats that a Newton step gains where it does not get on, though a slope leads much further
 LONG = 400  # steps of a second path, if the best start is the end of one
 MAX_QUASI_NEWTON_STEPS = 500
 DENSE_STEPS = 10  # Newton steps with a Hessian of hundreds of dimensions
@@ -60,6 +60,7 @@ FLOORS = (1e-62, 1e-10, 1e-2, 1.0)
 WIDE = 1e4  # scale of a start above which a quasi-Newton path needs another unit
 NARROWEST = 1e-60  # scale of a posterior that is not degenerate: the fourth power of its inverse is still a number
 FAR = 1e9  # widths, and units, from where a density that rises has no mode
+STRETCH = 1e6  # of a start along an axis, at the least, over which a density must fall
 NUM_AXES = 4  # the widest ones, of coordinates and of the ellipsoid, along which a density must fall
 MAX_PRINCIPAL = 256  # dimensions up to which its axes are found, and a Hessian in one piece
 MAX_BATCHES = 64  # over which a density that is drawn anew each time is averaged
@@ -293,7 +294,8 @@ def check_start(start: Gaussian, target: Target, rng: np.random.Generator) -> fl
 
     The ELBO of any Gaussian is at most the log of the posterior's total mass. Where it goes on growing as the start is
     stretched along one of its widest axes, by a million in the end, the mass is infinite. It falls even in the tails
-    of a Cauchy distribution, by one for each factor e.
+    of a Cauchy distribution, by one for each factor e. Where the curvature along a coordinate is that of a posterior
+    wider still, the start is stretched beyond that width.
 
     Raises:
         RuntimeError: if the posterior cannot be normalised.
@@ -309,29 +311,45 @@ def check_start(start: Gaussian, target: Target, rng: np.random.Generator) -> fl
     width = widths(start)
     axes = np.eye(len(width))[np.argsort(-width)[:NUM_AXES]]
     if full and len(width) <= MAX_PRINCIPAL:
-        axes = np.concatenate([axes, np.linalg.svd(start.scale)[0].T[:NUM_AXES]])
-    for axis in axes:
+        principal = np.linalg.svd(start.scale)[0].T[:NUM_AXES]
+        axes = np.concatenate([axes, principal[np.abs(principal).max(axis=1) < 1 - 1e-9]])
+
+    def elbo(axis, shift, stretch):
         along = moved @ axis
+        added = stretch * (along + shift * along.std()) - along
+        stretched = target.log_probs(start.loc + moved + added[:, None] * axis)[finite]
+        return np.mean(stretched) + math.log(stretch) if np.isfinite(stretched).all() else -np.inf
+
+    def rises(axis, shift, stretches, last=-np.inf):
+        for stretch in stretches:
+            now = elbo(axis, shift, stretch)
+            if not now > last + math.log(10):
+                return False
+            last = now
+        return True
+
+    for axis in axes:
         for shift in (0.0, 5.0, -5.0):  # on both sides, and on either
-            gains = [np.mean(log_p[finite])]
-            for power in (2, 4, 6):
-                added = 10.0**power * (along + shift * along.std()) - along
-                stretched = target.log_probs(start.loc + moved + added[:, None] * axis)
-                if not np.isfinite(stretched[finite]).all():
-                    break
-                gains.append(np.mean(stretched[finite]) + power * math.log(10))
-                if not gains[-1] > gains[-2] + math.log(10):
-                    break
-            else:
-                if not _climbs(start, axis, target):
+            if rises(axis, shift, (1e2, 1e4, STRETCH), np.mean(log_p[finite])) and not _climbs(start, axis, target):
+                bend = _slope_and_bend(start, axis, target)[1]
+                # Of a direction that several coordinates make, a bend as slight as this would be one of rounding.
+                is_told = bend < 0 and np.count_nonzero(axis) == 1
+                end = 1 / (math.sqrt(-bend) * np.std(moved @ axis)) if is_told else 0.0
+                if end < STRETCH or rises(axis, shift, (10 * end, 1000 * end)):
                     _refuse_improper(start, width, axis)
     return float(np.mean(finite))
 
 
-def _climbs(start, axis, target):
-    """Whether a start lies on a concave slope, far from its top: a search that did not come there proves nothing."""
+def _slope_and_bend(start, axis, target):
+    """The first and the second derivative of the log density along an axis."""
     slope = target.value_and_gradient(start.loc)[1] @ axis
     bend = target.hessian_products(start.loc, np.tile(axis, (NUM_TRIALS, 1)))[0] @ axis
+    return slope, bend
+
+
+def _climbs(start, axis, target):
+    """Whether a start lies on a concave slope, far from its top: a search that did not come there proves nothing."""
+    slope, bend = _slope_and_bend(start, axis, target)
     return bend < 0 and abs(slope) > 30 * math.sqrt(-bend)
 
 
