@@ -262,7 +262,8 @@ def test_fits_a_bent_posterior(language):
     assert result.resample(50)["z"].shape == (50, 2)
     assert result.to_arviz(20).posterior["z"].shape == (1, 20, 2)
     assert result.diagnose().verdict != "do not trust"
-    assert "stopped=" in repr(result)
+    assert result.verdict == result.checks[-1].verdict != "do not trust"
+    assert repr(result).startswith(f"Fit('{result.verdict}', AutoFlow, elbo={result.elbo:.3f}, k_hat=")
 
 
 def numpyro_linear():

@@ -55,6 +55,11 @@ class FitBase(abc.ABC):
         return self.history.check.k_hat
 
     @property
+    def verdict(self) -> str:
+        """How far the guide can be trusted, as it was judged last: see :class:`flowppl.diagnostics.Diagnosis`."""
+        return self.history.check.verdict
+
+    @property
     def checks(self) -> tuple[Diagnosis, ...]:
         """What the importance weights said at the start, of the best Gaussian, and after each round."""
         return self.history.checks
@@ -93,7 +98,7 @@ class FitBase(abc.ABC):
     def __repr__(self):
         kind = type(self.guide).__name__
         numbers = f"elbo={self.elbo:.3f}, k_hat={self.k_hat:.2f}, num_skipped={self.num_skipped}"
-        return f"Fit({kind}, {numbers}, {len(self.losses)} steps, stopped={self.stopped!r})"
+        return f"Fit({self.verdict!r}, {kind}, {numbers}, {len(self.losses)} steps, stopped={self.stopped!r})"
 
 
 def warn_of_given(names: Sequence[str]) -> None:

@@ -74,6 +74,9 @@ class Fit(FitBase):
         minus the ELBO's estimate in each step; NaN where a step was skipped, as it was not finite.
     ``num_skipped``
         the number of those.
+    ``verdict``
+        how far the guide can be trusted: "good", "use with correction", "bulk only", "not judged" or "do not trust", as
+        it was judged at the end of the training. :meth:`diagnose` judges it anew, and says why.
     ``elbo``, ``elbo_se``
         the ELBO of the guide, from fresh draws, and its standard error.
     ``k_hat``
