@@ -1,7 +1,7 @@
 """Faults under load: many fits in one process, random models, long training, deep and wide flows, threads.
 
-`make stress` runs them, in about an hour for each language; FLOWPPL_FITS, FLOWPPL_MODELS and FLOWPPL_MINUTES say how
-much of it.
+`make stress` runs a part of them, half an hour for each language; FLOWPPL_FITS, FLOWPPL_MODELS and FLOWPPL_MINUTES ask
+for more.
 """
 
 import concurrent.futures
@@ -73,9 +73,9 @@ def told(language, seed):
 
 @each_language
 def test_random_models_end_in_a_true_verdict_or_words(language):
-    """Half an hour for a hundred on a quiet core."""
+    """A quarter of an hour for fifty on a quiet core."""
     wrong = {}
-    for seed in range(int(number("MODELS", 1000))):
+    for seed in range(int(number("MODELS", 50))):
         words, blocks = told(language, seed)
         # All of them have a posterior; in single precision a few are narrower than its numbers.
         if words.startswith(("NaN", "late", "false")) or (words.startswith("error") and "float64" not in words):
@@ -109,7 +109,7 @@ def skewed(language):
 @each_language
 def test_many_fits_in_one_process_leave_nothing_behind(language):
     """Each of a new model and a new guide; 20 minutes for 200. After 100 steps a verdict may be any, the ELBO not."""
-    num = int(number("FITS", 200))
+    num = int(number("FITS", 40))
     for i in range(num):
         check = fitted(language, skewed(language), seed=i, num_steps=100).history.check
         assert -0.1 < check.elbo + 4.6273 < 4 * check.elbo_se
@@ -123,8 +123,8 @@ def test_many_fits_in_one_process_leave_nothing_behind(language):
 
 @each_language
 def test_long_training_takes_no_more_memory(language):
-    """Half an hour of one fit, by the clock."""
-    seconds, seen = 60 * number("MINUTES", 30), []
+    """Minutes of one fit, by the clock."""
+    seconds, seen = 60 * number("MINUTES", 5), []
     begin = time.monotonic()
 
     def look(step, loss):
