@@ -7,7 +7,9 @@ import math
 import pathlib
 import re
 
+import jax
 import pytest
+import torch
 
 import flowppl as fp
 import flowppl.numpyro as fnp
@@ -55,7 +57,18 @@ EXAMPLES = [
 ]
 
 
+@pytest.fixture
+def of_a_user():
+    """The precision that a user begins with, where the tests have float64."""
+    torch.set_default_dtype(torch.float32)
+    jax.config.update("jax_enable_x64", False)
+    yield
+    torch.set_default_dtype(torch.float64)
+    jax.config.update("jax_enable_x64", True)
+
+
 @pytest.mark.stress
+@pytest.mark.usefixtures("of_a_user")
 @pytest.mark.parametrize(("name", "language"), EXAMPLES, ids=[f"{name}-{language}" for name, language in EXAMPLES])
 @pytest.mark.filterwarnings("ignore")
 def test_examples_print_what_the_page_says(name, language, tmp_path, monkeypatch):
