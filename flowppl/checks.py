@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import itertools
 import math
 import numbers
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def check_sizes(owner: str, *, at_least: int = 1, **sizes: int) -> None:
@@ -55,6 +60,24 @@ def check_positive(owner: str, **values: float) -> None:
     for name, value in values.items():
         if not is_rising(0, value, math.inf):
             raise ValueError(f"{owner}: {name} must be positive and finite, got {value!r}")
+
+
+def without_key(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` of Pyro, which says that it takes no key if the first argument looks like one."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        first: Any = args[0] if args else None
+        is_old_key = getattr(first, "shape", None) == (2,) and str(getattr(first, "dtype", "")) == "uint32"
+        if is_number(first) or is_old_key:
+            name = next(iter(inspect.signature(function).parameters))
+            raise TypeError(
+                f"{function.__name__}: the first argument is {name}, got {describe(first)}; Pyro takes no key, but "
+                "pyro.set_rng_seed(0)"
+            )
+        return function(*args, **kwargs)
+
+    return call
 
 
 def derived() -> Any:

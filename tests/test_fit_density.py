@@ -411,6 +411,22 @@ def test_a_missing_or_wrong_key_is_told():
         fnp.fit_density(3, PLAIN, X)
 
 
+@pytest.mark.parametrize("key", [0, jax.random.key(0), jax.random.PRNGKey(0)], ids=["seed", "key", "old key"])
+@pytest.mark.parametrize("name", ["fit_density", "evaluate_density", "fit_vae", "evaluate_vae"])
+def test_pyro_tells_that_it_takes_no_key(name, key):
+    first = "flow" if "density" in name else "vae"
+    message = rf"{name}: the first argument is {first}, got .*; Pyro takes no key, but pyro.set_rng_seed\(0\)"
+    with pytest.raises(TypeError, match=message):
+        getattr(fpp, name)(key, PLAIN, X)
+
+
+@pytest.mark.parametrize("name", ["evaluate_density", "fit_vae", "evaluate_vae"])
+def test_numpyro_tells_that_a_key_comes_first(name):
+    given = (PLAIN, {}, X) if name == "evaluate_vae" else (PLAIN, X)
+    with pytest.raises(TypeError, match=rf"; a key comes first: {name}\(jax.random.key\(0\), .*, x\)"):
+        getattr(fnp, name)(*given)
+
+
 def test_both_languages_have_the_same_arguments():
     ours, theirs = (list(inspect.signature(m.fit_density).parameters.values()) for m in (pyro_density, numpyro_density))
     assert theirs[0].name == "rng_key"

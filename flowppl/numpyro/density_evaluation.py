@@ -23,7 +23,7 @@ from flowppl.numpyro.transforms import check_key
 def evaluate_density(
     rng_key: jax.Array,
     flow: Flow | Mixture | Dequantized | PixelCNN,
-    x: Any,
+    x: Any = None,
     context: Any = None,
     *,
     num_samples: int = 100,

@@ -46,11 +46,13 @@ def check_key(owner: str, key: Any, name: str = "rng_key", advice: str = "") -> 
     """Raise TypeError unless this is one key of JAX, of the new kind or the old.
 
     Args:
-        owner: whose argument it is.
+        owner: whose argument it is, or how to write the call.
         key: what was given.
         name: the name of the argument.
         advice: what to do, beside giving a key.
     """
+    if "(key, " in owner:
+        advice = "a key comes first: " + owner.replace("(key, ", "(jax.random.key(0), ")
     end = f"; {advice}" if advice else ""
     if not isinstance(key, jax.Array | np.ndarray):
         what = "a function" if callable(key) else describe(key)

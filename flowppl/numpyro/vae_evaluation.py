@@ -23,7 +23,7 @@ def evaluate_vae(
     rng_key: jax.Array,
     vae: Autoencoder,
     params: Mapping[str, Any],
-    x: Any,
+    x: Any = None,
     *,
     num_samples: int = 5000,
     chunk_size: int = 1000,

@@ -31,7 +31,7 @@ VAE = TypeVar("VAE", bound=Autoencoder)
 def fit_vae(
     rng_key: jax.Array,
     vae: VAE,
-    x: Any,
+    x: Any = None,
     *,
     params: Mapping[str, Any] | None = None,
     validation: Any = 0.1,

@@ -14,6 +14,7 @@ import torch
 from torch.distributions import Distribution, Transform
 
 from flowppl.bijections.contract import Bijection
+from flowppl.checks import without_key
 from flowppl.inference.batches import INIT_ROWS, Batches, is_batches, steps
 from flowppl.inference.density import (
     LEARNING_RATE,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 _KINDS = (Flow, Mixture, Dequantized, PixelCNN)  # what is fitted as it is
 
 
+@without_key
 def fit_density(
     flow: FlowType | FlowTransform | Bijection,
     x: Any = None,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowppl.checks import check_sizes
+from flowppl.checks import check_sizes, without_key
 from flowppl.inference.density import checked_rows
 from flowppl.inference.density_evaluation import DensityEvaluation, check_evaluated, evaluate
 from flowppl.pyro.density import tensor_like
@@ -19,9 +19,10 @@ from flowppl.pyro.flow import Flow
 from flowppl.pyro.pixelcnn import PixelCNN
 
 
+@without_key
 def evaluate_density(
     flow: Flow | Mixture | Dequantized | PixelCNN,
-    x: Any,
+    x: Any = None,
     context: Any = None,
     *,
     num_samples: int = 100,

@@ -10,10 +10,12 @@ import torch
 from flowppl.autoencoders.evaluation import Evaluation, evaluate
 from flowppl.autoencoders.levels import as_tuple
 from flowppl.autoencoders.model import check_vae
+from flowppl.checks import without_key
 from flowppl.pyro.autoencoder import Autoencoder, as_rows, modes
 
 
-def evaluate_vae(vae: Autoencoder, x: Any, *, num_samples: int = 5000, chunk_size: int = 1000) -> Evaluation:
+@without_key
+def evaluate_vae(vae: Autoencoder, x: Any = None, *, num_samples: int = 5000, chunk_size: int = 1000) -> Evaluation:
     r"""How good a :class:`FlowVAE` is on data.
 
     With K draws :math:`z_k` from the posterior :math:`q(z \mid x)` of the latents z of a datum x, the prior

@@ -14,6 +14,7 @@ import torch
 from flowppl.autoencoders.data import data_source, first_rows, is_share, warn_of_constants
 from flowppl.autoencoders.model import check_vae
 from flowppl.autoencoders.training import VAEFit, check_options, train
+from flowppl.checks import without_key
 from flowppl.inference.batches import Batches, steps
 from flowppl.inference.epochs import Callback
 from flowppl.pyro.autoencoder import Autoencoder, as_rows, modes, to_numpy
@@ -24,9 +25,10 @@ from flowppl.pyro.training import ModuleTrainer
 VAE = TypeVar("VAE", bound=Autoencoder)
 
 
+@without_key
 def fit_vae(
     vae: VAE,
-    x: Any,
+    x: Any = None,
     *,
     validation: Any = 0.1,
     batch_size: int = 100,
