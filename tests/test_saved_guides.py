@@ -373,6 +373,31 @@ def test_a_fit_given_its_model_and_data_again(path, theirs):
     assert found.diagnose(500) == expected
 
 
+def test_a_model_that_is_none_is_told(path):
+    fp.save(path, pyro_guide())
+    with pytest.raises(TypeError, match="load: model must be a function with sample sites, got 3"):
+        fp.load(path, model=3)
+    with pytest.raises(TypeError, match=r"load: args given, but .* holds a guide"):
+        fp.load(path, model=pyro_model, args=(Y,))
+
+
+@pytest.mark.parametrize("ask", ["sample", "quantiles", "predict", "resample", "diagnose", "to_arviz"])
+@pytest.mark.parametrize(("make", "model"), [(pyro_fit, pyro_model), (numpyro_fit, numpyro_model)])
+def test_a_fit_given_a_model_of_other_latents_is_refused(make, model, ask, path, theirs):
+    """Its draws would be those of no site of that model, which would predict from the prior."""
+    host, dist = (pyro, pdist) if model is pyro_model else (numpyro, ndist)
+
+    def other(y):
+        mean = host.sample("mean", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        host.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+    make(theirs).save(path)
+    arguments = {"quantiles": ([0.5],)}.get(ask, ())
+    found = fp.load(path, model=other, args=(torch.as_tensor(Y) if host is pyro else jnp.asarray(Y),))
+    with pytest.raises(ValueError, match="site 'loc' was a latent of the model when this guide was made and is none"):
+        getattr(found, ask)(*arguments)
+
+
 def test_a_pyro_guide_goes_on_training(path):
     guide = pyro_guide()
     fp.save(path, guide)

@@ -280,6 +280,11 @@ def test_own_networks_are_saved_if_they_are_dataclasses(path):
     [
         (lambda: fp.Planar(2), TypeError, "expected a Flow, FlowTransform or Mixture, .* got Planar"),
         (
+            lambda: fpp.fit_density(fp.Planar(2), torch.randn(40, 2), num_epochs=1, progress=False),
+            TypeError,
+            "the result of fit_density: save its flow, result.flow",
+        ),
+        (
             lambda: fpp.FlowTransform(fp.Coupling(2, context_dim=1)).condition(torch.ones(1)),
             ValueError,
             r"cannot save a transform at a context: .* call condition\(context\) later",
@@ -306,6 +311,19 @@ def test_what_cannot_be_saved_is_named(build, error, message, path):
     with pytest.raises(error, match=message):
         save(path, build())
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": print}, "load: model given, but .* holds a flow: a guide takes its model, a fit"),
+        ({"args": (1.0,), "kwargs": {"y": 2.0}}, "load: args, kwargs given, but .* holds a flow"),
+    ],
+)
+def test_a_model_is_refused_for_what_has_none(given, message, path):
+    save(path, fpp.Flow(fp.Planar(2)))
+    with pytest.raises(TypeError, match=message):
+        load(path, **given)
 
 
 def test_an_absent_language_is_told(path, monkeypatch):

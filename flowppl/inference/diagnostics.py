@@ -361,8 +361,9 @@ def check_covered(missing: set[str]) -> None:
     """Raise ValueError if the guide leaves out latent sites of the model, for then there are no weights."""
     if missing:
         raise ValueError(
-            f"the guide does not draw these latent sites of the model: {', '.join(sorted(missing))}. Give the model "
-            "that the guide was made for, with discrete sites summed out, or add a guide for them"
+            f"the guide does not draw these latent sites of the model: {', '.join(sorted(missing))}. If they are data, "
+            "the argument that they are observed from was left out. Else give the model that the guide was made for, "
+            "with discrete sites summed out, or add a guide for them"
         )
 
 

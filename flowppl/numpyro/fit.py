@@ -402,6 +402,7 @@ class Fit(FitBase):
 
     def _latents(self, key, num_samples, args, kwargs):
         if isinstance(self.guide, AutoFlow):
+            self.guide._check_arguments(args, kwargs)
             rng, own = numpy_rng(key), self.guide._own_params(self.params)
 
             def sites(num):

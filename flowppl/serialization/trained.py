@@ -16,8 +16,10 @@ from flowppl._arrays.tree import Tree, leaves, map_tree, merge, select
 from flowppl.bijections.contract import check_bijection
 from flowppl.discrete.dequantization import Dequantized
 from flowppl.discrete.pixelcnn import PixelCNN
+from flowppl.inference.density import DensityFit
 from flowppl.inference.density_mixture import Mixture
 from flowppl.inference.diagnostics import Diagnosis, Search
+from flowppl.inference.latents import check_model
 from flowppl.serialization.file import BFLOAT16, Entries, check_entries, read_file, write_file
 from flowppl.serialization.names import BASES, SUPPORTS, check_described, decode, encode
 from flowppl.version import __version__
@@ -35,6 +37,8 @@ KINDS = {
 # What stands there for the bijection.
 DECLARED: dict[str, type] = {"mixture": Mixture, "dequantized": Dequantized, "pixelcnn": PixelCNN}
 PARTS = ("base", "guide", "fit")
+# The arguments of load that go to the object.
+TAKEN = {"guide": {"model"}, "fit": {"model", "args", "kwargs"}}
 
 # The entries of the metadata, and the types of their values.
 ENTRIES: Entries = {
@@ -186,6 +190,7 @@ def load(
         of them is left as it is.
 
     Raises:
+        TypeError: if the model is no function, or model, args or kwargs are given for what has none.
         ValueError: if the file is damaged, not one of :func:`save` or of a newer format, if its arrays are not those
             that its bijection declares, if a class is unknown or its constructor refuses the fields, or if Pyro does
             not map to the support of a latent.
@@ -216,6 +221,14 @@ def load(
         more = by.get(config["kind"], "")
         raise ValueError(f"{path} holds a {config['kind']}, which flowppl.load does not read{more}")
     check_entries(f"{path}: its metadata", config, ENTRIES)
+    given = {"model": model is not None, "args": len(args) > 0, "kwargs": bool(kwargs)}
+    if extra := {name for name, is_given in given.items() if is_given} - TAKEN.get(config["kind"], set()):
+        raise TypeError(
+            f"load: {', '.join(sorted(extra))} given, but {path} holds a {config['kind']}: a guide takes its model, "
+            "a fit its model with args and kwargs, all else none of these"
+        )
+    if model is not None:
+        check_model("load", model)
     adapter = _adapter(config["backend"] if backend is None else backend)
     try:
         return _make(config, arrays, adapter, tuple(classes), model, (tuple(args), kwargs or {}))
@@ -355,6 +368,8 @@ def _kind_of(trained):
         for kind, name in KINDS.items():
             if adapter is not None and isinstance(trained, getattr(adapter, name)):
                 return backend, kind
+    if isinstance(trained, DensityFit):
+        raise TypeError("expected a flow, got the result of fit_density: save its flow, result.flow")
     raise TypeError(
         "expected a Flow, FlowTransform or Mixture, an AutoFlow or a Fit, a Dequantized or a PixelCNN of flowppl.pyro "
         f"or flowppl.numpyro, got {type(trained).__name__}; of a guide of the host or an autoencoder, save the "
