@@ -218,6 +218,27 @@ def test_complex_or_no_data_are_told_by_all_that_takes_data(lang):
 
 
 @both
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("row", [0, 19])
+def test_data_that_are_not_finite_are_told_before_a_network_sees_them(lang, row, kind):
+    encoder, decoder = lang.networks(9, 6, 2, 9)
+    pair = lang.function(lambda xp, z: (decoder(z), decoder(z))) if kind == "gaussian" else decoder
+    vae = lang.adapter.FlowVAE(encoder, pair, fp.amortized_posterior(2, 6, "planar", 2), likelihood=kind)
+    bad = X.copy()
+    bad[row, 3] = np.nan
+    for x, held in ((bad, X), (X, bad)):
+        with pytest.raises(ValueError, match="the data are not all finite; drop or impute what is missing"):
+            lang.fit(0, vae, x, **ONE | {"validation": held})
+
+
+@both
+def test_an_encoder_of_another_width_is_told(lang):
+    with pytest.raises((RuntimeError, TypeError)) as caught:
+        lang.fit(0, plain(lang), X[:, :8], **ONE)
+    assert "this is the encoder, given an array of shape (1, 8), which it could not take" in caught.value.__notes__
+
+
+@both
 def test_gray_levels_under_bernoulli_are_told_how_to_be_scaled(lang):
     with pytest.raises(ValueError, match=r"such as by x > 127.5, or take .* such as x / 255"):
         lang.fit(0, plain(lang), (255 * X).astype(np.uint8), **ONE)

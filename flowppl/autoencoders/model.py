@@ -85,7 +85,7 @@ def named(part: str, shape: tuple[int, ...]):
         if part == "encoder" and len(shape) != 2:
             one = "one number each: give rows, x.reshape(len(x), 1)"
             hint = f"; {one}" if len(shape) < 2 else "; if it takes vectors, flatten the data: x.reshape(len(x), -1)"
-        error.add_note(f"this is the {part}, given an array of shape {tuple(shape)}{hint}")
+        error.add_note(f"this is the {part}, given an array of shape {tuple(shape)}, which it could not take{hint}")
         raise
 
 

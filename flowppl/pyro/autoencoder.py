@@ -246,6 +246,8 @@ class Autoencoder(torch.nn.Module):
 
     def _checker(self, first):
         """The same for networks and one datum; and the function that checks other data."""
+        values = to_numpy(first)
+        check_inputs(None, float(values.min()), float(values.max()))  # before a distribution is made of them
         first = self._rows(first)
         with self._evaluating():
             likelihood = self._likelihood(self._encode(first, self._noise(1)), first)
