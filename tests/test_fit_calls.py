@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import re
 import sys
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -115,6 +116,31 @@ def test_quantiles_are_those_of_the_posterior(fitted):
         result.quantiles([50])
 
 
+@pytest.mark.parametrize("number", [-1, 0, 2.5, (3,), True, None], ids=str)
+def test_numbers_of_draws_that_cannot_be_meant_are_told(fitted, number):
+    _, result = fitted
+    calls = {
+        "sample": result.sample,
+        "quantiles": functools.partial(result.quantiles, [0.5]),
+        "resample": result.resample,
+        "predict": result.predict,
+        "diagnose": result.diagnose,
+        "to_arviz": result.to_arviz,
+    }
+    for name, call in calls.items():
+        message = f"{name}: num_samples must be an integer of at least 1, got {number}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(num_samples=number)
+    with pytest.raises((TypeError, ValueError), match="mcmc: num_samples must be an integer"):
+        result.mcmc(number)
+    for name, option in (("diagnose", "num_batches"), ("diagnose", "chunk_size"), ("resample", "chunk_size")):
+        with pytest.raises(ValueError, match=rf"{name}: {option} must be an integer of at least 1"):
+            calls[name](**{option: number})
+    if number is not None:
+        with pytest.raises(ValueError, match="resample: num_proposals must be an integer of at least 1"):
+            result.resample(num_proposals=number)
+
+
 def test_predicts_at_new_arguments_as_the_host(fitted):
     lang, result = fitted
     draws = result.predict(lang.array(NEW), num_samples=2000)
@@ -165,6 +191,9 @@ def test_draws_of_numpyro_follow_their_keys():
         assert not np.array_equal(draw(num_samples=20, rng_key=one)[name], draw(num_samples=20, rng_key=other)[name])
         with pytest.raises(TypeError, match=r"rng_key must be a key such as jax\.random\.key\(3\), got 3"):
             draw(num_samples=20, rng_key=3)
+    for key in (one, jax.random.PRNGKey(1)):
+        with pytest.raises(TypeError, match=r"a key is passed by name: result\.sample\(1000, rng_key=key\)"):
+            result.sample(key)
 
 
 def test_a_model_that_cannot_be_mapped_predicts_one_by_one():

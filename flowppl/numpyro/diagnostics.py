@@ -125,6 +125,7 @@ def diagnose(
         'good'
     """
     _check("diagnose", rng_key, model, guide, params, args, kwargs, diagnose)
+    check_sizes("diagnose", num_samples=num_samples, num_batches=num_batches, chunk_size=chunk_size)
     keep = None if reference is None else True
     diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
     weights, draws = draw_weighted(rng_key, model, guide, params, args, kwargs, num_samples, chunk_size, keep=keep)
@@ -185,8 +186,9 @@ def resample(
         (1000,)
     """
     _check("resample", rng_key, model, guide, params, args, kwargs, resample)
-    check_sizes("resample", num_samples=num_samples)
+    check_sizes("resample", num_samples=num_samples, chunk_size=chunk_size)
     number = 10 * num_samples if num_proposals is None else num_proposals
+    check_sizes("resample", num_proposals=number)
     diagnostics.check_whole(model_plates(model, guide, params, args, kwargs))
     draw_key, choice_key = jax.random.split(rng_key)
     weights, draws = draw_weighted(draw_key, model, guide, params, args, kwargs, number, chunk_size, keep=True)

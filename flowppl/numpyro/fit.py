@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from flowppl.checks import check_sizes, describe
+from flowppl.checks import check_sizes
 from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.draws import in_parts
@@ -120,11 +119,9 @@ class Fit(FitBase):
         Returns:
             For each latent site, and each deterministic one, an array of shape ``(num_samples, ...)``.
         """
-        if not isinstance(num_samples, numbers.Integral):
-            raise TypeError(
-                f"sample: num_samples must be an integer, got {describe(num_samples)}; a key is passed by name: "
-                "result.sample(1000, rng_key=key)"
-            )
+        if _is_key(num_samples) or (isinstance(num_samples, jax.Array) and num_samples.ndim):
+            raise TypeError("sample: a key is passed by name: result.sample(1000, rng_key=key)")
+        check_sizes("sample", num_samples=num_samples)
         args, kwargs = self.arguments
         draws = self._latents(self._key(0, rng_key), num_samples, args, kwargs)
         if self.model is absent_model or not takes(self.model, args, kwargs):  # loaded from a file without them
@@ -145,6 +142,7 @@ class Fit(FitBase):
         Returns:
             For each site an array with a leading axis for the quantiles, followed by the shape of the site.
         """
+        check_sizes("quantiles", num_samples=num_samples)
         levels = jnp.asarray(check_levels(quantiles))
         draws = self.sample(num_samples, rng_key=rng_key)
         return {name: jnp.quantile(value, levels, axis=0) for name, value in draws.items()}

@@ -120,6 +120,7 @@ def diagnose(
         'good'
     """
     _check("diagnose", model, guide, args, kwargs, diagnose)
+    check_sizes("diagnose", num_samples=num_samples, num_batches=num_batches, chunk_size=chunk_size)
     diagnostics.check_whole(model_plates(model, guide, args, kwargs))
     keep = None if reference is None else True
     weights, draws = draw_weighted(model, guide, args, kwargs, num_samples, chunk_size, keep=keep)
@@ -174,8 +175,9 @@ def resample(
         torch.Size([1000])
     """
     _check("resample", model, guide, args, kwargs, resample)
-    check_sizes("resample", num_samples=num_samples)
+    check_sizes("resample", num_samples=num_samples, chunk_size=chunk_size)
     number = 10 * num_samples if num_proposals is None else num_proposals
+    check_sizes("resample", num_proposals=number)
     diagnostics.check_whole(model_plates(model, guide, args, kwargs))
     weights, draws = draw_weighted(model, guide, args, kwargs, number, chunk_size, keep=True)
     rng = numpy_rng()

@@ -119,6 +119,7 @@ class Fit(FitBase):
         Returns:
             For each latent site, and each deterministic one, a tensor of shape ``(num_samples, ...)``.
         """
+        check_sizes("sample", num_samples=num_samples)
         args, kwargs = self.arguments
         draws = self._latents(num_samples, args, kwargs)
         if self.model is absent_model or not takes(self.model, args, kwargs):  # loaded from a file without them
@@ -137,6 +138,7 @@ class Fit(FitBase):
         Returns:
             For each site a tensor with a leading axis for the quantiles, followed by the shape of the site.
         """
+        check_sizes("quantiles", num_samples=num_samples)
         levels, found = check_levels(quantiles).tolist(), {}
         for name, value in self.sample(num_samples).items():
             value = value if value.is_floating_point() else value.double()
