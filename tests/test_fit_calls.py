@@ -471,6 +471,37 @@ def test_wrong_orders_are_told():
             fpp.fit(model, pyro_line, torch.as_tensor(X))
 
 
+@pytest.mark.parametrize("name", ["sample", "plate"])
+def test_a_model_of_the_other_language_is_told(lang, name):
+    other, own = (InPyro, "numpyro") if lang is InNumPyro else (InNumPyro, "pyro")
+    theirs = other.ppl.__name__
+
+    def model(x):
+        if name == "plate":
+            with other.ppl.plate("data", 5, subsample_size=2):
+                return
+        lang.ppl.sample("own", lang.dist.Normal(0.0, 1.0))
+        other.ppl.sample("z", other.dist.Normal(0.0, 1.0))
+
+    x, key = lang.array(X), () if lang is InPyro else (jax.random.key(0),)
+    kind = name if lang is InPyro else "sample"  # by which Pyro's plate draws what is in it
+    see = {"pyro": "Pyro", "numpyro": "NumPyro"}[own]
+    message = (
+        f"the model calls {theirs}.{kind}, which {see} does not see; take fit and guides from flowppl.{theirs}, or "
+        f"{own}.{kind} in the model"
+    )
+    guide = lang.adapter.AutoFlow(model)
+    for call in (
+        lambda: lang.fit(model, x),
+        lambda: lang.fit(model, x, guide=lang.auto_normal(model)),
+        lambda: guide.setup(x),
+        lambda: lang.adapter.sbc(*key, model, x),
+    ):
+        with pytest.raises(TypeError, match=re.escape(message)):
+            call()
+    lang.fit(lang.model, x, lang.array(Y), flow=small, num_steps=10)  # the other's handlers are gone
+
+
 def test_wrong_calls_of_the_diagnostics_are_told(lang):
     x, guide = lang.array(X), lang.auto_normal(lang.model)
     for name in ("log_weights", "diagnose", "resample"):

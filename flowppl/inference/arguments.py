@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -84,6 +86,29 @@ def with_options(flow: Any, options: Mapping[str, Any], function: Callable[..., 
 
 def _keywords(function: Callable[..., Any]) -> list[str]:
     return [name for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY]
+
+
+def refusing(other: str) -> contextlib.AbstractContextManager:
+    """Raise TypeError where a model that runs in here has a site of the other language, which its own would not see.
+
+    Args:
+        other: the package of the other language, ``"pyro"`` or ``"numpyro"``. If nobody imported it, no model uses it.
+    """
+    package = sys.modules.get(other)
+    handlers: Any = getattr(package, "poutine", None) if other == "pyro" else getattr(package, "handlers", None)
+    if handlers is None:
+        return contextlib.nullcontext()
+    ours, name = ("numpyro", "NumPyro") if other == "pyro" else ("pyro", "Pyro")
+
+    def refuse(site):
+        if site["type"] in ("sample", "plate", "param"):
+            raise TypeError(
+                f"the model calls {other}.{site['type']}, which {name} does not see; take fit and guides from "
+                f"flowppl.{other}, or {ours}.{site['type']} in the model"
+            )
+        return False
+
+    return handlers.block(hide_fn=refuse)
 
 
 def check_loss(loss: Any, *methods: str) -> None:

@@ -17,7 +17,7 @@ from numpyro.infer.util import log_density
 
 from flowppl.checks import check_sizes, describe
 from flowppl.inference import diagnostics
-from flowppl.inference.arguments import check_arguments, check_roles
+from flowppl.inference.arguments import check_arguments, check_roles, refusing
 from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
 from flowppl.inference.outside import SEARCH_SECONDS, GuideDensity, look_outside
@@ -230,7 +230,7 @@ def model_plates(model, guide, params, args, kwargs) -> list[tuple[str, int, int
         diagnostics.check_covered(set(_latents(trace)) - set(drawn))
         plates.extend((s["name"], len(s["value"]), s["args"][0]) for s in trace.values() if s["type"] == "plate")
 
-    with handlers.block():
+    with handlers.block(), refusing("pyro"):
         jax.eval_shape(look)
     return plates
 

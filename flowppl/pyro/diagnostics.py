@@ -17,7 +17,7 @@ from pyro.poutine.util import site_is_subsample
 
 from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
-from flowppl.inference.arguments import check_arguments, check_roles
+from flowppl.inference.arguments import check_arguments, check_roles, refusing
 from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
 from flowppl.inference.latents import no_draws
@@ -219,7 +219,7 @@ def plates_of(trace) -> list[tuple[str, int, int]]:
 def aside():
     """What runs in here leaves no trace, and Pyro's parameter store as it was."""
     store = pyro.get_param_store()
-    with torch.no_grad(), poutine.block(), store.scope(store.get_state()):
+    with refusing("numpyro"), torch.no_grad(), poutine.block(), store.scope(store.get_state()):
         yield
 
 

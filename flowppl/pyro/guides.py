@@ -19,7 +19,7 @@ from torch.distributions import biject_to
 from flowppl._arrays.tree import Tree, map_tree, select
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
-from flowppl.inference.arguments import with_options
+from flowppl.inference.arguments import refusing, with_options
 from flowppl.inference.draws import in_parts
 from flowppl.inference.guides import (
     NUM_DRAWS,
@@ -197,7 +197,8 @@ class AutoFlow(AutoContinuous):
     @torch.no_grad()  # so that the trace kept here holds no graph, and can be copied
     def _setup_prototype(self, *args, **kwargs):
         model = poutine.block(self.model, self._prototype_hide_fn)
-        trial = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+        with refusing("numpyro"):
+            trial = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
         check_latents(
             Latent(
                 name,
