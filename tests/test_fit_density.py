@@ -384,6 +384,29 @@ def test_bad_input_is_refused_before_training(fit, bijection, x, context, option
         fit(bijection, x, context, **options)
 
 
+@both
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (np.array([["a", "b"]] * 6), {}, "x must be rows of numbers, .* got ndarray .could not convert .*'a'"),
+        (np.array([["a", 1.0]] * 6, dtype=object), {}, "x must be rows of numbers, .* got ndarray"),
+        ([["a", "b"]] * 6, {}, "x must be rows of numbers, .* got list"),
+        (X, {"validation": np.array([["a", "b"]] * 6)}, "x_val must be rows of numbers, .* got ndarray"),
+        (X, {"augment": 3}, "augment must be a function of (a key and )?x, got 3"),
+        (X, {"augment": "flip"}, "augment must be a function of (a key and )?x, got 'flip'"),
+    ],
+)
+def test_what_is_no_data_and_no_function_is_told(fit, x, options, message):
+    with pytest.raises(TypeError, match=f"fit_density: {message}"):
+        fit(PLAIN, x, **options)
+
+
+@both
+def test_an_array_of_objects_that_are_numbers_is_data(fit):
+    same = [fit(PLAIN, x, num_epochs=2).losses for x in (X, X.astype(object))]
+    np.testing.assert_array_equal(*same)
+
+
 @pytest.mark.parametrize("module", [pyro_density, numpyro_density])
 def test_only_a_flow_can_be_fitted(module):
     key = () if module is pyro_density else (jax.random.key(0),)

@@ -16,7 +16,7 @@ from flowppl.bijections.combine import Chain, SameWeights, Wrapper
 from flowppl.bijections.contract import REAL_LINE, Bijection, check_event
 from flowppl.bijections.linear import Permute
 from flowppl.bijections.reversible import is_reversible
-from flowppl.checks import level_of_caller
+from flowppl.checks import describe, level_of_caller
 from flowppl.discrete.levels import check_levels
 from flowppl.inference.batches import INIT_ROWS, Batches, Mapped, Rows, concat, is_batches
 from flowppl.inference.epochs import Epochs, hold_out, scheduled_rate
@@ -54,6 +54,12 @@ def check_flow(flow: Any, x: Any, flow_class: type, others: tuple[type, ...]) ->
         f"fit_density: flow must be a {adapter}.Flow, a flowppl.Bijection such as flowppl.maf(2), a FlowTransform, "
         f"a Dequantized or a PixelCNN, got {what}{advice}"
     )
+
+
+def check_augment(augment: Any, arguments: str) -> None:
+    """Raise TypeError unless ``augment`` is a function, of these arguments, or ``None``."""
+    if augment is not None and not callable(augment):
+        raise TypeError(f"fit_density: augment must be a function of {arguments}, got {describe(augment)}")
 
 
 def check_base(bijection: Bijection, base: Any, as_numpy: Callable[[Any], np.ndarray]) -> None:
@@ -314,13 +320,16 @@ def _numbers(owner: str, name: str, values: Any) -> Any:
     """An array as it is; anything else, such as a list or a data frame, as a NumPy array of real numbers."""
     if values is None:
         raise TypeError(f"{owner}: {name} is missing; give the data, one row for each")
+    array, no_numbers = values, tuple("OUSMm")
     try:
         namespace(values)
-        array = values
+        is_array = getattr(values.dtype, "kind", None) not in no_numbers
     except TypeError:
+        is_array = False
+    if not is_array:
         try:
             array = np.asarray(values)
-            array = array.astype(np.float64) if array.dtype.kind in "OUSMm" else array
+            array = array.astype(np.float64) if array.dtype.kind in no_numbers else array
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"{owner}: {name} must be rows of numbers, such as an array, a data frame or a DataLoader, got "

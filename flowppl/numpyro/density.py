@@ -23,6 +23,7 @@ from flowppl.inference.density import (
     MappedRows,
     advice_for,
     batches_of,
+    check_augment,
     check_base,
     check_flow,
     column_names,
@@ -223,6 +224,7 @@ def fit_density(
         raise TypeError("fit_density: a key comes first: fit_density(jax.random.key(0), flow, x)")
     check_key("fit_density", rng_key)
     check_flow(flow, x, Flow, kinds)
+    check_augment(augment, "a key and x")
     check_optimizer("fit_density", optimizer, learning_rate)
     check_options(
         "fit_density",

@@ -22,6 +22,7 @@ from flowppl.inference.density import (
     MappedRows,
     advice_for,
     batches_of,
+    check_augment,
     check_base,
     check_flow,
     column_names,
@@ -221,6 +222,7 @@ def fit_density(
     check_flow(flow, x, Flow, (*_KINDS, FlowTransform, Bijection, Transform))
     if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         raise RuntimeError("fit_density: torch keeps no gradients here; call it outside of no_grad and inference_mode")
+    check_augment(augment, "x")
     check_optimizer("fit_density", optimizer, learning_rate)
     check_options(
         "fit_density",
