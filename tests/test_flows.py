@@ -141,6 +141,22 @@ def test_keys_and_weights_of_numpyro_are_named():
     assert fnp.Flow.init(jax.random.PRNGKey(0), AFFINE).sample(jax.random.PRNGKey(1)).shape == (2,)
 
 
+@pytest.mark.parametrize("language", ["pyro", "numpyro"])
+def test_a_context_that_does_not_fit_is_told_at_the_call(language):
+    def make(bijection):
+        return fpp.Flow(bijection) if language == "pyro" else fnp.Flow.init(jax.random.key(0), bijection)
+
+    context = torch.ones(3) if language == "pyro" else jnp.ones(3)
+    wrap = (fpp if language == "pyro" else fnp).Dequantized
+    plain, conditional = make(fp.planar(2, num_flows=1)), make(fp.planar(2, num_flows=1, context_dim=2))
+    for flow in (plain, wrap(plain, 4)):
+        with pytest.raises(ValueError, match=r"is unconditional .* was given a context of shape \(3,\); build it with"):
+            flow(context)
+    for flow in (conditional, wrap(conditional, 4)):
+        with pytest.raises(ValueError, match=r"expected a context whose last axis has size 2, got shape \(3,\)"):
+            flow(context)
+
+
 def test_contexts_of_pyro_are_tensors():
     with pytest.raises(TypeError, match="context must be a tensor whose last axis has size 1, got list"):
         fpp.Flow(CONDITIONAL)([0.0])

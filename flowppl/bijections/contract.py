@@ -302,6 +302,17 @@ def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], cont
     found = tuple(event.shape)
     if found[len(found) - len(shape) :] != shape:
         raise ValueError(f"{type(bijection).__name__} expected an array whose shape ends in {shape}, got shape {found}")
+    check_given_context(bijection, context)
+    size = bijection.context_dim
+    if size > 0 and context is None:
+        raise ValueError(
+            f"this {type(bijection).__name__} needs a context: pass an array whose last axis has size {size}, to a "
+            "transform by transform.condition(context)"
+        )
+
+
+def check_given_context(bijection: Bijection, context: Array | None) -> None:
+    """Raise as :func:`check_event` for a context that is there and is not what ``bijection`` needs."""
     size = bijection.context_dim
     if context is not None:
         _check_array(bijection, "context", context)
@@ -310,11 +321,6 @@ def check_event(bijection: Bijection, event: Array, shape: tuple[int, ...], cont
         raise ValueError(
             f"this {type(bijection).__name__} is unconditional (context_dim=0) but was given a context of shape "
             f"{tuple(context.shape)}; build it with context_dim={given}"
-        )
-    if size > 0 and context is None:
-        raise ValueError(
-            f"this {type(bijection).__name__} needs a context: pass an array whose last axis has size {size}, to a "
-            "transform by transform.condition(context)"
         )
     if context is not None and (context.ndim == 0 or context.shape[-1] != size):
         raise ValueError(

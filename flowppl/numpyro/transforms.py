@@ -16,7 +16,7 @@ from numpyro.distributions.transforms import Transform
 from flowppl._arrays import tree as _tree
 from flowppl._arrays.tree import Tree
 from flowppl.bijections.combine import inverted
-from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, initialize
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_given_context, initialize
 from flowppl.checks import describe
 
 
@@ -217,8 +217,10 @@ class FlowTransform(Transform):
         return self._at(context) if self.bijection.context_dim else self
 
     def _at(self, context: ArrayLike) -> Self:
-        """As :meth:`condition`, but a transform that expects no context raises ValueError when it maps."""
-        return self._of(self.bijection, self.params, jnp.asarray(context))
+        """As :meth:`condition`, but a transform that expects no context raises ValueError."""
+        context = jnp.asarray(context)
+        check_given_context(self.bijection, context)
+        return self._of(self.bijection, self.params, context)
 
     @property
     def domain(self) -> constraints.Constraint:

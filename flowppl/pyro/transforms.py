@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from flowppl._arrays.namespace import build
 from flowppl._arrays.tree import Tree, leaves
 from flowppl.bijections.combine import inverted
-from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, initialize
+from flowppl.bijections.contract import REAL_LINE, Bijection, check_bijection, check_given_context, initialize
 
 build("torch")  # torch.compile cannot trace the making of it
 
@@ -174,7 +174,8 @@ class FlowTransform(TransformModule, ConditionalTransform):
         return self._at(context) if self.bijection.context_dim else self
 
     def _at(self, context: torch.Tensor) -> FlowTransform:
-        """As :meth:`condition`, but a transform that expects no context raises ValueError when it maps."""
+        """As :meth:`condition`, but a transform that expects no context raises ValueError."""
+        check_given_context(self.bijection, context)
         return FlowTransform._sharing(self.bijection, self.weights, context)
 
     @property
