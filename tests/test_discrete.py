@@ -384,7 +384,8 @@ def test_a_fit_in_bfloat16_has_a_checkpoint(language, rng, tmp_path):
     else:
         flow = fnp.Flow(affine, map_tree(lambda p: jnp.zeros(p.shape, jnp.bfloat16), affine.parameters()))
     for num_epochs in (1, 2):
-        found = fit(language, flow, x, num_epochs=num_epochs, checkpoint=tmp_path / "here")
+        options = {"num_epochs": num_epochs, "learning_rate": lambda epoch: 0.02}
+        found = fit(language, flow, x, checkpoint=tmp_path / "here", **options)
     assert len(found.losses) == 2
 
 
@@ -433,8 +434,12 @@ def test_a_density_fit_resumed_is_the_fit_uninterrupted(language, rng, tmp_path)
     np.testing.assert_array_equal(resumed.validation_losses, whole.validation_losses)
     found, expected = (log_weights(language, result.flow, x[:5], 2) for result in (resumed, whole))
     np.testing.assert_array_equal(found, expected)
-    with pytest.raises(ValueError, match="another training, with other warm_up"):
-        fit(language, square_flow(language), x, checkpoint=path, **options | {"warm_up": 0})
+    for name, other in (("warm_up", 0), ("learning_rate", 0.03), ("augment", None)):
+        with pytest.raises(ValueError, match=f"another training, with other {name}; name another file, or delete it"):
+            fit(language, square_flow(language), x, checkpoint=path, **options | {name: other})
+    message = "with other num_epochs; .* start anew. The learning rate falls over num_epochs: give the same number or"
+    with pytest.raises(ValueError, match=message):
+        fit(language, square_flow(language), x, checkpoint=path, **options | {"num_epochs": 5})
     with pytest.raises(ValueError, match="with other data"):
         fit(language, square_flow(language), 2 - x, checkpoint=path, **options)
     with pytest.raises(ValueError, match="a checkpoint cannot tell where an iterable of batches is"):

@@ -20,6 +20,9 @@ from flowppl import numpyro as fnp
 from flowppl import pyro as fpp
 from flowppl._arrays.namespace import namespace
 from flowppl.inference.density import split_rows
+from flowppl.serialization import read_file, write_file
+from flowppl.training import fits
+from flowppl.training.checkpoints import ENTRIES, read_checkpoint
 
 
 def fit_pyro(bijection, x, context=None, base=None, seed=0, **options):
@@ -461,3 +464,35 @@ def test_a_single_row_to_start_from_has_no_spread_to_warn_of():
     x = np.array([[0.3, -0.2], [0.5, 0.4]])
     fpp.fit_density(fp.ElementwiseAffine(2), x, num_epochs=1, progress=False)
     fnp.fit_density(jax.random.key(0), fp.ElementwiseAffine(2), x, num_epochs=1, progress=False)
+
+
+@both
+def test_a_training_at_a_rate_of_its_own_may_be_extended(fit, rng, tmp_path):
+    """Not one whose rate falls over its epochs; and a smaller patience ends it, with what was done."""
+    x, path = correlated(rng, 60), tmp_path / "fit"
+    options = {"learning_rate": lambda epoch: 0.05 / (1 + epoch), "patience": None}
+    whole = fit(PLAIN, x, num_epochs=4, **options)
+    fit(PLAIN, x, num_epochs=2, checkpoint=path, **options)
+    resumed = fit(PLAIN, x, num_epochs=4, seed=5, checkpoint=path, **options)
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+    np.testing.assert_array_equal(resumed.validation_losses, whole.validation_losses)
+    for num_epochs in (4, 3):
+        again = fit(PLAIN, x, num_epochs=num_epochs, checkpoint=path, **options | {"patience": 1})
+        np.testing.assert_array_equal(again.losses, whole.losses)
+        np.testing.assert_array_equal(log_prob(again.flow, x), log_prob(whole.flow, x))
+
+
+@both
+def test_a_checkpoint_of_another_kind_of_training_is_told(fit, rng, tmp_path):
+    path, owners = tmp_path / "fit", ("fit_density", "fit_vae", "fit")
+    fit(PLAIN, correlated(rng, 20), num_epochs=1, checkpoint=path)
+    kinds = [("checkpoint", ENTRIES, {"flow": ""}), ("checkpoint", ENTRIES, {"posterior": ""})]
+    kinds.append((fits.KIND, fits.ENTRIES, {"flow": ""}))
+    config, arrays = read_file(path)
+    for writer, (kind, _, fixed) in zip(owners, kinds, strict=True):
+        write_file(path, config | {"kind": kind, "fixed": fixed}, arrays)
+        for owner, (expected, entries, _) in zip(owners, kinds, strict=True):
+            if owner != writer:
+                message = f"{path} holds a checkpoint of {writer}, not one of {owner}; name another file, or delete it"
+                with pytest.raises(ValueError, match=message):
+                    read_checkpoint(owner, path, expected, entries)

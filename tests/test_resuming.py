@@ -210,7 +210,10 @@ FILE_CHANGES = [
     (lambda c, a: a.update({"state/alone.0.0": np.zeros(3)}), "the state of this fit"),
     (lambda c, a: a.update({"more": np.zeros(3)}), "holds the array 'more', which is none of a checkpoint"),
     (lambda c, a: a.pop(next(name for name in a if name.startswith("now/"))), "with other networks and flows"),
-    (lambda c, a: c.update(kind="checkpoint"), "holds a checkpoint, not a checkpoint of fit"),
+    (
+        lambda c, a: c.update(kind="checkpoint"),
+        "holds a checkpoint of fit_density, not one of fit; name another file, or delete it to start anew",
+    ),
 ]
 
 

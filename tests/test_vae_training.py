@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as ndist
 import optax
 import pytest
 import torch
@@ -23,6 +24,7 @@ from flowppl.images import load_images
 from flowppl.inference.epochs import Progress, run_epochs
 from flowppl.numpyro.steps import make_optimizer, split_batches, take_step
 from flowppl.pyro.vae_training import _held
+from flowppl.serialization import read_file, write_file
 
 
 @both
@@ -269,15 +271,82 @@ def test_bad_checkpoints_are_told_and_left_as_they_are(lang, tmp_path):
     with pytest.raises(ValueError, match=r"holds a checkpoint, which flowppl.load does not read"):
         fp.load(path)
     assert path.read_bytes() == whole
-    path.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
-        fit(small(lang), batch_size=20)
-    assert path.read_bytes() == whole[:-100]
+    for damaged in (b"", whole[:-100], whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:]):
+        path.write_bytes(damaged)
+        message = r"(not a whole safetensors file|is damaged).*; copy it again, or delete it to start anew"
+        with pytest.raises(ValueError, match=message):
+            fit(small(lang), batch_size=20)
+        assert path.read_bytes() == damaged
     path.unlink()
     flow = fpp.Flow(fp.realnvp(2))
     fp.save(path, flow)
     with pytest.raises(ValueError, match="holds a flow, not a checkpoint"):
         fit(small(lang), batch_size=20)
+
+
+@both
+@pytest.mark.parametrize("validation", [None, 0.1])
+def test_a_checkpoint_of_another_likelihood_is_told(lang, validation, tmp_path):
+    """The weights have the same shapes, and a likelihood of one's own has no words: the loss of a few rows differs."""
+    x, path, normal = stripes(), tmp_path / "vae", Normal if lang is Pyro else ndist.Normal
+    options = {"validation": validation, "batch_size": 20, "warm_up": 0, "ema_decay": 0.5, "learning_rate": 0.01}
+
+    def fit(vae, num_epochs, seed=0, **more):
+        return lang.fit(seed, vae, x, num_epochs=num_epochs, **options, **more)
+
+    def wide(scale=1.0):
+        return small(lang, likelihood=lambda mean: normal(mean, scale))
+
+    whole = fit(wide(), 4)
+    fit(wide(), 2, checkpoint=path)
+    content, other = path.read_bytes(), wide(0.1)
+    before = {name: value.clone() for name, value in other.state_dict().items()} if lang is Pyro else {}
+    message = f"{path} is a checkpoint of another training, with other loss of the model; name another file, or delete"
+    for num_epochs in (2, 4):
+        with pytest.raises(ValueError, match=message):
+            fit(other, num_epochs, checkpoint=path)
+    assert path.read_bytes() == content
+    assert_same(dict(other.state_dict()) if lang is Pyro else {}, before)
+    resumed = fit(wide(), 4, seed=5, checkpoint=path)
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+    assert_same(resumed.params, whole.params)
+    config, arrays = read_file(path)
+    for told in (3, [1.0], ["one", None]):
+        config["fixed"]["loss of the model"] = told
+        write_file(path, config, arrays)
+        with pytest.raises(ValueError, match=message):
+            fit(wide(), 4, checkpoint=path)
+    del config["fixed"]["loss of the model"]  # as in files of before
+    write_file(path, config, arrays)
+    np.testing.assert_array_equal(fit(wide(), 4, checkpoint=path).losses, whole.losses)
+
+
+@both
+def test_a_checkpoint_tells_the_learning_rate_of_the_epochs_that_are_done(lang, tmp_path):
+    x, path, asked = stripes(), tmp_path / "vae", []
+
+    def fit(rate, num_epochs=2, **options):
+        return lang.fit(0, small(lang), x, num_epochs=num_epochs, warm_up=0, learning_rate=rate, **options)
+
+    def rate(epoch):
+        asked.append(epoch)
+        return 0.01 * (1 + epoch)
+
+    fit(rate, checkpoint=path)
+    assert asked == [0, 1]  # once each
+    for other in (0.01, None, lambda epoch: 0.01, lambda epoch: 0.01 + epoch):
+        with pytest.raises(ValueError, match="of another training, with other learning_rate; name another file"):
+            fit(other, checkpoint=path)
+
+    def then(epoch):
+        return rate(epoch) if epoch < 2 else 0.001
+
+    assert_same(fit(then, 4, checkpoint=path).params, fit(then, 4).params)
+    path.unlink()
+    fit(None, checkpoint=path)
+    with pytest.raises(ValueError, match="with other learning_rate"):
+        fit(0.002, checkpoint=path)
+    assert_same(fit(0.001, 3, checkpoint=path).params, fit(0.001, 3).params)
 
 
 @both

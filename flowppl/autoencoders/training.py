@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,6 +15,8 @@ from flowppl.checks import is_number
 from flowppl.inference.batches import Batches, Mapped, Workers
 from flowppl.inference.epochs import Epochs, hold_out, scheduled_rate
 from flowppl.training import loop
+
+NUM_PROBED = 16  # rows by whose loss another model is told
 
 VAE = TypeVar("VAE")
 Params = TypeVar("Params")
@@ -43,6 +46,9 @@ class Trainer(loop.Trainer, Protocol):
         self, epoch: int, order: np.ndarray, rate: float | None, beta: float
     ) -> tuple[list[float], float | None]:
         """Train on the rows in this order; give the loss of each step, NaN where skipped, and the validation loss."""
+
+    def probe(self) -> list[float]:
+        """The mean log likelihood, and KL term, of a few rows with the same noise in all calls, as in evaluation."""
 
 
 SomeTrainer = TypeVar("SomeTrainer", bound=Trainer)
@@ -78,6 +84,9 @@ def train(
     if batches is not None and options["checkpoint"] is not None:
         raise ValueError("fit_vae: a checkpoint cannot tell where an iterable of batches is; give x as an array")
 
+    if callable(learning_rate):  # a checkpoint asks it, too
+        learning_rate = functools.cache(learning_rate)
+
     def make(seed):
         if batches is not None:
             held_out = None if is_share(validation) else validation
@@ -102,6 +111,8 @@ def train(
         make,
         run,
         seed,
+        learning_rate=learning_rate,
+        probe=lambda trainer: trainer.probe(),
         judged_from=max(warm_up - 1, 0),  # in that epoch the weight of the KL term is 1
         fixed=fixed | {"warm_up": warm_up},
         row_counts=None if batches is None else lambda: batches.counts,

@@ -378,6 +378,18 @@ def _check_rows(owner, bijection, x, context, suffix, at_least):
             )
 
 
+def facts_of(
+    learning_rate: Any, num_epochs: int, objective: str, jacobian_penalty: float, augment: Any
+) -> dict[str, Any]:
+    """What a checkpoint tells of options that it cannot tell as they are."""
+    return {
+        "num_epochs": None if callable(learning_rate) else num_epochs,  # over which the cosine falls
+        "objective": None if objective == "likelihood" else objective,  # older checkpoints tell none
+        "jacobian_penalty": float(jacobian_penalty) or None,
+        "augment": augment is not None,
+    }
+
+
 def rate_of(
     learning_rate: float | Callable[[int], float] | None, warm_up: int, num_epochs: int
 ) -> Callable[[int], float | None]:

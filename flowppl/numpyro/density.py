@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -27,6 +27,7 @@ from flowppl.inference.density import (
     check_base,
     check_flow,
     column_names,
+    facts_of,
     held_out_rows,
     is_of_levels,
     rate_of,
@@ -177,7 +178,9 @@ def fit_density(
             of which some are mirrored; JAX must be able to trace it.
         checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
             the result that it would have had without an interruption. For the optimisers with names, and data that are
-            no iterable of batches.
+            no iterable of batches. A file of another flow, other data or options is refused. ``patience`` and, where
+            ``learning_rate`` is a function, ``num_epochs`` may change; of such a function the rates of the epochs that
+            are done are compared, and of ``augment`` whether there is one, not what it does.
         callback: called after each epoch as ``callback(epoch, loss)``, with its number from 0 and its mean loss; if it
             returns True, training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
@@ -289,15 +292,17 @@ def fit_density(
         return batches.counts if batches else []
 
     words = [base_in_words(base, jax.tree.leaves(base)) for base in bases]
-    rate = rate_of(None if has_rate(optimizer) else learning_rate or LEARNING_RATE, warm_up, num_epochs)
+    rate_given = None if has_rate(optimizer) else learning_rate or LEARNING_RATE
+    rate_given = cache(rate_given) if callable(rate_given) else rate_given  # a checkpoint asks it, too
+    rate = rate_of(rate_given, warm_up, num_epochs)
     options = {"optimizer": optimizer, "clip_norm": clip_norm, "ema_decay": ema_decay, "warm_up": warm_up}
-    options["objective"] = None if objective == "likelihood" else objective  # older checkpoints tell none
-    options["jacobian_penalty"] = float(jacobian_penalty) or None
+    options |= facts_of(learning_rate, num_epochs, objective, jacobian_penalty, augment)
     trainer, record = train(
         "fit_density",
         make_trainer,
         lambda trainer, epoch, order: trainer.run_epoch(epoch, order, rate(epoch)),
         int(numpy_rng(rng_key).integers(2**31 - 1)),
+        learning_rate=rate_given,
         batch_size=batch_size,
         num_epochs=num_epochs,
         patience=patience,

@@ -14,7 +14,7 @@ import numpy as np
 
 from flowppl.autoencoders.data import as_data, data_source, first_rows, is_share, warn_of_constants
 from flowppl.autoencoders.model import check_vae
-from flowppl.autoencoders.training import VAEFit, check_options, train
+from flowppl.autoencoders.training import NUM_PROBED, VAEFit, check_options, train
 from flowppl.inference.batches import Batches, Mapped, steps
 from flowppl.inference.epochs import Callback
 from flowppl.numpyro.autoencoder import Autoencoder
@@ -101,7 +101,9 @@ def fit_vae(
             1,000 steps: few of all that there are. 0 takes the weights as they are.
         checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
             the result that it would have had without an interruption. For the optimisers with names, and data that are
-            no iterable of batches.
+            no iterable of batches. A file of another autoencoder, which is told by its flows and by the loss of a few
+            rows, of other data or options is refused. ``num_epochs`` and ``patience`` may change; of a function for the
+            learning rate those of the epochs that are done are compared.
         callback: called as ``callback(epoch, loss)`` after each epoch; if it returns True, the training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
         distributed: whether all devices of JAX train together, those of all hosts after ``jax.distributed.initialize``,
@@ -260,6 +262,13 @@ class _Trainer(TreeTrainer):
             rows, weights = self.workers.joined(rows, counts)
             yield rows, None, weights
 
+    def probe(self):
+        index = np.arange(min(NUM_PROBED, len(self.data)))
+        read = isinstance(self.data, Mapped)
+        rows = (self.workers.replicated(np.asarray(self.data[index])), None) if read else (self.data, index)
+        known = self.params, *rows, np.ones(len(index), dtype=bool), jax.random.fold_in(self.key, 0)
+        return [float(term) for term in _mean_terms(self.vae, self.workers, *known)]
+
     def _validation_loss(self):
         batches = split_batches(np.arange(len(self.held_out)), self.batch_size)
         key, params, total = jax.random.fold_in(self.key, 0), self.kept(), 0.0
@@ -307,3 +316,9 @@ def _sum_loss(vae, workers, params, data, index, weights, key):
     x, noise = workers.shared((_take(vae, data, index), _noise(vae, key, weights)))
     log_likelihood, kl, _ = vae.terms(params, x, noise)
     return workers.everywhere(jnp.dot(kl - log_likelihood, weights))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _mean_terms(vae, workers, params, data, index, weights, key):
+    log_likelihood, kl, _ = vae.terms(params, _take(vae, data, index), _noise(vae, key, weights))
+    return workers.everywhere((log_likelihood.mean(), kl.mean()))

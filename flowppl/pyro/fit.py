@@ -457,8 +457,9 @@ def fit(
             weights that it would have had without an interruption, on the same machine. (If that is so slow that
             ``max_seconds``, or the few seconds that a judgement has, cut something short, it depends on the load.) Of a
             fit that has ended it gives the result at once; one that a callback or Ctrl-C ended goes on. ``max_seconds``
-            counts the seconds of all runs. Random numbers go on from the file, whatever seed is set. For the optimisers
-            with names, and models that draw all that is random by their sample sites.
+            counts the seconds of all runs, and may not change: to go on from what it cut short, save the result and
+            give ``guide=flowppl.load(path).guide`` to a new call. Random numbers go on from the file, whatever seed is
+            set. For the optimisers with names, and models that draw all that is random by their sample sites.
         callback: called as ``callback(step, loss)`` after every hundred steps, those of the affine layers too, with the
             number of steps so far and the mean loss of the last hundred (of the best of the restarts; NaN if all were
             skipped). If it returns True the training ends, and ``.stopped == "callback"``.

@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import pyro
 import torch
 
 from flowppl.autoencoders.data import data_source, first_rows, is_share, warn_of_constants
 from flowppl.autoencoders.model import check_vae
-from flowppl.autoencoders.training import VAEFit, check_options, train
+from flowppl.autoencoders.training import NUM_PROBED, VAEFit, check_options, train
 from flowppl.checks import without_key
 from flowppl.inference.batches import Batches, steps
 from flowppl.inference.epochs import Callback
@@ -98,7 +99,9 @@ def fit_vae(
             1,000 steps: few of all that there are. 0 takes the weights as they are.
         checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
             the result that it would have had without an interruption. For the optimisers with names, and data that are
-            no iterable of batches.
+            no iterable of batches. A file of another autoencoder, which is told by its flows and by the loss of a few
+            rows, of other data or options is refused. ``num_epochs`` and ``patience`` may change; of a function for the
+            learning rate those of the epochs that are done are compared.
         callback: called as ``callback(epoch, loss)`` after each epoch; if it returns True, the training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
         distributed: whether all processes of ``torch.distributed`` train together, each of which makes this call. They
@@ -268,6 +271,15 @@ class _Trainer(ModuleTrainer):
             buffer.copy_(torch.where(found.isnan(), value, buffer))
         self.average_step(self.num_steps)
         return found
+
+    @torch.no_grad()
+    def probe(self):
+        x = self.vae._rows(self.data[np.arange(min(NUM_PROBED, len(self.data)))])
+        noise = np.random.default_rng(0).normal(size=(len(x), self.vae.dim))  # the same on all devices
+        with modes(self.vae, trains=False), self.noise_of(0) as seed, pyro.validation_enabled(False):
+            torch.manual_seed(seed)  # in all processes
+            terms = self.vae.terms(x, torch.as_tensor(noise).to(self.vae._zeros))[:2]
+        return [float(term.mean()) for term in terms]
 
     @torch.no_grad()
     def _validation_loss(self):

@@ -70,10 +70,16 @@ def _shown(value):
     return WORDS[type(value)] if isinstance(value, (list, dict)) else repr(value)[:80]
 
 
-def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_file(
+    path: str | os.PathLike[str], advice: str = "copy or save it again"
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The configuration and the arrays of a file, which is whole and of a known format.
 
     Of the entries of the configuration only ``format``, ``flowppl`` and ``kind`` are checked.
+
+    Args:
+        path: where it is.
+        advice: what to do with a file that is damaged.
     """
     _check_path(path)
     mode = os.stat(path).st_mode
@@ -85,7 +91,6 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, n
     try:
         entries = safetensors.deserialize(content)
     except safetensors.SafetensorError as error:
-        advice = "copy or save it again"
         if content.startswith((b"PK\x03\x04", b"\x80\x02\x8a", b"\x80\x04\x95", b"\x80\x05\x95")):  # zip, pickle
             advice += "; what torch.save or numpy.savez wrote is read by torch.load or numpy.load"
         reason = str(error) if content else "it is empty"
@@ -96,22 +101,21 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, n
         raise ValueError(f"{path} was not written by flowppl: it has no entry 'flowppl' in its metadata")
     if metadata.keys() != {"flowppl"} and not _is_undamaged(content):  # early versions wrote no digest
         raise ValueError(
-            f"{path} is damaged: its bytes are not those that were written, of which it holds the digest; copy or "
-            "save it again"
+            f"{path} is damaged: its bytes are not those that were written, of which it holds the digest; {advice}"
         )
     arrays = {}
     for name, entry in entries:
         if entry["dtype"] not in DTYPES:
             raise ValueError(f"{path}: the array {name!r} has the type {entry['dtype']}, which flowppl does not write")
         arrays[name] = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return _read_config(path, metadata["flowppl"]), arrays
+    return _read_config(path, metadata["flowppl"], advice), arrays
 
 
-def _read_config(path, text):
+def _read_config(path, text, advice):
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: its metadata cannot be read ({error}); copy or save it again") from error
+        raise ValueError(f"{path}: its metadata cannot be read ({error}); {advice}") from error
     heads = {"format": (int,), "flowppl": (str,), "kind": (str,)}
     known = {name: value for name, value in config.items() if name in heads} if isinstance(config, dict) else config
     check_entries(f"{path}: its metadata", known, heads)

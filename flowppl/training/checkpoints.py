@@ -32,6 +32,10 @@ def digest(data):
     return zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(repr((array.shape, str(array.dtype))).encode()))
 
 
+# What checkpoints of earlier versions do not tell: where it is absent it is not compared.
+LOSS = "loss of the model"
+_LATER = ("learning_rate", "num_epochs", "augment", LOSS)
+
 # Options that change no number, and those that came later, where they have their defaults.
 _LEFT_OUT = re.compile(r", (reversible=\w+|start='identity')")
 
@@ -54,9 +58,16 @@ def base_in_words(base: Any, arrays: Iterable[Any]) -> list[Any] | None:
 
 def read_checkpoint(owner, path, kind="checkpoint", entries=ENTRIES, parts=("now", "best", "state")):
     """What a checkpoint holds: its configuration, and its parts, such as weights, best weights, optimiser's state."""
-    config, arrays = read_file(path)
-    if config["kind"] != kind:
+    config, arrays = read_file(path, "copy it again, or delete it to start anew")
+    if not config["kind"].startswith("checkpoint"):
         raise ValueError(f"{path} holds a {config['kind']}, not a checkpoint of {owner}; name another file")
+    fixed = config["fixed"] if isinstance(config.get("fixed"), dict) else {}
+    # Of the two with one kind only densities have a flow.
+    writer = "fit" if config["kind"] != "checkpoint" else "fit_density" if "flow" in fixed else "fit_vae"
+    if config["kind"] != kind or (writer != owner and fixed):
+        raise ValueError(
+            f"{path} holds a checkpoint of {writer}, not one of {owner}; name another file, or delete it to start anew"
+        )
     check_entries(f"{path}: its metadata", config, entries)
     found: dict[str, dict[str, np.ndarray]] = {part: {} for part in parts}
     for name, array in arrays.items():
@@ -69,7 +80,16 @@ def read_checkpoint(owner, path, kind="checkpoint", entries=ENTRIES, parts=("now
 
 def changes(fixed: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """The names of what is not as a checkpoint tells it."""
-    return [name for name, value in json.loads(json.dumps(fixed)).items() if found.get(name) != value]
+    told = json.loads(json.dumps(fixed)).items()
+    return [name for name, value in told if found.get(name) != value and (name in found or name not in _LATER)]
+
+
+def is_near(numbers: list[float], found: Any) -> bool:
+    """Whether a checkpoint tells these numbers, up to rounding."""
+    try:
+        return np.allclose(numbers, found, rtol=1e-3, atol=1e-3, equal_nan=True)
+    except (TypeError, ValueError):
+        return False
 
 
 def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -79,9 +99,15 @@ def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def other_training(path: Any, changed: list[str]) -> ValueError:
     """What to raise where these things are not as a checkpoint tells them."""
+    advice = ""
+    if "num_epochs" in changed:
+        advice = (
+            ". The learning rate falls over num_epochs: give the same number or, to train the result on, fit it in a "
+            "new call without this checkpoint"
+        )
     return ValueError(
         f"{path} is a checkpoint of another training, with other {', '.join(changed)}; name another file, or delete it "
-        "to start anew"
+        f"to start anew{advice}"
     )
 
 

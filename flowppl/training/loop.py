@@ -11,9 +11,17 @@ import numpy as np
 
 from flowppl.checks import check_positive, check_sizes, is_number
 from flowppl.inference.batches import ALONE, Workers
-from flowppl.inference.epochs import Callback, Progress, run_epochs
+from flowppl.inference.epochs import Callback, Progress, run_epochs, scheduled_rate
 from flowppl.serialization import check_entries, check_target, write_file
-from flowppl.training.checkpoints import PROGRESS, check_same, digest, read_checkpoint
+from flowppl.training.checkpoints import (
+    LOSS,
+    PROGRESS,
+    check_same,
+    digest,
+    is_near,
+    other_training,
+    read_checkpoint,
+)
 
 
 class Trainer(Protocol):
@@ -41,11 +49,13 @@ def train(
     run_epoch: Callable[[SomeTrainer, int, np.ndarray], tuple[Sequence[float], float | None]],
     seed: int,
     *,
+    learning_rate: float | Callable[[int], float] | None,
     batch_size: int,
     num_epochs: int,
     patience: int | None,
     judged_from: int = 0,
     checkpoint: Any,
+    probe: Callable[[SomeTrainer], list[float]] | None = None,
     fixed: dict[str, Any],
     row_counts: Callable[[], Sequence[int]] | None = None,
     callback: Callback | None,
@@ -63,7 +73,10 @@ def train(
             validation loss.
         seed: determines the held-out rows, the orders and the noise, unless a checkpoint does; the first
             process's counts.
+        learning_rate: what a checkpoint is to tell of it; of a function, which gives the same at each call, its values
+            of the epochs that are done.
         fixed: what must be the same when a training goes on, in plain values.
+        probe: numbers that the present weights give, by which another model is told; all processes call it.
         batch_size, num_epochs, patience, judged_from, row_counts, callback, progress, advice: as for
             :func:`flowppl.inference.epochs.run_epochs`.
         workers: the processes that train together.
@@ -83,15 +96,31 @@ def train(
     fixed = {name: value.item() if isinstance(value, np.generic) else value for name, value in fixed.items()}
     if path is not None:
         fixed |= {name: None if array is None else digest(array) for name, array in data.items()}
+
+    def told_rate():
+        if learning_rate is None or not callable(learning_rate):
+            return {"learning_rate": None if learning_rate is None else float(learning_rate)}
+        rates = [float(scheduled_rate(owner, learning_rate, epoch)) for epoch in range(len(done.losses))]
+        return {"learning_rate": [digest(np.array(rates))]}
+
     if saved is not None:
         config, now, best, state = saved
-        check_same(path, fixed, config["fixed"], first, now)
         check_entries(f"{path}: its progress", config["progress"], PROGRESS)
         done = Progress(**config["progress"])
+        check_same(path, fixed | told_rate(), config["fixed"], first, now)
         try:
             trainer.restore(now, state)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} does not hold the state of this training ({error}); name another file") from error
+        if probe is not None and LOSS in config["fixed"]:
+            is_same = False
+            try:
+                is_same = is_near(probe(trainer), config["fixed"][LOSS])
+            finally:
+                if not is_same:
+                    trainer.restore(first, None)
+            if not is_same:
+                raise other_training(path, [LOSS])
 
     if workers.size > 1:
         _check_together(owner, workers, len(done.losses), num_rows, data)
@@ -104,10 +133,13 @@ def train(
         best = trainer.averages()
 
     def save():
-        if path is not None and workers.rank == 0:
+        if path is None:
+            return
+        told = fixed | told_rate() | ({} if probe is None else {LOSS: probe(trainer)})
+        if workers.rank == 0:
             parts = {"now": trainer.weights(), "best": best, "state": trainer.state()}
             arrays = {f"{part}/{name}": array for part, tree in parts.items() for name, array in tree.items()}
-            config = {"kind": "checkpoint", "seed": seed, "fixed": fixed, "progress": dataclasses.asdict(done)}
+            config = {"kind": "checkpoint", "seed": seed, "fixed": told, "progress": dataclasses.asdict(done)}
             write_file(path, config, arrays)
 
     def stop(epoch, loss):
