@@ -7,6 +7,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as ndist
 import optax
 import pandas
@@ -155,6 +156,20 @@ def test_a_context_that_does_not_fit_is_told_at_the_call(language):
     for flow in (conditional, wrap(conditional, 4)):
         with pytest.raises(ValueError, match=r"expected a context whose last axis has size 2, got shape \(3,\)"):
             flow(context)
+
+
+@pytest.mark.parametrize("event", [[0.5, np.nan], [0.5, 2.0]], ids=["nan", "outside"])
+def test_events_outside_of_the_support_are_told_as_the_host_does(event):
+    bounded = fp.Elementwise(2, fp.Sigmoid())
+    ours, theirs = fpp.Flow(bounded), fnp.Flow.init(jax.random.key(0), bounded)
+    with pytest.raises(ValueError, match="to be within the support"):
+        ours.log_prob(torch.tensor(event))
+    with pytest.warns(UserWarning, match="Out-of-support values"):
+        assert theirs.log_prob(jnp.array(event)) == -jnp.inf
+    with pyro.validation_enabled(False), numpyro.validation_enabled(False):
+        expected = np.nan if np.isnan(event).any() else -np.inf
+        for found in (ours.log_prob(torch.tensor(event)).item(), theirs.log_prob(jnp.array(event)).item()):
+            np.testing.assert_equal(found, expected)
 
 
 def test_contexts_of_pyro_are_tensors():
