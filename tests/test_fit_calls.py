@@ -502,6 +502,23 @@ def test_a_model_of_the_other_language_is_told(lang, name):
     lang.fit(lang.model, x, lang.array(Y), flow=small, num_steps=10)  # the other's handlers are gone
 
 
+def test_an_error_before_any_site_has_no_headings_of_an_empty_trace():
+    def model(y):
+        if len(y) > 1:
+            pyro.sample("a", pdist.Normal(0.0, 1.0))
+        pyro.sample("b", pdist.Normal(0.0, 1.0))
+        if len(y) > 2:
+            raise ValueError("too many")
+
+    guide = fpp.AutoFlow(model, small)
+    guide.setup(torch.ones(2))
+    for call in (functools.partial(fpp.fit, guide=guide), lambda model, y: fpp.diagnose(model, guide, y)):
+        with pytest.raises(ValueError, match=r"Make a new guide for another set of latents$"):
+            call(model, torch.ones(1))
+        with pytest.raises(ValueError, match=r"(?s)^too many\nTrace Shapes:.* b dist"):  # there it tells something
+            call(model, torch.ones(3))
+
+
 def test_wrong_calls_of_the_diagnostics_are_told(lang):
     x, guide = lang.array(X), lang.auto_normal(lang.model)
     for name in ("log_weights", "diagnose", "resample"):

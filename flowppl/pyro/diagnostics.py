@@ -34,6 +34,8 @@ from flowppl.pyro.transforms import numpy_rng, to_numpy
 ROWS = 1024  # draws of a part at a time, in a look at what a guide does not draw,
 SLOW_ROWS = 64  # and of a model that is run for one after the other
 
+EMPTY_TRACE = "Trace Shapes: Param Sites: Sample Sites:"
+
 
 @one_at_a_time
 def log_weights(
@@ -220,7 +222,14 @@ def aside():
     """What runs in here leaves no trace, and Pyro's parameter store as it was."""
     store = pyro.get_param_store()
     with refusing("numpyro"), torch.no_grad(), poutine.block(), store.scope(store.get_state()):
-        yield
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            cause = error.__cause__
+            # Pyro's trace adds the shapes of its sites to a message, and their headings where there are no sites.
+            if cause is None or str(error).removeprefix(str(cause)).split() != EMPTY_TRACE.split():
+                raise
+            raise cause from cause.__cause__
 
 
 def traces_of(model, guide, args, kwargs):
