@@ -174,6 +174,18 @@ def test_a_module_that_is_too_steep_gives_no_number():
             assert abs(log_prob.item() / expected - 1) < 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_far_events_whose_coordinates_differ_have_their_numbers(dtype, rng):
+    """Where one coordinate comes out small it carries the rounding of the others, and is solved all the same."""
+    flow = fp.Continuous(5, hidden_dims=(), lipschitz=3.0, num_steps=2)
+    params = _tree.map_tree(lambda leaf: leaf.to(dtype), merged(flow, draw(flow, rng), "torch"))
+    events = torch.tensor(1e30 * rng.normal(size=(1000, 5)), dtype=dtype)
+    for direction in ("forward", "inverse"):
+        image, log_det = getattr(flow, direction)(params, events)
+        assert torch.isfinite(image).all()
+        assert torch.isfinite(log_det).all()
+
+
 def test_steps_that_may_have_no_inverse_are_refused():
     with pytest.raises(ValueError, match=r"lipschitz must be at most 1.5 \* num_steps = 6, so that .*got 7.0; take"):
         fp.Continuous(2, num_steps=4, lipschitz=7.0)

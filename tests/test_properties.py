@@ -197,8 +197,10 @@ def tell_tame(flow, scale, seed, batch, library):
     matrix = numpy(matrix).reshape(x[one].size, x[one].size)
     condition = np.linalg.cond(matrix)
     hypothesis.assume(condition < 1e8)
+    # Near the end of a support the slope that torch derives is one less almost one.
+    rest = 0.0 if flow.y_support == (-math.inf, math.inf) else 1e-15 / np.linalg.norm(matrix, -2)
     np.testing.assert_allclose(
-        numpy(log_det)[one], np.linalg.slogdet(matrix)[1], rtol=1e-9, atol=1e-9 + 1e-14 * condition
+        numpy(log_det)[one], np.linalg.slogdet(matrix)[1], rtol=1e-9, atol=1e-9 + 1e-14 * condition + rest
     )
     rounding = 1e-12 * condition
     np.testing.assert_allclose(numpy(again)[one], x[one], rtol=1e-6 + rounding, atol=1e-6 + rounding)

@@ -210,7 +210,8 @@ class Continuous(Bijection):
         starts, middles = xp.stop_gradient(starts), xp.stop_gradient(middles)
         off = self._image(_held(at), starts, middles, half) - middles
         limit = float(xp.finfo(event.dtype).eps) ** (2 / 3)
-        is_solved = xp.all(xp.abs(off) <= limit * (1 + xp.abs(middles)), axis=-1)
+        size = xp.max(xp.abs(middles), axis=-1, keepdims=True)  # all coordinates round as the largest does
+        is_solved = xp.all(xp.abs(off) <= limit * (1 + size), axis=-1)
         if self.network is not None:
             is_solved = is_solved & xp.isfinite(xp.stop_gradient(each))
         is_solved = xp.all(is_solved, axis=0)
