@@ -109,7 +109,8 @@ def test_files_of_cifar(tmp_path, rng):
         part = slice(2 * i - 2, 2 * i)
         batch = {b"data": rows[part], b"labels": [i, 9], b"filenames": ["a", "b"]}
         (python / f"data_batch_{i}").write_bytes(pickle.dumps(batch, protocol=2))
-    (python / "test_batch").write_bytes(pickle.dumps({"data": rows[:1], "fine_labels": [3], "coarse_labels": [0]}))
+    batch = {"data": rows[:1], "fine_labels": [3], "coarse_labels": [0]}
+    (python / "test_batch").write_bytes(pickle.dumps(batch, protocol=2))
     bytes_of = np.concatenate([np.array([[0, 5], [1, 6], [0, 99], [1, 8]], np.uint8), rows], axis=1).tobytes()
     (binary / "train.bin").write_bytes(bytes_of)
     (tmp_path / "ten.bin").write_bytes(b"\x04" + rows[0].tobytes())
@@ -125,7 +126,7 @@ def test_files_of_cifar(tmp_path, rng):
         np.testing.assert_array_equal(load_images(path), found)
     (tmp_path / "cut.bin").write_bytes(bytes_of[:-1])
     (tmp_path / "cut").write_bytes((python / "data_batch_1").read_bytes()[:-50])
-    (tmp_path / "other").write_bytes(pickle.dumps({"data": rows[:, :10]}))
+    (tmp_path / "other").write_bytes(pickle.dumps({"data": rows[:, :10]}, protocol=2))
     (tmp_path / "list").write_bytes(pickle.dumps([1, 2]))
     (tmp_path / "harm").write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.")
     for name, message in {

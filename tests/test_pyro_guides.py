@@ -143,7 +143,7 @@ def test_density_of_the_guide_is_that_of_its_flow():
         assert torch.allclose(trace.nodes[name]["log_prob"].sum(), jacobian)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:FutureWarning")  # which Pyro calls
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is:FutureWarning")  # which Pyro calls
 def test_compiled_elbo_trains_as_the_eager_one_does():
     losses = {}
     for elbo in (Trace_ELBO, JitTrace_ELBO):
