@@ -241,14 +241,15 @@ VALUES = {"tame": None, "zero": 0.0, "minus zero": -0.0, "subnormal": 1.0, "far"
 
 @contextlib.contextmanager
 def largest():
-    """A list with the largest number on the way through all bijections at work within."""
+    """A list with the largest number, or log determinant, on the way through all bijections at work within."""
     found, kept = [0.0], []
 
     def watched(function):
         @functools.wraps(function)
         def call(self, params, event, context=None):
             image, log_det = function(self, params, event, context)
-            found[0] = max(found[0], float(torch.nan_to_num(image, posinf=math.inf).abs().max()))
+            for each in (image, log_det):
+                found[0] = max(found[0], float(torch.nan_to_num(each, posinf=math.inf).abs().max()))
             return image, log_det
 
         return call
@@ -349,6 +350,24 @@ def test_numbers_of_any_kind_and_dtype_in_jax(flow, scale, seed, dtype, kinds):
 @of_numbers
 def test_hundreds_of_numbers_of_any_kind_and_dtype_in_jax(flow, scale, seed, dtype, kinds):
     tell_values(flow, scale, seed, dtype, kinds, "jax")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [fp.Planar, fp.Radial, fp.TriangularSylvester])
+def test_the_steepest_layers_keep_an_inverse_in_half_precision(kind, dtype):
+    """One plus a gain of almost -1 would be rounded to 0; at 1000 neither a square nor a quotient overflows."""
+    flow = kind(3)
+    fill = {"alpha": -3.0, "beta": -20.0, "outer_diagonal": -50.0, "w": 3.0, "u": -20.0}
+    params = {
+        name: torch.full(leaf.shape, fill.get(name, 0.5), dtype=dtype) for name, leaf in flow.parameters().items()
+    }
+    params = _tree.merge(params, _tree.map_tree(torch.tensor, flow.constants()))
+    for size in (1.0, 1000.0):
+        x = torch.tensor([[1.0, -0.5, 0.3], [0.5, 0.5, 0.5]], dtype=dtype) * size
+        for direction in (flow.forward, flow.inverse):
+            image, log_det = direction(params, x)
+            assert torch.isfinite(image).all()
+            assert torch.isfinite(log_det).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

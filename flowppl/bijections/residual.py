@@ -177,7 +177,8 @@ class Radial(Bijection):
         # r^2 + (alpha + beta - |y - x0|) r - alpha |y - x0| = 0, over 1 + gain and in units of the larger of alpha and
         # far, so that no product overflows; by the form of the root without cancellation.
         stretch = 1 + gain
-        far = _length(xp, offset) / stretch
+        shrink = xp.stop_gradient(xp.minimum(stretch, xp.ones_like(stretch)))  # nor a quotient
+        alpha, far = alpha * shrink, _length(xp, offset) * (shrink / stretch)
         unit = xp.stop_gradient(xp.maximum(alpha, far))
         alpha, far = alpha / unit, far / unit
         b = alpha - far
@@ -209,9 +210,15 @@ def _length(xp, vector):
     return xp.where(is_zero, square, unit * xp.sqrt(xp.where(is_zero, xp.ones_like(square), square)))
 
 
+def min_slope(xp, dtype):
+    """``MIN_SLOPE``, or in half precision what one plus a number has still left."""
+    return max(MIN_SLOPE, 2 * float(xp.finfo(dtype).eps))
+
+
 def _gain(xp, free):
-    """A number above -1, by the margin ``MIN_SLOPE``, for any real one; 0 for 0."""
-    return xp.softplus(free + math.log(math.expm1(1 - MIN_SLOPE))) - (1 - MIN_SLOPE)
+    """A number above -1, by the margin ``min_slope``, for any real one; 0 for 0."""
+    most = 1 - min_slope(xp, free.dtype)
+    return xp.softplus(free + math.log(math.expm1(most))) - most
 
 
 def times(xp, matrix, x):

@@ -36,7 +36,7 @@ from flowppl._arrays.tree import Tree
 from flowppl.bijections.contract import Bijection, check_event
 from flowppl.bijections.linear import join, triangle, triangle_position
 from flowppl.bijections.orthogonal import reflect, unit_rows
-from flowppl.bijections.residual import MIN_SLOPE, root_of_bend, times
+from flowppl.bijections.residual import min_slope, root_of_bend, times
 from flowppl.checks import assign, check_sizes
 from flowppl.declare import Normal, Parameter
 
@@ -81,7 +81,7 @@ class Sylvester(Bijection):
         """R, the inner matrix, and the product of their diagonals."""
         xp = namespace(params["b"])
         free, inner_diagonal = params["outer_diagonal"], params["inner_diagonal"]
-        outer_diagonal = (1 - MIN_SLOPE) * free / (1 + xp.softplus(-free * inner_diagonal))
+        outer_diagonal = (1 - min_slope(xp, free.dtype)) * free / (1 + xp.softplus(-free * inner_diagonal))
 
         def upper(entries, diagonal):
             return triangle(join(entries, diagonal), params["position"], self.num_units).mT
