@@ -427,6 +427,18 @@ def test_wrong_arguments_of_the_model_are_told(lang):
         lang.fit(guide, x)
 
 
+def test_data_that_were_left_out_are_told(lang):
+    """The data are latents then, which are fitted in their prior; a model without data has none to leave out."""
+    options = {"flow": small, "num_steps": 100}
+    with pytest.warns(
+        RuntimeWarning, match="the model observes nothing, and 'y' was left out, .* is the prior"
+    ) as told:
+        lang.fit(lang.model, lang.array(X), **options)
+    assert [each.filename for each in told] == [__file__]
+    lang.fit(lambda x=None: lang.ppl.sample("z", lang.dist.Normal(lang.array(0.0), 1.0)), 3.0, **options)
+    lang.fit(functools.partial(lang.model, lang.array(X), lang.array(Y)), **options)
+
+
 def flat_line(lang):
     def model(y):
         z = lang.ppl.sample("z", lang.dist.ImproperUniform(lang.dist.constraints.real, (), ()))

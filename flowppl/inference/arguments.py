@@ -7,11 +7,12 @@ import functools
 import inspect
 import sys
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from flowppl.bijections.contract import Bijection
-from flowppl.checks import describe, did_you_mean
+from flowppl.checks import describe, did_you_mean, level_of_caller
 from flowppl.recipes import recipe_of
 
 
@@ -170,6 +171,22 @@ def takes(model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> 
         return signature is None or signature.bind(*args, **kwargs) is not None
     except TypeError:
         return False
+
+
+def warn_of_no_data(model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Warn that a model that observes nothing has arguments that were left out, if it has such."""
+    signature = _signature(model)
+    if signature is None:
+        return
+    given = signature.bind_partial(*args, **kwargs).arguments
+    names = [repr(name) for name, each in signature.parameters.items() if each.default is None and name not in given]
+    if names:
+        warnings.warn(
+            f"fit: the model observes nothing, and {', '.join(names)} was left out, which is None then: what is fitted "
+            "is the prior. Pass the data to fit, as in fit(model, x, y)",
+            RuntimeWarning,
+            stacklevel=level_of_caller(),
+        )
 
 
 def _signature(function: Any) -> inspect.Signature | None:

@@ -17,7 +17,7 @@ from numpyro.infer.util import log_density
 
 from flowppl.checks import check_sizes, describe
 from flowppl.inference import diagnostics
-from flowppl.inference.arguments import check_arguments, check_roles, refusing
+from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
 from flowppl.inference.outside import SEARCH_SECONDS, GuideDensity, look_outside
@@ -221,7 +221,13 @@ def model_plates(model, guide, params, args, kwargs) -> list[tuple[str, int, int
     Raises:
         ValueError: if the guide leaves out a latent site of the model.
     """
+    return plates_and_data(model, guide, params, args, kwargs)[0]
+
+
+def plates_and_data(model, guide, params, args, kwargs) -> tuple[list[tuple[str, int, int]], bool]:
+    """The plates, as above, and whether the model observes anything."""
     plates: list[tuple[str, int, int]] = []
+    has_data: list[bool] = []
 
     def look():
         seeded_model, seeded_guide = (handlers.seed(handlers.substitute(fn, params), 0) for fn in (model, guide))
@@ -229,10 +235,11 @@ def model_plates(model, guide, params, args, kwargs) -> list[tuple[str, int, int
         trace = handlers.trace(handlers.replay(seeded_model, drawn)).get_trace(*args, **kwargs)
         diagnostics.check_covered(set(_latents(trace)) - set(drawn))
         plates.extend((s["name"], len(s["value"]), s["args"][0]) for s in trace.values() if s["type"] == "plate")
+        has_data.extend(s["is_observed"] for s in trace.values() if s["type"] == "sample")
 
-    with handlers.block(), refusing("pyro"):
+    with handlers.block():
         jax.eval_shape(look)
-    return plates
+    return plates, any(has_data)
 
 
 def _latents(trace):

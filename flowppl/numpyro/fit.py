@@ -16,7 +16,14 @@ import numpy as np
 from numpyro import handlers
 
 from flowppl.checks import check_sizes
-from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
+from flowppl.inference.arguments import (
+    check_arguments,
+    check_fit,
+    check_loss,
+    check_roles,
+    takes,
+    warn_of_no_data,
+)
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.draws import in_parts
 from flowppl.inference.fitting import (
@@ -37,7 +44,7 @@ from flowppl.inference.result import FitBase, warn_of_given
 from flowppl.inference.resuming import NO_CHECKPOINT, remembering
 from flowppl.inference.starts import search_until
 from flowppl.inference.turns import one_at_a_time
-from flowppl.numpyro.diagnostics import diagnose, draw_weighted, is_guide, model_plates, resample
+from flowppl.numpyro.diagnostics import diagnose, draw_weighted, is_guide, plates_and_data, resample
 from flowppl.numpyro.guides import AutoFlow
 from flowppl.numpyro.inference_data import make_groups
 from flowppl.numpyro.local import AutoLocalFlow
@@ -585,7 +592,10 @@ def fit(
         else:
             trainer = ElboTrainer(model, guide, loss, num_particles, args, kwargs, start_keys, *shared)
             default = OTHER_ROUNDS
-    trainer.is_subsampled = is_subsampled(model_plates(model, guide, trainer.first(), args, kwargs))
+    plates, has_data = plates_and_data(model, guide, trainer.first(), args, kwargs)
+    trainer.is_subsampled = is_subsampled(plates)
+    if not has_data:
+        warn_of_no_data(model, args, kwargs)
     if checkpoint is not None:
         kept.describe(trainer, _described(guide))
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)

@@ -206,9 +206,15 @@ def model_plates(model, guide, args, kwargs) -> list[tuple[str, int, int]]:
     Raises:
         ValueError: if the guide leaves out a latent site of the model.
     """
+    return plates_and_data(model, guide, args, kwargs)[0]
+
+
+def plates_and_data(model, guide, args, kwargs) -> tuple[list[tuple[str, int, int]], bool]:
+    """The plates, as above, and whether the model observes anything."""
     trace, guide_trace = traces_of(model, guide, args, kwargs)
     diagnostics.check_covered(set(_latents(trace)) - set(guide_trace.nodes))
-    return plates_of(trace)
+    observed = [trace.nodes[name] for name in trace.observation_nodes]
+    return plates_of(trace), not all(site["infer"].get("_deterministic") for site in observed)
 
 
 def plates_of(trace) -> list[tuple[str, int, int]]:

@@ -14,7 +14,14 @@ import torch
 from pyro import poutine
 
 from flowppl.checks import check_sizes
-from flowppl.inference.arguments import check_arguments, check_fit, check_loss, check_roles, takes
+from flowppl.inference.arguments import (
+    check_arguments,
+    check_fit,
+    check_loss,
+    check_roles,
+    takes,
+    warn_of_no_data,
+)
 from flowppl.inference.diagnostics import Diagnosis, is_subsampled
 from flowppl.inference.fitting import (
     FEW,
@@ -41,7 +48,7 @@ from flowppl.pyro.diagnostics import (
     diagnose,
     draw_weighted,
     is_guide,
-    model_plates,
+    plates_and_data,
     resample,
     traces_of,
 )
@@ -536,7 +543,7 @@ def fit(
     shared = (args, kwargs, num_restarts, optimizer, math.inf if clip_norm is None else float(clip_norm))
     with search_until(end), remembering(kept.searches):
         target = guide._set_up(args, kwargs) if isinstance(guide, AutoFlow) else None
-        plates = model_plates(model, guide, args, kwargs)
+        plates, has_data = plates_and_data(model, guide, args, kwargs)
         if isinstance(guide, AutoFlow) and loss is None and not _parameters_of(model, guide, args, kwargs):
             kind = MixtureTrainer if isinstance(guide.flow, MixtureOfFlows) else PathTrainer
             trainer = kind(guide, model, *shared, target if model is guide.model else None)
@@ -546,6 +553,8 @@ def fit(
             trainer = ElboTrainer(model, guide, loss, num_particles, *shared)
             default = OTHER_ROUNDS
     trainer.is_subsampled = is_subsampled(plates)
+    if not has_data:
+        warn_of_no_data(model, args, kwargs)
     if checkpoint is not None:
         kept.describe(trainer, _described(guide))
     rounds = choose_rounds(default, num_steps, num_particles, learning_rate)
