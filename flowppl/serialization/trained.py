@@ -178,8 +178,8 @@ def load(
     Args:
         path: the file.
         backend: "pyro" or "numpyro"; ``None`` is the one that it was saved from.
-        model: the model of a guide or fit. Only ``fit(model, guide=...)``, the ``diagnose`` and ``resample`` of a fit,
-            and in NumPyro deterministic sites need it.
+        model: the model of a guide or fit. Only ``fit(model, guide=...)``, the ``predict``, ``diagnose``, ``resample``
+            and ``mcmc`` of a fit, and in NumPyro deterministic sites need it.
         args: of a fit, the arguments of its model, for the same.
         kwargs: of a fit, the keyword arguments of its model.
         classes: your own dataclasses that the flow is made of, if it is not made of flowppl's alone.
