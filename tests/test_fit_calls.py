@@ -427,6 +427,54 @@ def test_wrong_arguments_of_the_model_are_told(lang):
         lang.fit(guide, x)
 
 
+IMPOSSIBLE = {
+    "rate": (lambda r: pdist.Exponential(r), -1.0),
+    "count": (lambda r: pdist.Poisson(r), 1.5),
+    "soft label": (lambda r: pdist.Bernoulli(logits=r), 0.3),
+    "known end": (lambda r: pdist.Pareto(torch.tensor(1.0), r), 0.5),
+    "class": (lambda r: pdist.Categorical(logits=torch.stack([r, -r], -1)), 5.0),
+    "vector": (lambda r: pdist.Normal(0.0, r).expand([2, 3]).to_event(1), None),
+    "mapped": (lambda r: pdist.LogNormal(r, 1.0), -2.0),
+}
+
+
+def observing(make, y, mask=True):
+    def model():
+        rate = pyro.sample("rate", pdist.Gamma(torch.tensor(2.0), 1.0))
+        with pyro.plate("data", 2), pyro.poutine.mask(mask=torch.as_tensor(mask)):
+            pyro.sample("y", make(rate), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("guide", [None, PyroAutoNormal])
+@pytest.mark.parametrize("kind", [kind for kind in IMPOSSIBLE if kind != "vector"])
+def test_data_that_their_distribution_cannot_have_are_refused(kind, guide):
+    """As the host refuses them; without a check an exponential rate of negative data was called good."""
+    make, value = IMPOSSIBLE[kind]
+    model = observing(make, torch.tensor([1.0, value]))
+    with pytest.raises(ValueError, match=rf"site 'y' observes data outside of the support of .* such as {value}"):
+        fpp.fit(model, num_steps=20, progress=False, **({} if guide is None else {"guide": guide(model)}))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:the model's log density is not finite at:RuntimeWarning"
+)  # where the end is a latent
+def test_data_that_may_be_outside_are_let_through():
+    y = torch.tensor([1.0, -1.0])
+    options = {"flow": small, "num_steps": 20, "progress": False}
+    for model in (
+        observing(pdist.Exponential, y, mask=[True, False]),
+        observing(lambda r: pdist.Exponential(r).mask(torch.tensor([True, False])), y),
+        observing(lambda r: pdist.Exponential(r, validate_args=False), y),
+        observing(*IMPOSSIBLE["vector"][:1], torch.ones(2, 3)),
+    ):
+        assert math.isfinite(fpp.fit(model, **options).elbo)
+    with pyro.validation_enabled(False):
+        assert math.isfinite(fpp.fit(observing(IMPOSSIBLE["soft label"][0], y.clamp(0.3)), **options).elbo)
+    fpp.fit(observing(lambda r: pdist.Uniform(torch.tensor(0.0), r), y.abs()), **options)
+
+
 def test_data_that_were_left_out_are_told(lang):
     """The data are latents then, which are fitted in their prior; a model without data has none to leave out."""
     options = {"flow": small, "num_steps": 100}

@@ -374,7 +374,8 @@ def no_start(sites: Iterable[tuple[str, np.ndarray, float]]) -> RuntimeError:
     found = f" ({'; '.join(causes)})" if causes else ""
     return RuntimeError(
         f"AutoFlow found no start at which the model's log density and its gradient are finite{found}. Drop or impute "
-        "missing data, or give init_loc_fn with a point of the support, as init_to_value does"
+        "missing data, mend data outside of the support of their distribution, or give init_loc_fn with a point of the "
+        "support, as init_to_value does"
     )
 
 

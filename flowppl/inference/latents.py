@@ -84,6 +84,14 @@ def no_transform(site: str, support: Any) -> ValueError:
     )
 
 
+def outside_support(site: str, distribution: Any, support: Any, value: Any) -> ValueError:
+    """What to raise for data that their distribution cannot have."""
+    return ValueError(
+        f"site {site!r} observes data outside of the support of its {type(distribution).__name__}, which is {support}: "
+        f"such as {np.asarray(value).tolist()}. Mend the data, take another distribution, or mask out what is missing"
+    )
+
+
 def no_draws(guide: str, sites: list[str]) -> ValueError:
     """What to raise where a guide of the host would draw its start from improper priors."""
     values = ", ".join(f"{site!r}: ..." for site in sites)

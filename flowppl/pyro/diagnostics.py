@@ -26,7 +26,7 @@ from flowppl.inference.outside import SEARCH_SECONDS, GuideDensity, look_outside
 from flowppl.inference.starts import search_until
 from flowppl.inference.turns import one_at_a_time
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
-from flowppl.pyro.guides import AutoFlow, improper_sites
+from flowppl.pyro.guides import AutoFlow, check_observed, improper_sites
 from flowppl.pyro.predictive import with_deterministic
 from flowppl.pyro.target import Target, place_of
 from flowppl.pyro.transforms import numpy_rng, to_numpy
@@ -213,8 +213,13 @@ def plates_and_data(model, guide, args, kwargs) -> tuple[list[tuple[str, int, in
     """The plates, as above, and whether the model observes anything."""
     trace, guide_trace = traces_of(model, guide, args, kwargs)
     diagnostics.check_covered(set(_latents(trace)) - set(guide_trace.nodes))
-    observed = [trace.nodes[name] for name in trace.observation_nodes]
-    return plates_of(trace), not all(site["infer"].get("_deterministic") for site in observed)
+    observed = _observed(trace)
+    check_observed(observed, lambda: _observed(traces_of(model, guide, args, kwargs)[0]))
+    return plates_of(trace), not all(site["infer"].get("_deterministic") for site in observed.values())
+
+
+def _observed(trace):
+    return {name: trace.nodes[name] for name in trace.observation_nodes}
 
 
 def plates_of(trace) -> list[tuple[str, int, int]]:

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
@@ -45,6 +46,7 @@ from flowppl.inference.latents import (
     check_shapes,
     check_supports,
     no_transform,
+    outside_support,
     over_events,
 )
 from flowppl.inference.mixture import stack_parts
@@ -196,9 +198,15 @@ class AutoFlow(AutoContinuous):
 
     @torch.no_grad()  # so that the trace kept here holds no graph, and can be copied
     def _setup_prototype(self, *args, **kwargs):
-        model = poutine.block(self.model, self._prototype_hide_fn)
-        with refusing("numpyro"):
-            trial = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+        def look():
+            observed = Observed()
+            model = poutine.block(observed(self.model), self._prototype_hide_fn)
+            with refusing("numpyro"):
+                trial = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+            return observed.sites, trial
+
+        observed, trial = look()
+        check_observed(observed, lambda: look()[0])
         check_latents(
             Latent(
                 name,
@@ -582,6 +590,59 @@ def moved_supports(model, args, kwargs) -> list[str]:
                 if not torch.allclose(value, other, atol=0.0, equal_nan=True):
                     moved.append(name)
     return moved
+
+
+class Observed(Messenger):
+    """Keeps the observed sites of the function that it wraps."""
+
+    def __init__(self):
+        super().__init__()
+        self.sites = {}
+
+    def _pyro_post_sample(self, msg):
+        if msg["is_observed"]:
+            self.sites[msg["name"]] = {name: msg[name] for name in ("fn", "value", "mask")}
+
+
+def check_observed(sites: dict[str, dict[str, Any]], again: Callable[[], dict[str, dict[str, Any]]]) -> None:
+    """Raise ValueError, unless the host validates nothing, for data outside of a support that no latent moves.
+
+    Args:
+        sites: the observed sites of a trace.
+        again: gives those of another one.
+    """
+    bad = {name: value for name, site in sites.items() if (value := _outside(site)) is not None}
+    later = again() if bad else {}
+    for name, value in bad.items():
+        support = sites[name]["fn"].support
+        if name in later and _is_same(support, later[name]["fn"].support):
+            raise outside_support(name, sites[name]["fn"], support, value)
+
+
+def _outside(site):
+    """A finite value, of a member that is scored, outside of its support; ``None`` if there is none."""
+    base, value = site["fn"], site["value"]
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if not base._validate_args or isinstance(base, (dist.Unit, dist.Delta)):
+        return None
+    try:
+        is_inside = site["fn"].support.check(value)
+    except NotImplementedError:  # a distribution of a user's own that has none
+        return None
+    mask = member_mask(site)
+    is_outside = ~is_inside & torch.isfinite(value).reshape(*is_inside.shape, -1).all(-1)
+    is_outside = is_outside if mask is None else is_outside & mask
+    return value[is_outside][0] if is_outside.any() else None
+
+
+def _is_same(a, b) -> bool:
+    """Whether two supports have the same ends."""
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    if isinstance(a, dist.constraints.Constraint):
+        return type(a) is type(b) and all(_is_same(value, vars(b)[name]) for name, value in vars(a).items())
+    return a == b
 
 
 def member_mask(site) -> torch.Tensor | None:
