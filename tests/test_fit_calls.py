@@ -478,12 +478,13 @@ def test_data_that_may_be_outside_are_let_through():
 def test_data_that_were_left_out_are_told(lang):
     """The data are latents then, which are fitted in their prior; a model without data has none to leave out."""
     options = {"flow": small, "num_steps": 100}
-    with pytest.warns(
-        RuntimeWarning, match="the model observes nothing, and 'y' was left out, .* is the prior"
-    ) as told:
+    with pytest.warns(RuntimeWarning, match=r"what is fitted is its prior. .*: 'y'. If that holds the data") as told:
         lang.fit(lang.model, lang.array(X), **options)
     assert [each.filename for each in told] == [__file__]
-    lang.fit(lambda x=None: lang.ppl.sample("z", lang.dist.Normal(lang.array(0.0), 1.0)), 3.0, **options)
+    prior = lang.dist.Normal(lang.array(0.0), 1.0)
+    lang.fit(lambda x=None: lang.ppl.sample("z", prior), None, **options)
+    with pytest.warns(RuntimeWarning, match="'x'"):  # what is deterministic is no datum
+        lang.fit(lambda x=None: lang.ppl.deterministic("w", lang.ppl.sample("z", prior)), **options)
     lang.fit(functools.partial(lang.model, lang.array(X), lang.array(Y)), **options)
 
 
@@ -531,35 +532,43 @@ def test_wrong_orders_are_told():
             fpp.fit(model, pyro_line, torch.as_tensor(X))
 
 
-@pytest.mark.parametrize("name", ["sample", "plate"])
-def test_a_model_of_the_other_language_is_told(lang, name):
-    other, own = (InPyro, "numpyro") if lang is InNumPyro else (InNumPyro, "pyro")
-    theirs = other.ppl.__name__
-
+def test_a_model_of_numpyro_is_told_in_pyro():
     def model(x):
-        if name == "plate":
-            with other.ppl.plate("data", 5, subsample_size=2):
-                return
-        lang.ppl.sample("own", lang.dist.Normal(0.0, 1.0))
-        other.ppl.sample("z", other.dist.Normal(0.0, 1.0))
+        numpyro.sample("z", ndist.Normal(0.0, 1.0))
 
-    x, key = lang.array(X), () if lang is InPyro else (jax.random.key(0),)
-    kind = name if lang is InPyro else "sample"  # by which Pyro's plate draws what is in it
-    see = {"pyro": "Pyro", "numpyro": "NumPyro"}[own]
-    message = (
-        f"the model calls {theirs}.{kind}, which {see} does not see; take fit and guides from flowppl.{theirs}, or "
-        f"{own}.{kind} in the model"
-    )
-    guide = lang.adapter.AutoFlow(model)
+    x = torch.as_tensor(X)
+    guide = fpp.AutoFlow(model)
     for call in (
-        lambda: lang.fit(model, x),
-        lambda: lang.fit(model, x, guide=lang.auto_normal(model)),
+        lambda: fpp.fit(model, x),
+        lambda: fpp.fit(model, x, guide=PyroAutoNormal(model)),
         lambda: guide.setup(x),
-        lambda: lang.adapter.sbc(*key, model, x),
+        lambda: fpp.sbc(model, x),
     ):
-        with pytest.raises(TypeError, match=re.escape(message)):
+        with pytest.raises(
+            TypeError, match=r"the model calls numpyro.sample, .* take fit and guides from flowppl.numpyro"
+        ):
             call()
-    lang.fit(lang.model, x, lang.array(Y), flow=small, num_steps=10)  # the other's handlers are gone
+
+
+def test_a_model_of_pyro_is_told_in_numpyro():
+    def model():
+        pyro.sample("z", pdist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"no latent variables: .* take fit and guides from there: flowppl.pyro"):
+        InNumPyro.fit(model)
+
+
+def test_a_model_of_pyro_may_draw_from_numpyro():
+    """Where it is given a key, or handlers of its own, as by a simulator."""
+
+    def model(x, y):
+        with numpyro.handlers.seed(rng_seed=0):
+            shift = float(numpyro.sample("a", ndist.Normal(0.0, 1e-9)))
+        shift += float(numpyro.sample("b", ndist.Normal(0.0, 1e-9), rng_key=jax.random.key(0)))
+        pyro_line(x + shift, y)
+
+    x, y = torch.as_tensor(X), torch.as_tensor(Y)
+    assert math.isfinite(InPyro.fit(model, x, y, flow=small, num_steps=10).elbo)
 
 
 def test_an_error_before_any_site_has_no_headings_of_an_empty_trace():

@@ -11,6 +11,7 @@ import numpyro.distributions as ndist
 import pyro
 import pyro.distributions as pdist
 import pytest
+import scipy.linalg
 import torch
 from numpyro import handlers
 from pyro import poutine
@@ -167,6 +168,27 @@ def test_a_start_that_is_far_narrower_than_the_posterior_proves_nothing(rng):
         check_start(start, Wide(density), rng)
     with pytest.raises(RuntimeError, match=r"improper.*coordinate 0"):
         check_start(start, Wide("flat"), rng)
+
+
+class Flat:
+    """Five latents with one wide direction in common, beside a flat one, which no single coordinate of theirs hides."""
+
+    precision = np.linalg.inv(np.eye(5) + 99.0)
+
+    def log_probs(self, points):
+        return -0.5 * np.einsum("ni,ij,nj->n", points[:, :5], self.precision, points[:, :5])
+
+    def value_and_gradient(self, point):
+        return self.log_probs(point[None])[0], np.append(-self.precision @ point[:5], 0.0)
+
+    def hessian_products(self, point, vectors):
+        return vectors @ -scipy.linalg.block_diag(self.precision, 0.0)
+
+
+def test_a_flat_coordinate_among_wider_ones_is_refused(rng):
+    scale = np.linalg.cholesky(scipy.linalg.block_diag(np.linalg.inv(Flat.precision), 25.0))
+    with pytest.raises(RuntimeError, match=r"improper.*coordinate 5"):
+        check_start(Gaussian(np.zeros(6), scale, 0.0), Flat(), rng)
 
 
 class Slow(FarOff):

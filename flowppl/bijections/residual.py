@@ -32,7 +32,7 @@ class Planar(Bijection):
         m(a) = \log(1 + e^{a + c}) - 1 + \varepsilon, \quad m(0) = 0,
 
     but with the constant c that makes u = 0 the identity, and with :math:`\varepsilon = 10^{-3}`, which keeps the
-    inverse and the log determinant finite for all weights.
+    inverse and the log determinant finite for all weights; in half precision it is twice the rounding of 1.
 
     All layers are computed in the space of their K activations: two matrix products and a
     recursion over K numbers, whatever the dimension. ``inverse`` takes the recursion backwards and solves one scalar
@@ -211,7 +211,7 @@ def _length(xp, vector):
 
 
 def min_slope(xp, dtype):
-    """``MIN_SLOPE``, or in half precision what one plus a number has still left."""
+    """``MIN_SLOPE``; in half precision, where 1 less so much may be 1, twice its rounding at 1."""
     return max(MIN_SLOPE, 2 * float(xp.finfo(dtype).eps))
 
 

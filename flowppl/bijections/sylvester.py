@@ -13,8 +13,8 @@ invertible where all :math:`r_{ii} \tilde r_{ii} > -1`. To that end the diagonal
 .. math::
     r = (1 - \varepsilon)\, \rho \,/\, \big(1 + \log(1 + e^{-\rho \tilde r})\big), \qquad \varepsilon = 10^{-3},
 
-which keeps the product above -0.999 and, unlike a pair of diagonals bounded by 1, sets it no limit above. At the start
-R is 0, and the flow the identity.
+which keeps the product above -0.999 and, unlike a pair of diagonals bounded by 1, sets it no limit above. In half
+precision :math:`\varepsilon` is twice its rounding at 1. At the start R is 0, and the flow the identity.
 
 The inverse is exact. In the frame, :math:`t = Q^\top y = v + R \tanh(\tilde R v + b)` is triangular in
 :math:`v = Q^\top x`: from the last component to the first, each is the root of one scalar equation, that of a planar

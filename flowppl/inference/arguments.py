@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import sys
+import traceback
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flowppl.bijections.contract import Bijection
@@ -89,27 +89,19 @@ def _keywords(function: Callable[..., Any]) -> list[str]:
     return [name for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY]
 
 
-def refusing(other: str) -> contextlib.AbstractContextManager:
-    """Raise TypeError where a model that runs in here has a site of the other language, which its own would not see.
-
-    Args:
-        other: the package of the other language, ``"pyro"`` or ``"numpyro"``. If nobody imported it, no model uses it.
-    """
-    package = sys.modules.get(other)
-    handlers: Any = getattr(package, "poutine", None) if other == "pyro" else getattr(package, "handlers", None)
-    if handlers is None:
-        return contextlib.nullcontext()
-    ours, name = ("numpyro", "NumPyro") if other == "pyro" else ("pyro", "Pyro")
-
-    def refuse(site):
-        if site["type"] in ("sample", "plate", "param"):
-            raise TypeError(
-                f"the model calls {other}.{site['type']}, which {name} does not see; take fit and guides from "
-                f"flowppl.{other}, or {ours}.{site['type']} in the model"
-            )
-        return False
-
-    return handlers.block(hide_fn=refuse)
+@contextlib.contextmanager
+def telling_of_numpyro() -> Iterator[None]:
+    """Say of what a site of NumPyro raises in Pyro, where nothing gives it a key, that it is of the other language."""
+    try:
+        yield
+    except AssertionError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").split(".")[0] != "numpyro":
+            raise
+        raise TypeError(
+            "the model calls numpyro.sample, which Pyro does not see; take fit and guides from flowppl.numpyro, or "
+            "pyro.sample in the model"
+        ) from error
 
 
 def check_loss(loss: Any, *methods: str) -> None:
@@ -182,8 +174,8 @@ def warn_of_no_data(model: Callable[..., Any], args: tuple, kwargs: Mapping[str,
     names = [repr(name) for name, each in signature.parameters.items() if each.default is None and name not in given]
     if names:
         warnings.warn(
-            f"fit: the model observes nothing, and {', '.join(names)} was left out, which is None then: what is fitted "
-            "is the prior. Pass the data to fit, as in fit(model, x, y)",
+            f"fit: the model observes nothing, so that what is fitted is its prior. Left out, and so None: "
+            f"{', '.join(names)}. If that holds the data, pass it, as in fit(model, x, y); if not, pass None",
             RuntimeWarning,
             stacklevel=level_of_caller(),
         )

@@ -29,7 +29,8 @@ def check_latents(latents: Iterable[Latent]) -> None:
     if not latents:
         raise ValueError(
             "AutoFlow found no latent variables: every sample site of the model is observed, hidden or masked out; "
-            "use a guide that does nothing instead, or condition on less"
+            "use a guide that does nothing instead, or condition on less. For a model of the other language take fit "
+            "and guides from there: flowppl.pyro does not see numpyro.sample, nor flowppl.numpyro pyro.sample"
         )
     discrete = [latent.name for latent in latents if latent.is_discrete]
     if discrete:

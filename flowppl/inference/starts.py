@@ -312,7 +312,8 @@ def check_start(start: Gaussian, target: Target, rng: np.random.Generator) -> fl
     axes = np.eye(len(width))[np.argsort(-width)[:NUM_AXES]]
     if full and len(width) <= MAX_PRINCIPAL:
         principal = np.linalg.svd(start.scale)[0].T[:NUM_AXES]
-        axes = np.concatenate([axes, principal[np.abs(principal).max(axis=1) < 1 - 1e-9]])
+        is_coordinate = np.abs(principal).max(axis=1, keepdims=True) > 1 - 1e-9
+        axes = np.concatenate([axes, np.where(is_coordinate, np.round(principal), principal)])
 
     def elbo(axis, shift, stretch):
         along = moved @ axis

@@ -11,7 +11,7 @@ import numpy as np
 from numpyro import handlers
 
 from flowppl.inference import diagnostics
-from flowppl.inference.arguments import check_arguments, check_roles, refusing
+from flowppl.inference.arguments import check_arguments, check_roles
 from flowppl.inference.calibration import Calibration
 from flowppl.inference.simulation import (
     Simulation,
@@ -156,7 +156,7 @@ def _look(model, args, kwargs) -> Sites:
     def look():
         found.extend(handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs).values())
 
-    with handlers.block(), refusing("pyro"), draws_or_says_so():
+    with handlers.block(), draws_or_says_so():
         jax.eval_shape(look)
     diagnostics.check_whole((s["name"], len(s["value"]), s["args"][0]) for s in found if s["type"] == "plate")
     drawn = [site for site in found if site["type"] == "sample"]

@@ -179,8 +179,8 @@ def fit_density(
         checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
             the result that it would have had without an interruption. For the optimisers with names, and data that are
             no iterable of batches. A file of another flow, other data or options is refused. ``patience`` and, where
-            ``learning_rate`` is a function, ``num_epochs`` may change; of such a function the rates of the epochs that
-            are done are compared, and of ``augment`` whether there is one, not what it does.
+            ``learning_rate`` is a function, ``num_epochs`` may change. Such a function must give the same rate for an
+            epoch each time. Of ``augment`` is compared whether there is one, not what it does.
         callback: called after each epoch as ``callback(epoch, loss)``, with its number from 0 and its mean loss; if it
             returns True, training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.

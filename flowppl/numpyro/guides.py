@@ -23,7 +23,7 @@ from numpyro.infer.initialization import init_to_median
 from numpyro.infer.util import find_valid_initial_params, log_density
 
 from flowppl._arrays.tree import Tree, merge
-from flowppl.inference.arguments import refusing, with_options
+from flowppl.inference.arguments import with_options
 from flowppl.inference.guides import (
     NUM_DRAWS,
     FlowChoice,
@@ -696,7 +696,7 @@ def _outline(model, args, kwargs, names, on_constants) -> dict[str, dict]:
             return transform(jnp.zeros(shape) + probe)
 
         # Under compile-time evaluation what depends on neither latents nor traced data becomes a value even here.
-        with on_constants(), handlers.block(), refusing("pyro"):
+        with on_constants(), handlers.block():
             outlined = handlers.substitute(handlers.seed(model, 0), substitute_fn=abstract_value)
             trace = handlers.trace(outlined).get_trace(*args, **kwargs)
             check_real((name, getattr(s["value"], "dtype", "")) for name, s in trace.items() if s["type"] == "sample")

@@ -21,7 +21,6 @@ from flowppl._arrays.tree import merge
 from flowppl.bijections.combine import Chain
 from flowppl.inference import mixture
 from flowppl.inference.affine import AffineSteps, KeepsAffine
-from flowppl.inference.arguments import refusing
 from flowppl.inference.draws import place_of, set_place
 from flowppl.inference.fitting import (
     BLOCK,
@@ -477,8 +476,7 @@ class ElboTrainer(_Trainer):
             model, guide, numpyro.optim.Adam(1.0), PathELBO(num_particles=self.block) if loss is None else loss
         )
         self.args, self.kwargs = args, kwargs
-        with refusing("pyro"):
-            states = [self.svi.init(start_key, *args, **kwargs) for start_key in start_keys]
+        states = [self.svi.init(start_key, *args, **kwargs) for start_key in start_keys]
         if loss is None and nesting_of_sums(self._replayed(states[0]), args, kwargs) is not None:
             self.svi.loss = TraceEnum_ELBO(num_particles=self.block)
         if states[0].mutable_state is not None:

@@ -102,8 +102,8 @@ def fit_vae(
         checkpoint: a file that is written after each epoch. If it is there already, the training goes on from it, to
             the result that it would have had without an interruption. For the optimisers with names, and data that are
             no iterable of batches. A file of another autoencoder, which is told by its flows and by the loss of a few
-            rows, of other data or options is refused. ``num_epochs`` and ``patience`` may change; of a function for the
-            learning rate those of the epochs that are done are compared.
+            rows, of other data or options is refused. ``num_epochs`` and ``patience`` may change; a function for the
+            learning rate must give the same one for an epoch each time.
         callback: called as ``callback(epoch, loss)`` after each epoch; if it returns True, the training stops.
         progress: whether to show a progress bar; ``None`` is what :func:`flowppl.set_progress` said.
         distributed: whether all devices of JAX train together, those of all hosts after ``jax.distributed.initialize``,

@@ -11,13 +11,14 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.poutine.util import site_is_subsample
 
 from flowppl.checks import check_sizes
 from flowppl.inference import diagnostics
-from flowppl.inference.arguments import check_arguments, check_roles, refusing
+from flowppl.inference.arguments import check_arguments, check_roles, telling_of_numpyro
 from flowppl.inference.guides import search_modes
 from flowppl.inference.importance import resample_indices
 from flowppl.inference.latents import no_draws
@@ -26,7 +27,7 @@ from flowppl.inference.outside import SEARCH_SECONDS, GuideDensity, look_outside
 from flowppl.inference.starts import search_until
 from flowppl.inference.turns import one_at_a_time
 from flowppl.pyro.enumeration import is_summed_out, log_joint, plate_nesting, trace_of
-from flowppl.pyro.guides import AutoFlow, check_observed, improper_sites
+from flowppl.pyro.guides import AutoFlow, check_observed, improper_sites, innermost
 from flowppl.pyro.predictive import with_deterministic
 from flowppl.pyro.target import Target, place_of
 from flowppl.pyro.transforms import numpy_rng, to_numpy
@@ -215,7 +216,7 @@ def plates_and_data(model, guide, args, kwargs) -> tuple[list[tuple[str, int, in
     diagnostics.check_covered(set(_latents(trace)) - set(guide_trace.nodes))
     observed = _observed(trace)
     check_observed(observed, lambda: _observed(traces_of(model, guide, args, kwargs)[0]))
-    return plates_of(trace), not all(site["infer"].get("_deterministic") for site in observed.values())
+    return plates_of(trace), not all(isinstance(innermost(site["fn"]), Delta) for site in observed.values())
 
 
 def _observed(trace):
@@ -232,7 +233,7 @@ def plates_of(trace) -> list[tuple[str, int, int]]:
 def aside():
     """What runs in here leaves no trace, and Pyro's parameter store as it was."""
     store = pyro.get_param_store()
-    with refusing("numpyro"), torch.no_grad(), poutine.block(), store.scope(store.get_state()):
+    with telling_of_numpyro(), torch.no_grad(), poutine.block(), store.scope(store.get_state()):
         try:
             yield
         except (ValueError, RuntimeError) as error:

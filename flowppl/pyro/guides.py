@@ -20,7 +20,7 @@ from torch.distributions import biject_to
 from flowppl._arrays.tree import Tree, map_tree, select
 from flowppl.bijections.combine import Chain
 from flowppl.bijections.contract import Bijection
-from flowppl.inference.arguments import refusing, with_options
+from flowppl.inference.arguments import telling_of_numpyro, with_options
 from flowppl.inference.draws import in_parts
 from flowppl.inference.guides import (
     NUM_DRAWS,
@@ -201,7 +201,7 @@ class AutoFlow(AutoContinuous):
         def look():
             observed = Observed()
             model = poutine.block(observed(self.model), self._prototype_hide_fn)
-            with refusing("numpyro"):
+            with telling_of_numpyro():
                 trial = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
             return observed.sites, trial
 
@@ -562,9 +562,14 @@ def improper_sites(model, args, kwargs) -> list[str]:
 
 
 def _is_improper(distribution) -> bool:
+    return isinstance(innermost(distribution), dist.ImproperUniform)
+
+
+def innermost(distribution):
+    """What a distribution is made of, without masks, event axes and transforms."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
-    return isinstance(distribution, dist.ImproperUniform)
+    return distribution
 
 
 @torch.no_grad()
@@ -621,9 +626,7 @@ def check_observed(sites: dict[str, dict[str, Any]], again: Callable[[], dict[st
 
 def _outside(site):
     """A finite value, of a member that is scored, outside of its support; ``None`` if there is none."""
-    base, value = site["fn"], site["value"]
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
+    base, value = innermost(site["fn"]), site["value"]
     if not base._validate_args or isinstance(base, (dist.Unit, dist.Delta)):
         return None
     try:

@@ -221,7 +221,7 @@ def load(
         more = by.get(config["kind"], "")
         raise ValueError(f"{path} holds a {config['kind']}, which flowppl.load does not read{more}")
     check_entries(f"{path}: its metadata", config, ENTRIES)
-    given = {"model": model is not None, "args": len(args) > 0, "kwargs": bool(kwargs)}
+    given = {"model": model is not None, "args": bool(args), "kwargs": bool(kwargs)}
     if extra := {name for name, is_given in given.items() if is_given} - TAKEN.get(config["kind"], set()):
         raise TypeError(
             f"load: {', '.join(sorted(extra))} given, but {path} holds a {config['kind']}: a guide takes its model, "
@@ -231,7 +231,7 @@ def load(
         check_model("load", model)
     adapter = _adapter(config["backend"] if backend is None else backend)
     try:
-        return _make(config, arrays, adapter, tuple(classes), model, (tuple(args), kwargs or {}))
+        return _make(config, arrays, adapter, tuple(classes), model, (tuple(args or ()), kwargs or {}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except FAULTS as error:
