@@ -467,7 +467,10 @@ def test_data_that_may_be_outside_are_let_through():
         observing(pdist.Exponential, y, mask=[True, False]),
         observing(lambda r: pdist.Exponential(r).mask(torch.tensor([True, False])), y),
         observing(lambda r: pdist.Exponential(r, validate_args=False), y),
-        observing(*IMPOSSIBLE["vector"][:1], torch.ones(2, 3)),
+        observing(IMPOSSIBLE["vector"][0], torch.ones(2, 3)),
+        observing(pdist.Exponential, torch.tensor(1.0)),  # for both
+        observing(pdist.Exponential, 1.0),
+        observing(lambda r: pdist.Exponential(r).expand([0, 2]).to_event(2), torch.ones(0, 2)),
     ):
         assert math.isfinite(fpp.fit(model, **options).elbo)
     with pyro.validation_enabled(False):

@@ -626,17 +626,20 @@ def check_observed(sites: dict[str, dict[str, Any]], again: Callable[[], dict[st
 
 def _outside(site):
     """A finite value, of a member that is scored, outside of its support; ``None`` if there is none."""
-    base, value = innermost(site["fn"]), site["value"]
+    base, value = innermost(site["fn"]), torch.as_tensor(site["value"])
     if not base._validate_args or isinstance(base, (dist.Unit, dist.Delta)):
         return None
     try:
-        is_inside = site["fn"].support.check(value)
+        is_outside = ~torch.as_tensor(site["fn"].support.check(value))
     except NotImplementedError:  # a distribution of a user's own that has none
         return None
-    mask = member_mask(site)
-    is_outside = ~is_inside & torch.isfinite(value).reshape(*is_inside.shape, -1).all(-1)
-    is_outside = is_outside if mask is None else is_outside & mask
-    return value[is_outside][0] if is_outside.any() else None
+    event, is_finite = value.shape[is_outside.ndim :], torch.isfinite(value)
+    for _ in event:
+        is_finite = is_finite.all(-1)
+    is_outside = is_outside & is_finite
+    if (mask := member_mask(site)) is not None:
+        is_outside = is_outside & mask
+    return value.broadcast_to((*is_outside.shape, *event))[is_outside][0] if is_outside.any() else None
 
 
 def _is_same(a, b) -> bool:
