@@ -8,6 +8,7 @@ import re
 
 import jax
 import jedi
+import jedi.settings
 import pytest
 import torch
 
@@ -222,6 +223,12 @@ def test_an_editor_completes_the_names(language):
     assert "planar" in [completion.name for completion in jedi.Script(code).complete()]
     every = {completion.name for completion in jedi.Script(code[: -len("pla")]).complete()}
     assert set(ADAPTERS[language].__all__) <= every
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory):
+    """Else one worker reads a file that another one is about to write."""
+    jedi.settings.cache_directory = str(tmp_path_factory.mktemp("jedi"))
 
 
 @pytest.fixture(scope="module", params=ADAPTERS)
