@@ -457,9 +457,8 @@ def test_data_that_their_distribution_cannot_have_are_refused(kind, guide):
         fpp.fit(model, num_steps=20, progress=False, **({} if guide is None else {"guide": guide(model)}))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:the model's log density is not finite at:RuntimeWarning"
-)  # where the end is a latent
+# Where the end is a latent the density has an edge.
+@pytest.mark.filterwarnings("ignore:the model's log density is not finite at:RuntimeWarning")
 def test_data_that_may_be_outside_are_let_through():
     y = torch.tensor([1.0, -1.0])
     options = {"flow": small, "num_steps": 20, "progress": False}

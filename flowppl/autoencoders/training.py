@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
@@ -13,7 +12,7 @@ import numpy as np
 from flowppl.autoencoders.data import is_share
 from flowppl.checks import is_number
 from flowppl.inference.batches import Batches, Mapped, Workers
-from flowppl.inference.epochs import Epochs, hold_out, scheduled_rate
+from flowppl.inference.epochs import Epochs, asked_once, hold_out, scheduled_rate
 from flowppl.training import loop
 
 NUM_PROBED = 16  # rows by whose loss another model is told
@@ -84,8 +83,7 @@ def train(
     if batches is not None and options["checkpoint"] is not None:
         raise ValueError("fit_vae: a checkpoint cannot tell where an iterable of batches is; give x as an array")
 
-    if callable(learning_rate):  # a checkpoint asks it, too
-        learning_rate = functools.cache(learning_rate)
+    learning_rate = asked_once(learning_rate)
 
     def make(seed):
         if batches is not None:

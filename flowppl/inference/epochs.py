@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -167,6 +168,11 @@ def run_epochs(
             progress.stopped = "interrupted"
     if progress.losses and progress.best_epoch < 0:
         raise RuntimeError(f"{owner}: the validation loss of every epoch was not finite; {advice}")
+
+
+def asked_once(rate: Any) -> Any:
+    """The learning rate; one that is a function is called once for each epoch, though a checkpoint asks it, too."""
+    return functools.cache(rate) if callable(rate) else rate
 
 
 def scheduled_rate(owner: str, schedule: Callable[[int], float], epoch: int) -> float:

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -37,7 +37,7 @@ from flowppl.inference.density import (
     warn_of_rounding,
 )
 from flowppl.inference.density_objectives import NUM_DRAWS, inverse_through, layers_for, matching_losses
-from flowppl.inference.epochs import Callback
+from flowppl.inference.epochs import Callback, asked_once
 from flowppl.numpyro.density_mixture import Mixture
 from flowppl.numpyro.discrete import Dequantized
 from flowppl.numpyro.distributed import Workers
@@ -292,8 +292,7 @@ def fit_density(
         return batches.counts if batches else []
 
     words = [base_in_words(base, jax.tree.leaves(base)) for base in bases]
-    rate_given = None if has_rate(optimizer) else learning_rate or LEARNING_RATE
-    rate_given = cache(rate_given) if callable(rate_given) else rate_given  # a checkpoint asks it, too
+    rate_given = asked_once(None if has_rate(optimizer) else learning_rate or LEARNING_RATE)
     rate = rate_of(rate_given, warm_up, num_epochs)
     options = {"optimizer": optimizer, "clip_norm": clip_norm, "ema_decay": ema_decay, "warm_up": warm_up}
     options |= facts_of(learning_rate, num_epochs, objective, jacobian_penalty, augment)

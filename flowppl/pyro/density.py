@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from flowppl.inference.density import (
     warn_of_rounding,
 )
 from flowppl.inference.density_objectives import NUM_DRAWS, inverse_through, layers_for, matching_losses
-from flowppl.inference.epochs import Callback
+from flowppl.inference.epochs import Callback, asked_once
 from flowppl.pyro.density_mixture import Mixture
 from flowppl.pyro.discrete import Dequantized
 from flowppl.pyro.distributed import Workers
@@ -296,8 +296,7 @@ def fit_density(
 
     words = [base_in_words(base, tensors_of(base) if isinstance(base, Distribution) else ()) for base in bases]
     base_words = {"base": words if len(words) > 1 else words[0]}
-    rate_given = None if has_rate(optimizer) else learning_rate or LEARNING_RATE
-    rate_given = cache(rate_given) if callable(rate_given) else rate_given  # a checkpoint asks it, too
+    rate_given = asked_once(None if has_rate(optimizer) else learning_rate or LEARNING_RATE)
     rate = rate_of(rate_given, warm_up, num_epochs)
     options = {"optimizer": optimizer, "clip_norm": clip_norm, "ema_decay": ema_decay, "warm_up": warm_up}
     options |= facts_of(learning_rate, num_epochs, objective, jacobian_penalty, augment)
